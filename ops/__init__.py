@@ -1,0 +1,1 @@
+"""What a person operates Headrace with: the command line, the embedded broker, deployment."""

@@ -1,0 +1,79 @@
+"""Entry point of the ``headrace`` command.
+
+Reads the settings (file, environment, flags), hands them to the command's ``run(args, settings) -> exit code``, and turns a
+HeadraceError into one line on standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted by Ctrl-C.
+Command modules import Ray and torch only when they run, so that ``headrace --help`` answers at once.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from schemas.errors import HeadraceError, SettingsError
+from schemas.settings import Settings, load_settings
+
+COMMANDS = ("broker", "produce", "ingest", "datasets", "trace", "train", "models", "serve", "rollout", "up", "demo")
+"""Modules of ops.cli, in the order in which ``headrace --help`` lists them."""
+DEFAULT_CONFIG = "headrace.toml"
+
+
+def common_flags() -> argparse.ArgumentParser:
+    """Flags that every command has."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", metavar="FILE", help=f"settings file (default: {DEFAULT_CONFIG} if it is there)")
+    common.add_argument("--root", metavar="DIR", help="folder in which everything durable lives")
+    common.add_argument("--bootstrap-servers", metavar="HOST:PORT", help="Kafka to use; without it, the embedded broker")
+    common.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any setting (repeatable)")
+    return common
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="headrace", description="A Kafka stream of raw documents in, a served language model out.")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    common = common_flags()
+    for name in COMMANDS:
+        importlib.import_module(f"ops.cli.{name}").add_parser(subparsers, common)
+    return parser
+
+
+def settings_from(args: argparse.Namespace) -> Settings:
+    """File, then environment, then flags. Raises SettingsError if a named file is not there."""
+    path = Path(args.config or DEFAULT_CONFIG)
+    if args.config and not path.is_file():
+        raise SettingsError(f"there is no settings file {path}; leave --config out to use the defaults")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    overrides: dict[str, object] = {"root": args.root, "kafka.bootstrap_servers": args.bootstrap_servers}
+    for assignment in args.set:
+        name, sign, value = assignment.partition("=")
+        if not sign:
+            raise SettingsError(f"--set takes SECTION.KEY=VALUE, not {assignment!r}")
+        overrides[name] = value
+    return load_settings(text, os.environ, overrides, source=str(path))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        settings = settings_from(args)
+        logging.basicConfig(level=settings.telemetry.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        logging.getLogger("kafka").setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[settings.telemetry.log_level]))
+        return int(args.run(args, settings))
+    except HeadraceError as error:
+        print(f"headrace {args.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"headrace {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The dataset: an append-only commit log over Arrow shards (DESIGN §4)."""

@@ -1,0 +1,124 @@
+"""Arrow schemas of everything tabular that crosses a process or a file boundary.
+
+records    what the Kafka source emits: one row per offset, gaps included
+prepared   what the pipeline's workers emit: one row per offset, with its verdict so far, fingerprint, sketch and token ids
+documents  documents/*.parquet: one row per offset with its final outcome; the audit trail that `trace` reads
+shard      shards/*.arrow: packed rows of S token ids, memory-mapped by training
+segment    dedup/*.arrow: fingerprints of the kept documents of one dataset version
+"""
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+
+class Outcome(StrEnum):
+    """What became of an offset. Every offset has exactly one."""
+
+    KEPT = "kept"
+    REJECTED = "rejected"
+    DUPLICATE = "duplicate"
+    DEAD = "dead"
+    RETRACTED = "retracted"
+    CONTROL = "control"
+    """No record to read: a transaction marker, an aborted record, or one that compaction removed."""
+
+
+class Split(StrEnum):
+    """Which shards a kept document goes to."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+
+
+HEADERS = pa.list_(pa.struct([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.binary())]))
+"""Kafka record headers: ordered, keys may repeat, values may be null."""
+
+SKETCH_BYTES = 32
+"""One-permutation MinHash sketch: 32 bins of 8 bits."""
+CONTENT_HASH_BYTES = 16
+"""xxh3-128 of the normalized text, big-endian."""
+
+RECORDS = pa.schema(
+    [
+        pa.field("topic", pa.string(), nullable=False),
+        pa.field("partition", pa.int32(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("timestamp_ms", pa.int64()),
+        pa.field("is_control", pa.bool_(), nullable=False),  # an offset without a record
+        pa.field("key", pa.large_binary()),
+        pa.field("value", pa.large_binary()),
+        pa.field("headers", HEADERS),
+    ]
+)
+
+
+def token_type(vocab_size: int) -> pa.DataType:
+    """Smallest unsigned integer that holds every token id: uint16 up to 65,536 ids, else uint32."""
+    return pa.uint16() if vocab_size <= 2**16 else pa.uint32()
+
+
+def prepared(vocab_size: int) -> pa.Schema:
+    """Rows that go from the workers to the committer. Text stays behind; only dead records carry their bytes along."""
+    return pa.schema(
+        [
+            pa.field("topic", pa.string(), nullable=False),
+            pa.field("partition", pa.int32(), nullable=False),
+            pa.field("offset", pa.int64(), nullable=False),
+            pa.field("doc_id", pa.string()),  # null for control and dead rows
+            pa.field("outcome", pa.string(), nullable=False),  # "kept" here means: kept unless it is a duplicate
+            pa.field("reason", pa.string()),  # rule name for rejected and dead rows
+            pa.field("error", pa.string()),  # sentence for dead rows
+            pa.field("language", pa.string()),
+            pa.field("num_chars", pa.int64()),
+            pa.field("fingerprint", pa.uint64()),
+            pa.field("content_hash", pa.binary(CONTENT_HASH_BYTES)),
+            pa.field("sketch", pa.binary(SKETCH_BYTES)),
+            pa.field("split", pa.string()),
+            pa.field("tokens", pa.large_list(token_type(vocab_size))),  # without the end-of-text token
+            pa.field("key", pa.large_binary()),  # of dead rows only, as are value and headers
+            pa.field("value", pa.large_binary()),
+            pa.field("headers", HEADERS),
+        ]
+    )
+
+
+DOCUMENTS = pa.schema(
+    [
+        pa.field("doc_id", pa.string()),
+        pa.field("topic", pa.string(), nullable=False),
+        pa.field("partition", pa.int32(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("outcome", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),  # rule name; for duplicates "exact" or "near"
+        pa.field("duplicate_of", pa.string()),  # doc_id of the kept document
+        pa.field("similarity", pa.float32()),  # estimated Jaccard with it; 1.0 for exact
+        pa.field("fingerprint", pa.uint64()),
+        pa.field("language", pa.string()),
+        pa.field("num_tokens", pa.int64()),
+        pa.field("shard", pa.string()),  # path of the shard in which the document begins, relative to the root
+        pa.field("row", pa.int64()),  # row and position in the row where it begins
+        pa.field("start", pa.int32()),
+        pa.field("length", pa.int64()),  # tokens with the end-of-text token; runs on into the next rows
+    ]
+)
+
+
+def shard(vocab_size: int, sequence_length: int) -> pa.Schema:
+    """Packed rows: ``tokens`` is (rows, S); ``starts`` lists the positions in each row at which a document begins."""
+    return pa.schema(
+        [
+            pa.field("tokens", pa.list_(pa.field("item", token_type(vocab_size), nullable=False), sequence_length), nullable=False),
+            pa.field("starts", pa.list_(pa.uint32()), nullable=False),
+        ]
+    )
+
+
+SEGMENT = pa.schema(
+    [
+        pa.field("fingerprint", pa.uint64(), nullable=False),
+        pa.field("content_hash", pa.binary(CONTENT_HASH_BYTES), nullable=False),
+        pa.field("sketch", pa.binary(SKETCH_BYTES), nullable=False),
+        pa.field("doc_id", pa.string(), nullable=False),
+    ]
+)

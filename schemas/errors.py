@@ -1,0 +1,145 @@
+"""The error tree. Everything Headrace raises on purpose is a ``HeadraceError``.
+
+    HeadraceError
+    ├── SettingsError            a setting, flag or environment variable is wrong       (exit code 2)
+    ├── EnvelopeError            a Kafka record is not a valid event -> dead letter
+    ├── BrokerError              the Kafka cluster cannot be used
+    │   ├── BrokerUnavailable    nothing answers, or it refuses our credentials
+    │   └── RecordTooLarge       the topic does not take a record of this size
+    ├── SourceError              the stream itself broke its promises; ingest stops
+    │   ├── TopicMissing         the topic does not exist
+    │   ├── TopicRecreated       the topic's id is not the one the dataset was read from
+    │   ├── OffsetsLost          retention removed offsets that were never read
+    │   └── SourceStalled        a partition stopped making progress before the planned end
+    ├── DatasetError
+    │   ├── DatasetNotFound      no dataset, or no such version, under this root
+    │   ├── CommitConflict       another writer published this version first: this one is fenced
+    │   ├── ManifestCorrupt      a manifest does not parse or contradicts itself
+    │   ├── ShardCorrupt         a shard's bytes are not those its manifest promised
+    │   └── TokenizerMismatch    token ids of two tokenizers would be mixed
+    ├── TrainingError
+    │   ├── CheckpointCorrupt    a checkpoint is incomplete or belongs to another run
+    │   └── NotEnoughData        the dataset has fewer rows than one global batch
+    ├── RegistryError
+    │   └── ModelNotFound        no such model version or alias
+    ├── RolloutError             a transition that the rollout policy does not allow
+    └── ApiError                 an HTTP error with an OpenAI error body (schemas/openai.py)
+
+A message says what happened, with which values, and what to do about it.
+"""
+
+from typing import ClassVar
+
+
+class HeadraceError(Exception):
+    """Base of all errors that Headrace raises on purpose; the command line prints it in one line and exits."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SettingsError(HeadraceError):
+    """A setting, flag or environment variable is unknown or has a value it cannot have."""
+
+    exit_code = 2
+
+
+class EnvelopeError(HeadraceError):
+    """A Kafka record is not a valid event. ``rule`` is the stable, countable name of what is wrong with it."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+class BrokerError(HeadraceError):
+    """The Kafka cluster cannot be used as it was asked to be."""
+
+
+class BrokerUnavailable(BrokerError):
+    """No broker answers at the given address, or it refuses our credentials."""
+
+
+class RecordTooLarge(BrokerError):
+    """The topic does not take a record of this size (``max.message.bytes``)."""
+
+
+class SourceError(HeadraceError):
+    """The stream broke a promise that exactly-once reading rests on; ingest stops and commits nothing."""
+
+
+class TopicMissing(SourceError):
+    """The topic to read does not exist on this cluster."""
+
+
+class TopicRecreated(SourceError):
+    """The topic was deleted and created again: its offsets do not mean what the dataset's manifest says."""
+
+
+class OffsetsLost(SourceError):
+    """Retention or DeleteRecords removed offsets that no committed version has read."""
+
+
+class SourceStalled(SourceError):
+    """A partition made no progress towards its planned end offset within the time limit."""
+
+
+class DatasetError(HeadraceError):
+    """Something is wrong with the dataset under the root."""
+
+
+class DatasetNotFound(DatasetError):
+    """There is no dataset, or no such version, under this root."""
+
+
+class CommitConflict(DatasetError):
+    """Another writer published this version number first. Nothing of this attempt is visible to readers."""
+
+
+class ManifestCorrupt(DatasetError):
+    """A manifest does not parse, or what it says contradicts itself."""
+
+
+class ShardCorrupt(DatasetError):
+    """A file's bytes are not those that its manifest promised."""
+
+
+class TokenizerMismatch(DatasetError):
+    """Token ids of two different tokenizers would end up in one dataset."""
+
+
+class TrainingError(HeadraceError):
+    """A training run could not start or could not go on."""
+
+
+class CheckpointCorrupt(TrainingError):
+    """A checkpoint is incomplete, damaged, or belongs to another run."""
+
+
+class NotEnoughData(TrainingError):
+    """The dataset holds fewer rows than training needs for one global batch."""
+
+
+class RegistryError(HeadraceError):
+    """The model registry cannot do what it was asked to do."""
+
+
+class ModelNotFound(RegistryError):
+    """There is no such model version, or the alias points to none."""
+
+
+class RolloutError(HeadraceError):
+    """The rollout policy does not allow this transition in the present state."""
+
+
+class ApiError(HeadraceError):
+    """An HTTP error. ``status`` is the HTTP status; ``type``, ``code`` and ``param`` fill the OpenAI error body."""
+
+    def __init__(
+        self, status: int, message: str, *, type: str, code: str | None = None, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s

@@ -1,0 +1,244 @@
+"""Manifests: the files that make other files real.
+
+A dataset manifest is one commit of the dataset's log (DESIGN §4): it lists what *this* version adds; the dataset at version N is the
+union of manifests 1..N. A model manifest says what a model version was made of. All are JSON, closed (unknown keys are errors),
+and self-consistent: a manifest whose counts do not add up cannot be built.
+"""
+
+import re
+from datetime import datetime
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from schemas.arrow import Outcome, Split
+
+FORMAT = 1
+"""Version of the manifest format itself."""
+_RELATIVE = re.compile(r"^(?!/)(?!.*(^|/)\.\.(/|$))[^\x00]+$")
+
+
+class Record(BaseModel):
+    """A frozen, closed JSON object; a line under each field says what it holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
+
+
+class FileEntry(Record):
+    """A file that a manifest makes visible."""
+
+    path: str
+    """Relative to the root, with forward slashes; never leaves the root."""
+    rows: int = Field(ge=0)
+    """Rows in the file."""
+    size_bytes: int = Field(ge=0)
+    """Size of the file."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of the file's bytes, hex."""
+
+    @field_validator("path")
+    @classmethod
+    def stays_inside(cls, path: str) -> str:
+        """Refuse absolute paths and ``..``."""
+        if not _RELATIVE.match(path):
+            raise ValueError(f"path {path!r} leaves the root")
+        return path
+
+
+class ShardEntry(FileEntry):
+    """A shard of packed token rows."""
+
+    split: Split
+    """Train or validation."""
+    tokens: int = Field(ge=0)
+    """Token ids in the shard, end-of-text tokens included, padding not."""
+    documents: int = Field(ge=0)
+    """Documents in the shard."""
+
+
+class OffsetRange(Record):
+    """Offsets [start, end) of one partition."""
+
+    start: int = Field(ge=0)
+    """First offset read."""
+    end: int = Field(ge=0)
+    """The next version's start: the consumer's position, past markers and gaps."""
+
+    @model_validator(mode="after")
+    def is_forward(self) -> Self:
+        """Refuse ranges that run backwards."""
+        if self.end < self.start:
+            raise ValueError(f"offset range runs backwards: start {self.start}, end {self.end}")
+        return self
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+class TokenizerRef(Record):
+    """Which tokenizer made the ids."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of tokenizer.json."""
+    path: str
+    """Folder with the Hugging Face files, relative to the root: ``tokenizer/<sha>``."""
+    vocab_size: int = Field(ge=1)
+    """Number of token ids, special tokens included."""
+    eos_token_id: int = Field(ge=0)
+    """End of text; ends every document."""
+    pad_token_id: int = Field(ge=0)
+    """Fills the last row of a shard."""
+
+
+class Totals(Record):
+    """Sums over versions 1..N."""
+
+    num_records: int = 0
+    """Offsets read."""
+    num_tokens: int = 0
+    """Tokens in shards, train and validation."""
+    num_train_tokens: int = 0
+    """Tokens in train shards."""
+    outcomes: dict[Outcome, int] = {}
+    """Offsets by outcome."""
+
+
+class DatasetManifest(Record):
+    """One version of the dataset."""
+
+    format: int = Field(FORMAT, ge=1, le=FORMAT)
+    """Version of this file format."""
+    version: int = Field(ge=1)
+    """This version; the file is named after it."""
+    parent: int = Field(ge=0)
+    """The version before; 0 for the first."""
+    created_at: datetime
+    """When the commit was made, UTC."""
+    attempt: str = Field(pattern=r"^[0-9a-f]{12}$")
+    """Unique suffix of the files of this attempt."""
+    topic_ids: dict[str, str]
+    """Kafka's id of each topic: a re-created topic has another one."""
+    offsets: dict[str, dict[int, OffsetRange]]
+    """topic -> partition -> offsets that this version took in; partitions without new records have start == end."""
+    outcomes: dict[Outcome, int]
+    """Offsets by outcome; every outcome is listed."""
+    reasons: dict[str, int]
+    """Offsets by ``outcome/reason``, for example ``rejected/too_short``."""
+    num_records: int = Field(ge=0)
+    """Offsets read: the sum of the ranges and of the outcomes."""
+    num_tokens: int = Field(ge=0)
+    """Tokens in this version's shards, end-of-text tokens included."""
+    shards: list[ShardEntry]
+    """Shards that this version adds."""
+    documents: list[FileEntry]
+    """Parquet files with one row per offset."""
+    dedup_segments: list[FileEntry]
+    """Fingerprints of this version's kept documents."""
+    tokenizer: TokenizerRef
+    """The one tokenizer of the dataset."""
+    sequence_length: int = Field(ge=1)
+    """Tokens per packed row."""
+    settings_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """schemas.settings.data_fingerprint of the settings in force."""
+    languages: dict[str, int]
+    """Kept documents by language."""
+    totals: Totals
+    """Sums over this version and all before."""
+    traceparent: str | None = None
+    """W3C trace context of the commit."""
+
+    @model_validator(mode="after")
+    def adds_up(self) -> Self:
+        """Every offset has exactly one outcome, and every token stands in one shard."""
+        by_range = sum(len(span) for partitions in self.offsets.values() for span in partitions.values())
+        by_outcome = sum(self.outcomes.values())
+        by_document = sum(entry.rows for entry in self.documents)
+        if not by_range == by_outcome == by_document == self.num_records:
+            raise ValueError(
+                f"offsets do not add up: ranges {by_range}, outcomes {by_outcome}, documents rows {by_document}, num_records {self.num_records}"
+            )
+        if sum(entry.tokens for entry in self.shards) != self.num_tokens:
+            raise ValueError(f"tokens do not add up: shards {sum(entry.tokens for entry in self.shards)}, num_tokens {self.num_tokens}")
+        if sum(entry.documents for entry in self.shards) != self.outcomes.get(Outcome.KEPT, 0):
+            raise ValueError("kept documents do not add up: the shards hold another number than the outcomes say")
+        if self.parent != self.version - 1:
+            raise ValueError(f"version {self.version} cannot follow version {self.parent}")
+        return self
+
+
+class DatasetRef(Record):
+    """A dataset version that a model was trained on."""
+
+    version: int = Field(ge=1)
+    """Dataset version N: the union of manifests 1..N."""
+    manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of manifest N's file: pins every byte below it."""
+    offsets: dict[str, dict[int, OffsetRange]]
+    """Offsets [0 or first, end) that the union covers."""
+    num_train_tokens: int = Field(ge=0)
+    """Train tokens in the union."""
+
+
+class Evaluation(Record):
+    """How good a model is on the validation rows of a dataset version."""
+
+    dataset_version: int = Field(ge=1)
+    """Whose validation rows."""
+    loss: float
+    """Mean cross-entropy, nats per token."""
+    perplexity: float
+    """exp(loss)."""
+    num_tokens: int = Field(ge=0)
+    """Tokens that were predicted."""
+
+
+class TrainingSummary(Record):
+    """What a training run did."""
+
+    run_id: str
+    """Name of the run's folder under ``<root>/training``."""
+    steps: int = Field(ge=0)
+    """Optimizer steps."""
+    tokens: int = Field(ge=0)
+    """Tokens seen."""
+    first_loss: float
+    """Training loss of the first step, nats per token."""
+    last_loss: float
+    """Training loss of the last step."""
+    duration_s: float = Field(ge=0)
+    """Wall time of the steps, over all attempts."""
+    num_workers: int = Field(ge=1)
+    """Data-parallel processes."""
+    parent_model: int | None = None
+    """Model version whose weights the run started from; none: from scratch."""
+
+
+class ModelManifest(Record):
+    """One immutable model version: ``<root>/models/<version>/`` holds the HF files, ``manifest.json`` this."""
+
+    format: int = Field(FORMAT, ge=1, le=FORMAT)
+    """Version of this file format."""
+    version: int = Field(ge=1)
+    """This version."""
+    created_at: datetime
+    """When it was registered, UTC."""
+    files: list[FileEntry]
+    """Every file of the version, paths relative to the root; ``rows`` is 0."""
+    architecture: str
+    """Class name in transformers, for example LlamaForCausalLM."""
+    num_parameters: int = Field(ge=1)
+    """Trainable numbers."""
+    dataset: DatasetRef
+    """What it was trained on."""
+    tokenizer: TokenizerRef
+    """Which tokenizer it speaks."""
+    training: TrainingSummary
+    """How it was trained."""
+    evaluation: Evaluation | None
+    """How good it is; none if the dataset has no validation rows."""
+    settings_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Fingerprint of the model and training settings."""
+    code_version: str
+    """Version of Headrace that made it, with the git commit where there is one."""
+    traceparent: str | None = None
+    """W3C trace context of the run."""

@@ -1,0 +1,446 @@
+"""Settings: one frozen tree, read from ``headrace.toml``, then ``HEADRACE_<SECTION>__<KEY>``, then flags; the last one wins.
+
+Pure: callers hand in the file's text and the environment. Unknown keys are errors that name the nearest known key.
+``fingerprint`` hashes exactly the settings that decide what bytes an ingest writes or what weights a training run
+produces, so that a changed setting is visible in every manifest.
+"""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+from schemas.errors import SettingsError
+
+ENV_PREFIX = "HEADRACE_"
+ENV_ROOT = "HEADRACE_ROOT"
+PROCESS_ENV = frozenset({"HEADRACE_TEST_BOOTSTRAP", "HEADRACE_CRASH_AT"})
+"""Variables with our prefix that are not settings: they belong to the test suite."""
+
+
+class Section(BaseModel):
+    """A section of ``headrace.toml``: frozen, closed, each field documented by the line under it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class KafkaSettings(Section):
+    """Where the stream is. Security settings are passed to kafka-python under the same names."""
+
+    bootstrap_servers: str = ""
+    """``host:port[,host:port]``; empty means the embedded broker that ``up`` and ``demo`` start."""
+    topic_prefix: str = Field("headrace", pattern=r"^[a-zA-Z0-9._-]{1,200}$")
+    """First part of every topic name: ``<prefix>.documents``, ``.deadletter``, ``.events``, ``.inference``."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """How to connect; anything but PLAINTEXT needs the matching fields below."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER"] | None = None
+    """SASL mechanism, when the protocol is SASL_*."""
+    sasl_plain_username: str | None = None
+    """User for PLAIN and SCRAM."""
+    sasl_plain_password: SecretStr | None = None
+    """Password for PLAIN and SCRAM; never printed."""
+    ssl_cafile: str | None = None
+    """PEM file of the certificate authority that signed the brokers' certificates."""
+    ssl_certfile: str | None = None
+    """PEM file of the client's certificate, for mutual TLS."""
+    ssl_keyfile: str | None = None
+    """PEM file of the client's private key, for mutual TLS."""
+    ssl_check_hostname: bool = True
+    """Whether the broker's certificate must name the host we connect to."""
+    num_partitions: int = Field(2, ge=1, le=10_000)
+    """Partitions of topics that Headrace creates."""
+    replication_factor: int = Field(1, ge=1, le=10)
+    """Replication of topics that Headrace creates."""
+    request_timeout_s: float = Field(30.0, gt=0)
+    """How long one request to a broker may take."""
+    max_request_bytes: int = Field(32 * 2**20, ge=1024)
+    """Largest record the producers try to send; the topic's own limit applies too."""
+
+
+class BrokerSettings(Section):
+    """The embedded broker: for laptops and tests."""
+
+    listen: str = Field("127.0.0.1:9092", pattern=r"^.+:\d{1,5}$")
+    """``host:port``; port 0 takes a free one. A host that is not loopback is a deliberate choice: there is no authentication."""
+    auto_create_topics: bool = True
+    """Create an unknown topic when a client asks for it, as Apache Kafka does by default."""
+    num_partitions: int = Field(2, ge=1, le=10_000)
+    """Partitions of auto-created topics."""
+    max_message_bytes: int = Field(1_048_588, ge=1024)
+    """Largest record batch a topic takes, unless the topic's own ``max.message.bytes`` says otherwise."""
+    segment_bytes: int = Field(64 * 2**20, ge=4096)
+    """A partition's log rolls to a new segment file at this size."""
+    retention_ms: int = Field(7 * 24 * 3_600_000, ge=-1)
+    """Age at which segments are deleted; -1 keeps them. Topics override it with ``retention.ms``."""
+    retention_bytes: int = Field(-1, ge=-1)
+    """Size of a partition beyond which its oldest segments are deleted; -1 keeps them."""
+    retention_check_interval_s: float = Field(5.0, gt=0)
+    """How often retention is applied."""
+    min_session_timeout_ms: int = Field(1_000, ge=1)
+    """Shortest session time-out a group member may ask for."""
+    max_connections: int = Field(1_000, ge=1)
+    """Connections beyond this are closed at once."""
+    max_request_bytes: int = Field(100 * 2**20, ge=4096)
+    """A request frame larger than this closes its connection."""
+
+
+class QualitySettings(Section):
+    """Length, repetition and character rules. Counts are in words; a CJK character counts as a word of its own."""
+
+    min_words: int = Field(8, ge=1)
+    """Shorter documents are rejected as ``too_short``."""
+    max_chars: int = Field(2_000_000, ge=1)
+    """Longer documents are rejected as ``too_long``."""
+    max_mean_word_chars: float = Field(20.0, gt=0)
+    """Mean word length above which text is not prose: base64, minified code. CJK characters count 1."""
+    min_letter_ratio: float = Field(0.35, ge=0, le=1)
+    """Least share of letters (any script) among non-space characters."""
+    max_symbol_ratio: float = Field(0.25, ge=0, le=1)
+    """Largest share of ``#``, ellipses, box drawing and other symbols; emoji are not symbols."""
+    max_duplicate_line_ratio: float = Field(0.3, ge=0, le=1)
+    """Largest share of non-empty lines that repeat an earlier line (Gopher repetition)."""
+    max_duplicate_line_char_ratio: float = Field(0.2, ge=0, le=1)
+    """Largest share of characters that stand in repeated lines (Gopher repetition)."""
+    max_top_ngram_char_ratio: float = Field(0.2, ge=0, le=1)
+    """Largest share of characters covered by the most frequent word 2-gram (Gopher repetition)."""
+    max_replacement_ratio: float = Field(0.005, ge=0, le=1)
+    """Largest share of U+FFFD and control characters: the text was decoded wrongly upstream."""
+    languages: tuple[str, ...] = ()
+    """ISO 639 codes to keep; empty keeps all languages."""
+
+
+class DedupSettings(Section):
+    """Exact and near duplicates. A document is dropped if an earlier kept one matches."""
+
+    near: bool = True
+    """Whether near duplicates are dropped too, or exact ones only."""
+    max_hamming: int = Field(3, ge=0, le=6)
+    """SimHash distance within which a kept document becomes a candidate."""
+    min_similarity: float = Field(0.55, ge=0, le=1)
+    """Estimated Jaccard similarity (from the sketch) that confirms a candidate."""
+    feature_cap: int = Field(3, ge=1, le=255)
+    """Largest weight that one distinct feature gets: without a cap one repeated shingle decides the fingerprint."""
+
+
+class IngestSettings(Section):
+    """Micro-batches from Kafka to shards."""
+
+    max_batch_records: int = Field(20_000, ge=1)
+    """Most offsets that one dataset version takes in."""
+    slice_records: int = Field(2_500, ge=1)
+    """Most offsets that one read task takes: the unit of parallelism inside a partition."""
+    follow_interval_s: float = Field(2.0, gt=0)
+    """``--follow``: how often to look for new records when there are none."""
+    min_batch_records: int = Field(1, ge=1)
+    """``--follow``: wait for this many new records …"""
+    max_wait_s: float = Field(10.0, ge=0)
+    """``--follow``: … but not longer than this since the first of them was seen."""
+    stall_timeout_s: float = Field(60.0, gt=0)
+    """A read task that makes no progress for this long fails with SourceStalled."""
+    max_document_bytes: int = Field(16 * 2**20, ge=1024)
+    """Larger record values are dead-lettered unread."""
+    validation_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of documents, chosen by hash of the document id, that goes to the validation shards."""
+    gc_grace_s: float = Field(3600.0, ge=0)
+    """Files that no manifest lists are removed once they are older than this."""
+
+
+class TokenizerSettings(Section):
+    """Byte-level BPE, trained on the stream's own first documents or given."""
+
+    path: str = ""
+    """A folder with a Hugging Face ``tokenizer.json`` to use; empty trains one on the first batch."""
+    vocab_size: int = Field(8_192, ge=300, le=1_000_000)
+    """Vocabulary of a trained tokenizer, special tokens included."""
+    max_training_bytes: int = Field(16 * 2**20, ge=1)
+    """Text of the first documents (in offset order) that the tokenizer is trained on."""
+
+
+class PackingSettings(Section):
+    """Token rows."""
+
+    sequence_length: int = Field(256, ge=8, le=1_048_576)
+    """Tokens in one packed row, S."""
+    shard_rows: int = Field(65_536, ge=1)
+    """Most rows in one shard file."""
+
+
+class ModelSettings(Section):
+    """The shape of a Llama-style model."""
+
+    preset: Literal["nano", "small", "base"] = "nano"
+    """``nano`` trains on two cores in a minute; ``small`` is about 25 M parameters, ``base`` about 125 M."""
+
+
+class TrainingSettings(Section):
+    """One training run."""
+
+    num_workers: int = Field(2, ge=1)
+    """Data-parallel processes."""
+    use_gpu: bool = False
+    """One GPU per worker (NCCL); otherwise CPU (gloo)."""
+    threads_per_worker: int = Field(1, ge=1)
+    """Torch threads of a CPU worker."""
+    max_steps: int = Field(120, ge=1)
+    """Optimizer steps of a run."""
+    global_batch_rows: int = Field(16, ge=1)
+    """Rows of S tokens per optimizer step, over all workers."""
+    accumulation_steps: int = Field(1, ge=1)
+    """Micro-batches per optimizer step and worker."""
+    learning_rate: float = Field(3e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    min_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
+    """Where the cosine ends, as a share of the peak."""
+    warmup_steps: int = Field(10, ge=0)
+    """Linear warm-up."""
+    weight_decay: float = Field(0.1, ge=0)
+    """AdamW decay of matrices; norms and biases have none."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """``auto``: bf16 on GPUs that have it, fp16 with loss scaling on older ones, fp32 on CPU."""
+    seed: int = Field(0, ge=0)
+    """Seed of the weights and of the order of rows."""
+    checkpoint_every_steps: int = Field(20, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints of a run that are kept."""
+    evaluate_rows: int = Field(256, ge=1)
+    """Most validation rows for perplexity."""
+    max_failures: int = Field(8, ge=0)
+    """Worker failures after which a run is given up."""
+
+
+class ServingSettings(Section):
+    """The HTTP service."""
+
+    host: str = "127.0.0.1"
+    """Address the API listens on. Anything but loopback needs ``api_keys``."""
+    port: int = Field(8000, ge=0, le=65_535)
+    """Port the API listens on."""
+    api_keys: tuple[SecretStr, ...] = ()
+    """Bearer tokens that are let in; empty lets everyone in (loopback only)."""
+    max_concurrent_sequences: int = Field(16, ge=1)
+    """Sequences one engine decodes together: the number of KV-cache slots."""
+    max_queued_requests: int = Field(128, ge=1)
+    """Requests that wait for a slot; more are refused with 429."""
+    max_sequence_tokens: int = Field(1_024, ge=8)
+    """Prompt and completion together; the model's own limit applies too."""
+    max_completion_tokens: int = Field(512, ge=1)
+    """Most tokens that one request may ask for."""
+    request_timeout_s: float = Field(120.0, gt=0)
+    """Longest time for one answer."""
+    threads_per_engine: int = Field(1, ge=1)
+    """Torch threads of an engine on CPU."""
+    use_gpu: bool = False
+    """One GPU per engine replica."""
+    record_prompts: bool = False
+    """Whether ``inference.completed`` events carry prompts and answers. Off: ids, counts and times only."""
+    seed: int = Field(0, ge=0)
+    """Seed for sampling when a request brings none."""
+
+    @model_validator(mode="after")
+    def exposed_needs_keys(self) -> "ServingSettings":
+        """Refuse to listen beyond loopback without authentication."""
+        if self.host not in ("127.0.0.1", "::1", "localhost") and not self.api_keys:
+            raise ValueError(f"serving.host is {self.host!r}, reachable from other machines; set serving.api_keys, or listen on 127.0.0.1")
+        return self
+
+
+class RolloutSettings(Section):
+    """The guarded path of a new model: shadow, then a share of traffic, then champion."""
+
+    shadow_fraction: float = Field(1.0, ge=0, le=1)
+    """Share of requests that are copied to the challenger during shadow."""
+    min_shadow_requests: int = Field(20, ge=1)
+    """Shadow answers needed before the challenger gets traffic."""
+    canary_fraction: float = Field(0.2, gt=0, le=1)
+    """Share of sticky keys that the challenger answers during canary."""
+    min_canary_requests: int = Field(20, ge=1)
+    """Challenger answers needed before promotion."""
+    max_error_rate: float = Field(0.02, ge=0, le=1)
+    """Guard: largest error rate of the challenger's answers."""
+    max_latency_ratio: float = Field(2.0, gt=0)
+    """Guard: largest ratio of the challenger's median latency per token to the champion's."""
+    max_loss_increase: float = Field(0.02, ge=0)
+    """Guard: the challenger's validation loss (nats per token) may exceed the champion's by this much, on the same validation rows."""
+
+
+class LoopSettings(Section):
+    """What makes the loop turn."""
+
+    min_new_tokens: int = Field(100_000, ge=1)
+    """New training tokens since the last trained dataset version that start a training run."""
+    poll_interval_s: float = Field(0.5, gt=0)
+    """How often the loop looks at what has changed."""
+    restart_backoff_s: float = Field(1.0, gt=0)
+    """First pause before a part that died is started again; doubles up to 30 s."""
+
+
+class RaySettings(Section):
+    """How to reach or start Ray."""
+
+    address: str = "local"
+    """``local`` starts a private Ray for this command; ``auto`` or ``host:port`` joins a running cluster."""
+    num_cpus: int = Field(8, ge=1)
+    """Logical CPUs of a local Ray. A setting, not cores: Ray only counts with it."""
+    object_store_bytes: int = Field(512 * 2**20, ge=80 * 2**20)
+    """Shared memory of a local Ray."""
+    dashboard_port: int = Field(8265, ge=0, le=65_535)
+    """Port of the dashboard of a local Ray."""
+
+
+class TelemetrySettings(Section):
+    """OpenTelemetry."""
+
+    otlp_endpoint: str = ""
+    """Where to send traces (OTLP over HTTP); empty sends none."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe log line that is written."""
+
+
+class Settings(Section):
+    """All settings."""
+
+    root: str = "./headrace-data"
+    """Folder in which everything durable lives."""
+    kafka: KafkaSettings = KafkaSettings()
+    broker: BrokerSettings = BrokerSettings()
+    ingest: IngestSettings = IngestSettings()
+    quality: QualitySettings = QualitySettings()
+    dedup: DedupSettings = DedupSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    packing: PackingSettings = PackingSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    serving: ServingSettings = ServingSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    loop: LoopSettings = LoopSettings()
+    ray: RaySettings = RaySettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+    @field_validator("root")
+    @classmethod
+    def root_is_a_folder(cls, root: str) -> str:
+        """Refuse what this version cannot write to."""
+        if not root or "://" in root:
+            raise ValueError(f"root is {root!r}; it must be a folder (on a cluster: one that every node mounts)")
+        return root
+
+
+DATA_SECTIONS = ("quality", "dedup", "tokenizer", "packing")
+"""Sections that decide the bytes of a dataset version, together with ``ingest.validation_fraction`` and ``ingest.max_document_bytes``."""
+MODEL_SECTIONS = ("model", "training")
+"""Sections that decide the weights of a model version."""
+
+
+def fingerprint(settings: Settings, sections: Iterable[str], extra: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 (hex) over the canonical JSON of the named sections plus ``extra``; equal settings give equal bytes on every machine."""
+    value = {name: getattr(settings, name).model_dump(mode="json") for name in sorted(sections)}
+    canonical = json.dumps(value | dict(extra or {}), sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def data_fingerprint(settings: Settings) -> str:
+    """Fingerprint of every setting that decides the bytes of a dataset version."""
+    ingest = settings.ingest
+    extra = {"validation_fraction": ingest.validation_fraction, "max_document_bytes": ingest.max_document_bytes}
+    return fingerprint(settings, DATA_SECTIONS, extra)
+
+
+def load_settings(toml_text: str, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None, source: str = "headrace.toml") -> Settings:
+    """Build the settings tree; later sources win.
+
+    ``overrides`` maps dotted names (``"kafka.bootstrap_servers"``) to values; ``None`` values are skipped, so that unset flags
+    can be passed as they are. Raises SettingsError naming the source, the key and the nearest known key.
+    """
+    tree = _parse_toml(toml_text, source)
+    _check_keys(tree, source)
+    for name, value in _environment_overrides(environ):
+        _assign(tree, name, value, f"environment variable for {name}")
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            _assign(tree, name, value, f"flag for {name}")
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from error
+
+
+def _parse_toml(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{source} is not valid TOML: {error}") from error
+
+
+def _sections() -> dict[str, type[Section]]:
+    fields = Settings.model_fields.items()
+    return {name: field.annotation for name, field in fields if isinstance(field.annotation, type) and issubclass(field.annotation, Section)}
+
+
+def known_names() -> list[str]:
+    """Every dotted settings name, sorted."""
+    names = ["root"]
+    for section, model in _sections().items():
+        names += [f"{section}.{key}" for key in model.model_fields]
+    return sorted(names)
+
+
+def _unknown(name: str, source: str) -> SettingsError:
+    near = difflib.get_close_matches(name, known_names() + sorted(_sections()), n=1, cutoff=0.0)
+    return SettingsError(f"{source}: there is no setting {name!r}; did you mean {near[0]!r}?")
+
+
+def _check_keys(tree: Mapping[str, Any], source: str) -> None:
+    sections = _sections()
+    for name, value in tree.items():
+        if name not in sections and name != "root":
+            raise _unknown(name, source)
+        if name in sections and isinstance(value, Mapping):
+            for key in value:
+                if key not in sections[name].model_fields:
+                    raise _unknown(f"{name}.{key}", source)
+
+
+def _environment_overrides(environ: Mapping[str, str]) -> Iterable[tuple[str, Any]]:
+    for variable in sorted(environ):
+        if not variable.startswith(ENV_PREFIX) or variable in PROCESS_ENV:
+            continue
+        if variable == ENV_ROOT:
+            yield "root", environ[variable]
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".", 1)
+        if name not in known_names():
+            raise _unknown(name, f"environment variable {variable}")
+        yield name, _environment_value(name, environ[variable])
+
+
+def _environment_value(name: str, text: str) -> Any:
+    """A list setting takes a comma-separated value; pydantic converts the rest from text."""
+    section, key = name.split(".", 1)
+    is_list = isinstance(_sections()[section].model_fields[key].default, tuple)
+    return tuple(part for part in text.split(",") if part) if is_list else text
+
+
+def _assign(tree: dict[str, Any], name: str, value: Any, source: str) -> None:
+    if name not in known_names():
+        raise _unknown(name, source)
+    *sections, key = name.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[key] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """One line: every wrong setting with its value's problem; secrets are not echoed."""
+    problems = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors(include_url=False, include_input=False)]
+    return "wrong settings: " + "; ".join(problems)
