@@ -1,0 +1,56 @@
+# Everything a person runs. Each target sets up what it needs: a virtual environment in .venv with the pinned packages.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := schemas pipelines ray_apps ops tests benchmarks
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format schemas bench lock clean
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## Create .venv with the pinned packages and the headrace command
+
+# torch goes first and alone: with it in place, no other package pulls a second build of it.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Headrace needs Python 3.11 or later, and {sys.executable} is {v.major}.{v.minor}; run make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: $(READY) ## The whole loop on this machine; DEMO_ARGS=--exit ends it instead of leaving it running
+	@$(BIN)/headrace demo $(DEMO_ARGS)
+
+test: $(READY) ## All tests but the slow ones
+	$(BIN)/pytest -m "not slow" $(TEST_ARGS)
+
+test-slow: $(READY) ## The slow tests: full kill tests and soaks
+	$(BIN)/pytest -m slow $(TEST_ARGS)
+
+lint: $(READY) ## ruff and mypy --strict
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(READY) ## Rewrite the sources in the house format
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+schemas: $(READY) ## Write the JSON Schemas of all events and manifests to schemas/json
+	$(BIN)/python -m schemas.json_schema
+
+bench: $(READY) ## Benchmarks, side by side with the peers
+	@for file in benchmarks/*.py; do case $$file in */__init__.py) ;; *) echo "== $$file"; $(BIN)/python $$file || exit 1;; esac; done
+
+lock: ## Write requirements.lock from the present .venv
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v '^headrace' > requirements.lock
+
+clean: ## Remove the virtual environment, caches and the demo's data
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis headrace-data
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
