@@ -1,0 +1,40 @@
+"""Named crash points: where the recovery tests kill the process, as a power cut would.
+
+``HEADRACE_CRASH_AT=name`` kills at the first visit of that point, ``name:3`` at the third; ``stop@name:3`` suspends the process there
+(SIGSTOP), so that a test can let another writer overtake it. Without the variable a crash point costs one dictionary look-up.
+"""
+
+import os
+import signal
+from collections import Counter
+
+VARIABLE = "HEADRACE_CRASH_AT"
+CRASH_POINTS = (
+    "planned",  # ranges are fixed, nothing is written
+    "tokenizer_written",  # first version only
+    "block_taken",  # in the middle of the job: the first block is packed, nothing is visible
+    "shard_written",  # one shard has its final name, others are missing
+    "shards_written",
+    "documents_written",
+    "segment_written",  # every file of the version has its final name
+    "dead_letters_acked",
+    "topic_checked",  # the next thing is the publication
+    "published",  # the version is committed, nobody has been told
+    "offsets_published",
+    "event_published",
+)
+"""Every step of the commit protocol (pipelines/stream.py), in its order."""
+
+_visits: Counter[str] = Counter()
+
+
+def crash_point(name: str) -> None:
+    """Die or stop here if the environment says so."""
+    wanted = os.environ.get(VARIABLE)
+    if wanted is None:
+        return
+    _visits[name] += 1
+    if f"{name}:{_visits[name]}" in (wanted, f"{wanted}:1"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if f"stop@{name}:{_visits[name]}" in (wanted, f"{wanted}:1"):
+        os.kill(os.getpid(), signal.SIGSTOP)

@@ -1,0 +1,40 @@
+"""File names of a dataset. The attempt suffix keeps two writers of one version, or two attempts of one writer, from touching each other's files."""
+
+import re
+from pathlib import Path
+
+from pipelines.dataset.durable import TEMPORARY_PREFIX
+from schemas.arrow import Split
+
+SHARDS, DOCUMENTS, DEDUP = "shards", "documents", "dedup"
+_ATTEMPT = "[0-9a-f]{12}"
+_PATTERNS = {
+    SHARDS: rf"v\d{{8}}-({'|'.join(Split)})-\d{{4,}}-{_ATTEMPT}\.arrow",
+    DOCUMENTS: rf"v\d{{8}}-{_ATTEMPT}\.parquet",
+    DEDUP: rf"v\d{{8}}-{_ATTEMPT}\.arrow",
+}
+
+
+def shard_path(version: int, split: Split, number: int, attempt: str) -> str:
+    """Path of a shard, relative to the root."""
+    return f"{SHARDS}/v{version:08d}-{split}-{number:04d}-{attempt}.arrow"
+
+
+def documents_path(version: int, attempt: str) -> str:
+    """Path of the audit trail, relative to the root."""
+    return f"{DOCUMENTS}/v{version:08d}-{attempt}.parquet"
+
+
+def segment_path(version: int, attempt: str) -> str:
+    """Path of the fingerprints of the kept documents, relative to the root."""
+    return f"{DEDUP}/v{version:08d}-{attempt}.arrow"
+
+
+def data_files(root: Path) -> list[str]:
+    """Paths, relative to the root, of all files that carry a name of ours, committed or not; sorted."""
+    found = []
+    for folder, pattern in _PATTERNS.items():
+        ours = re.compile(rf"(?:{re.escape(TEMPORARY_PREFIX)}{pattern}-{_ATTEMPT}|{pattern})")
+        if (root / folder).is_dir():
+            found += [f"{folder}/{path.name}" for path in (root / folder).iterdir() if ours.fullmatch(path.name) and path.is_file()]
+    return sorted(found)

@@ -1,0 +1,163 @@
+"""Shards: kept documents packed into rows of S token ids, one Arrow IPC file with one record batch each.
+
+Documents in commit order, each followed by the end-of-text token, are concatenated and chopped into rows of S; a document runs on
+over row ends, never over shard ends, so only the last row of a shard holds padding: at most S - 1 positions of up to
+``shard_rows`` x S. The bytes are a pure function of the token ids (no times, no names inside), so that a batch that is run again
+after a crash gives the same SHA-256. Writing holds one shard in memory; reading maps the file and copies nothing.
+Source: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.dataset.durable import durable_file, sha256_file
+from schemas.arrow import Split, shard, token_type
+from schemas.errors import ShardCorrupt
+from schemas.manifest import FileEntry, ShardEntry, TokenizerRef
+
+Tokens = npt.NDArray[np.unsignedinteger[Any]]
+"""Token ids: uint16 up to a vocabulary of 65,536, else uint32."""
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where documents stand, one element per document in the order in which they were added."""
+
+    shard: list[str]
+    """Path of the shard, relative to the root."""
+    row: npt.NDArray[np.int64]
+    """Row in which the document begins …"""
+    start: npt.NDArray[np.int32]
+    """… and its position in that row."""
+    length: npt.NDArray[np.int64]
+    """Tokens, the end-of-text token included."""
+
+
+def file_entry(root: Path, path: Path, rows: int) -> FileEntry:
+    """Entry of a finished file, for a manifest."""
+    return FileEntry(path=path.relative_to(root).as_posix(), rows=rows, size_bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+def with_end_of_text(tokens: pa.LargeListArray, eos_token_id: int) -> tuple[Tokens, npt.NDArray[np.int64]]:
+    """Concatenate documents, each followed by the end-of-text token.
+
+    Returns the flat token ids and the (n,) lengths with the end-of-text token counted.
+    """
+    flat = tokens.flatten().to_numpy(zero_copy_only=False)
+    lengths = pc.list_value_length(tokens).to_numpy(zero_copy_only=False).astype(np.int64)
+    ended: Tokens = np.insert(flat, np.cumsum(lengths), np.asarray(eos_token_id, dtype=flat.dtype))
+    return ended, lengths + 1
+
+
+class ShardWriter:
+    """Packs the kept documents of one split of one version into as few shards as ``shard_rows`` allows.
+
+    A document longer than a whole shard gets a shard of its own, as long as it needs. ``path_of(number)`` names the files.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: Split,
+        tokenizer: TokenizerRef,
+        *,
+        sequence_length: int,
+        shard_rows: int,
+        path_of: Callable[[int], str],
+    ) -> None:
+        self.root = root
+        self.split = split
+        self.tokenizer = tokenizer
+        self.sequence_length = sequence_length
+        self.capacity = sequence_length * shard_rows
+        self.entries: list[ShardEntry] = []
+        self._path_of = path_of
+        self._pieces: list[Tokens] = []
+        self._starts: list[npt.NDArray[np.int64]] = []
+        self._num_tokens = 0
+
+    def add(self, tokens: pa.LargeListArray) -> Spans:
+        """Append documents (token ids without the end-of-text token) and say where they will stand."""
+        flat, lengths = with_end_of_text(tokens, self.tokenizer.eos_token_id)
+        ends = np.cumsum(lengths)
+        paths: list[str] = []
+        starts = np.empty(len(lengths), dtype=np.int64)
+        taken = 0
+        while taken < len(lengths):
+            before = int(ends[taken - 1]) if taken else 0
+            stop = self._num_that_fit(ends, taken, before)
+            if stop == taken:
+                self._write_shard()
+                continue
+            starts[taken:stop] = self._num_tokens + ends[taken:stop] - lengths[taken:stop] - before
+            paths += [self._path_of(len(self.entries))] * (stop - taken)
+            self._append(flat[before : int(ends[stop - 1])], starts[taken:stop])
+            taken = stop
+        row, start = np.divmod(starts, self.sequence_length)
+        return Spans(shard=paths, row=row, start=start.astype(np.int32), length=lengths)
+
+    def finish(self) -> list[ShardEntry]:
+        """Write the last shard; returns the entries of all of them, none if no document was added."""
+        if self._num_tokens:
+            self._write_shard()
+        return self.entries
+
+    def _num_that_fit(self, ends: npt.NDArray[np.int64], taken: int, before: int) -> int:
+        """Index after the last document that the open shard still takes; an empty shard takes at least one."""
+        stop = int(np.searchsorted(ends, before + self.capacity - self._num_tokens, side="right"))
+        return max(stop, taken + 1) if self._num_tokens == 0 else stop
+
+    def _append(self, flat: Tokens, starts: npt.NDArray[np.int64]) -> None:
+        self._pieces.append(flat)
+        self._starts.append(starts)
+        self._num_tokens += len(flat)
+
+    def _write_shard(self) -> None:
+        starts = np.concatenate(self._starts)
+        batch = pack(np.concatenate(self._pieces), starts, self.sequence_length, self.tokenizer)
+        path = self.root / self._path_of(len(self.entries))
+        with durable_file(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
+        entry = file_entry(self.root, path, batch.num_rows)
+        self.entries.append(ShardEntry(**entry.model_dump(), split=self.split, tokens=self._num_tokens, documents=len(starts)))
+        self._pieces, self._starts, self._num_tokens = [], [], 0
+
+
+def pack(flat: Tokens, starts: npt.NDArray[np.int64], sequence_length: int, tokenizer: TokenizerRef) -> pa.RecordBatch:
+    """Chop a flat run of tokens into rows of S, padding the last; ``starts`` are the documents' positions in the run, ascending."""
+    num_rows = -(-len(flat) // sequence_length)
+    rows = np.full(num_rows * sequence_length, tokenizer.pad_token_id, dtype=token_type(tokenizer.vocab_size).to_pandas_dtype())
+    rows[: len(flat)] = flat
+    row, position = np.divmod(starts, sequence_length)
+    offsets = np.searchsorted(row, np.arange(num_rows + 1)).astype(np.int32)
+    schema = shard(tokenizer.vocab_size, sequence_length)
+    columns = [
+        pa.FixedSizeListArray.from_arrays(pa.array(rows), type=schema.field("tokens").type),
+        pa.ListArray.from_arrays(offsets, pa.array(position.astype(np.uint32)), type=schema.field("starts").type),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def read_batch(path: Path) -> pa.RecordBatch:
+    """The record batch of a shard, memory-mapped. Raises ShardCorrupt if the file is missing or is no shard."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        if reader.num_record_batches != 1:
+            raise ShardCorrupt(f"{path} has {reader.num_record_batches} record batches, a shard has one; restore the file from a copy")
+        return reader.get_batch(0)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ShardCorrupt(f"{path} is missing or not a shard ({error}); restore the file from a copy") from error
+
+
+def open_shard(path: Path) -> Tokens:
+    """Token ids of a shard as a read-only (rows, S) view of the mapped file; nothing is copied."""
+    tokens = read_batch(path).column("tokens")
+    view: Tokens = tokens.values.to_numpy(zero_copy_only=True).reshape(len(tokens), tokens.type.list_size)
+    return view

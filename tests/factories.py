@@ -1,0 +1,116 @@
+"""Committed datasets for tests, written by the product's own writer without Kafka or Ray."""
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.dataset.dataset import Dataset, latest_version
+from pipelines.dataset.writer import VersionPlan, build_manifest, kept_rows, publish, write_version
+from schemas.arrow import SEGMENT, Outcome, Split, prepared
+from schemas.manifest import DatasetManifest, OffsetRange, TokenizerRef
+from schemas.settings import Settings, load_settings
+
+TOPIC = "headrace.documents"
+EOS, PAD = 0, 1
+
+
+def tokenizer_ref(vocab_size: int) -> TokenizerRef:
+    """A reference to a tokenizer that is not there: enough for everything that only reads token ids."""
+    return TokenizerRef(sha256="0" * 64, path=f"tokenizer/{'0' * 64}", vocab_size=vocab_size, eos_token_id=EOS, pad_token_id=PAD)
+
+
+def make_tokens(rng: np.random.Generator, length: int, vocab_size: int) -> npt.NDArray[np.int64]:
+    """Ids without special tokens that a model can learn: arithmetic progressions modulo the vocabulary."""
+    start, stride = rng.integers(vocab_size), rng.integers(1, 4)
+    return (start + stride * np.arange(length)) % (vocab_size - 2) + 2
+
+
+def document_lengths(rng: np.random.Generator, num_tokens: int) -> list[int]:
+    """Lengths (end-of-text token not counted) of documents that fill ``num_tokens`` positions exactly."""
+    lengths: list[int] = []
+    while num_tokens > 0:
+        taken = min(int(rng.integers(2, 200)), num_tokens)
+        lengths.append(taken - 1)
+        num_tokens -= taken
+    return lengths
+
+
+def prepared_block(documents: list[npt.NDArray[np.int64]], splits: list[Split], *, vocab_size: int, first_offset: int = 0) -> pa.Table:
+    """A prepared block of kept documents of partition 0."""
+    schema = prepared(vocab_size)
+    number = len(documents)
+    hashes = [hashlib.sha256(f"{first_offset + index}".encode()).digest() for index in range(number)]
+    columns = {
+        "topic": [TOPIC] * number,
+        "partition": [0] * number,
+        "offset": list(range(first_offset, first_offset + number)),
+        "doc_id": [f"doc-{first_offset + index}" for index in range(number)],
+        "outcome": [str(Outcome.KEPT)] * number,
+        "language": ["en"] * number,
+        "num_chars": [len(tokens) * 4 for tokens in documents],
+        "fingerprint": [int.from_bytes(value[:8], "big") for value in hashes],
+        "content_hash": [value[:16] for value in hashes],
+        "sketch": hashes,
+        "split": [str(split) for split in splits],
+        "tokens": [tokens.tolist() for tokens in documents],
+    }
+    return pa.table({field.name: pa.array(columns.get(field.name, [None] * number), field.type) for field in schema}, schema=schema)
+
+
+def no_duplicates(number: int) -> pa.Table:
+    """Verdicts that keep every document."""
+    return pa.table(
+        {"duplicate_of": pa.nulls(number, pa.string()), "reason": pa.nulls(number, pa.string()), "similarity": pa.nulls(number, pa.float32())}
+    )
+
+
+def commit_block(root: Path, block: pa.Table, settings: Settings, tokenizer: TokenizerRef, attempt: str | None = None) -> DatasetManifest:
+    """Commit one prepared block as the next version, all of its documents kept."""
+    version = latest_version(root) + 1
+    parent = Dataset(root).manifest if version > 1 else None
+    offsets = block["offset"].to_pylist()
+    plan = VersionPlan(
+        version=version,
+        attempt=attempt or f"{version:012x}",
+        topic_ids={TOPIC: "AAAAAAAAAAAAAAAAAAAAAA"},
+        offsets={TOPIC: {0: OffsetRange(start=offsets[0], end=offsets[-1] + 1)}},
+        tokenizer=tokenizer,
+    )
+    kept = kept_rows(block)
+    files = write_version(root, plan, settings, [(block, no_duplicates(len(kept)))], lambda: kept.select(SEGMENT.names).cast(SEGMENT))
+    manifest = build_manifest(plan, files, settings, parent=parent, now=datetime(2026, 1, 1, tzinfo=UTC))
+    publish(root, manifest)
+    return manifest
+
+
+def make_dataset(
+    root: Path,
+    *,
+    num_rows: int = 64,
+    sequence_length: int = 32,
+    vocab_size: int = 300,
+    num_validation_rows: int | None = None,
+    seed: int = 0,
+    tokenizer: TokenizerRef | None = None,
+) -> DatasetManifest:
+    """Commit one more version with exactly ``num_rows`` full train rows, and validation rows (a tenth of that unless told otherwise).
+
+    Call it again for the next version. ``tokenizer`` names one that was really written under the root; its vocabulary size wins.
+    """
+    settings = load_settings("", {}, {"root": str(root), "packing.sequence_length": sequence_length})
+    tokenizer = tokenizer or tokenizer_ref(vocab_size)
+    version = latest_version(root)
+    rng = np.random.default_rng([seed, version])
+    validation_rows = max(1, num_rows // 10) if num_validation_rows is None else num_validation_rows
+    documents, splits = [], []
+    for split, rows in ((Split.TRAIN, num_rows), (Split.VALIDATION, validation_rows)):
+        lengths = document_lengths(rng, rows * sequence_length)
+        documents += [make_tokens(rng, length, tokenizer.vocab_size) for length in lengths]
+        splits += [split] * len(lengths)
+    first_offset = Dataset(root).next_offsets(TOPIC)[0] if version else 0
+    block = prepared_block(documents, splits, vocab_size=tokenizer.vocab_size, first_offset=first_offset)
+    return commit_block(root, block, settings, tokenizer)
