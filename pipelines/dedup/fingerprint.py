@@ -1,0 +1,163 @@
+"""Fingerprints of whole batches of documents, computed over the Arrow string buffers without building a Python string.
+
+fingerprint   64-bit SimHash (Charikar 2002) of the document's features (features.py), each distinct one weighted by how often
+              it occurs, up to ``feature_cap``. Bit-identical to ``simhash.Simhash({feature: weight}, hashfunc=...)`` with the same
+              feature hash: bit i is set iff more than half of the total weight has it set; a tie clears it.
+sketch        32 bytes that estimate the overlap of two documents (sketch.py).
+content hash  xxh3-128 of the text's UTF-8 bytes.
+
+A document without features has fingerprint 0 and an all-zero sketch; the resolver never takes it for a near duplicate.
+Cost: one pass over the bytes, then about ten operations per feature. Scratch memory is 4 times the longest document's bytes,
+plus 13 bytes times at most four times its distinct features. The kernels release the interpreter lock.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from pipelines.dedup.features import code_point_table, hash_features, max_features
+from pipelines.dedup.sketch import sketch_features
+from schemas.arrow import CONTENT_HASH_BYTES, SKETCH_BYTES
+from schemas.settings import DedupSettings
+
+NUM_PLANES = 32
+"""Bit planes of the vertical counters: total weights up to 2**32 - 1, far above the features of the largest document."""
+INITIAL_SLOTS = 4096
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Fingerprints of n documents."""
+
+    fingerprint: npt.NDArray[np.uint64]
+    """uint64[n]."""
+    sketch: npt.NDArray[np.uint8]
+    """uint8[n, 32]."""
+
+
+def fingerprint_texts(texts: pa.Array, settings: DedupSettings) -> Fingerprints:
+    """SimHash and sketch of each text (string or large_string; null counts as empty). The array must be valid UTF-8, as Arrow demands."""
+    offsets, data = _utf8(texts)
+    num_texts = len(offsets) - 1
+    result = Fingerprints(np.zeros(num_texts, np.uint64), np.zeros((num_texts, SKETCH_BYTES), np.uint8))
+    if num_texts:
+        longest = int(np.diff(offsets).max())
+        scratch = np.empty(max_features(longest), np.uint64)
+        _fingerprint_batch(offsets, data, code_point_table(), settings.feature_cap, scratch, result.fingerprint, result.sketch)
+    return result
+
+
+def content_hashes(texts: pa.Array) -> pa.FixedSizeBinaryArray:
+    """xxh3-128 of each text's UTF-8 bytes, big-endian; null counts as empty."""
+    offsets, data = _utf8(texts)
+    view = memoryview(data)
+    bounds = offsets.tolist()
+    digests = b"".join(xxhash.xxh3_128_digest(view[start:end]) for start, end in zip(bounds, bounds[1:], strict=False))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(CONTENT_HASH_BYTES), len(bounds) - 1, [None, pa.py_buffer(digests)])
+
+
+def sketch_array(sketch: npt.NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
+    """Sketches uint8[n, 32] as the Arrow column of the schemas."""
+    buffer = pa.py_buffer(np.ascontiguousarray(sketch))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(SKETCH_BYTES), len(sketch), [None, buffer])
+
+
+def _utf8(texts: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Offsets int64[n + 1] and bytes of a string column, without copying the bytes of a large_string array."""
+    if isinstance(texts, pa.ChunkedArray):
+        texts = pa.concat_arrays(texts.cast(pa.large_string()).chunks) if texts.num_chunks else pa.array([], pa.large_string())
+    texts = pc.fill_null(texts.cast(pa.large_string()), "")
+    _, offsets, data = texts.buffers()
+    if not len(texts):
+        return np.zeros(1, np.int64), np.empty(0, np.uint8)
+    bounds = np.frombuffer(offsets, np.int64, len(texts) + 1, texts.offset * 8)
+    return bounds, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+
+
+@numba.njit(cache=True, nogil=True)
+def _fingerprint_batch(offsets, data, table, cap, features, fingerprint, sketch):  # type: ignore[no-untyped-def]
+    slots = np.zeros(INITIAL_SLOTS, np.uint64), np.zeros(INITIAL_SLOTS, np.uint8)
+    stamps = np.zeros(INITIAL_SLOTS, np.uint32)
+    planes = np.zeros(NUM_PLANES, np.uint64)
+    smallest = np.zeros(SKETCH_BYTES, np.uint64)
+    for row in range(len(offsets) - 1):
+        count = hash_features(data, offsets[row], offsets[row + 1], table, features)
+        planes[:] = 0
+        total, slots, stamps = _add_capped(features, count, cap, slots, stamps, np.uint32(row + 1), planes)
+        fingerprint[row] = _majority(planes, total)
+        sketch_features(features, count, smallest, sketch[row])
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_capped(features, count, cap, slots, stamps, stamp, planes):  # type: ignore[no-untyped-def]
+    """Add each feature to the planes, at most ``cap`` times; returns the total weight and the (grown) hash table.
+
+    A slot belongs to this document iff its stamp is the document's: nothing is cleared between documents.
+    """
+    keys, weights = slots
+    total = 0
+    distinct = 0
+    for index in range(count):
+        if distinct * 2 >= len(keys):
+            keys, weights, stamps = _grow(keys, weights, stamps, stamp)
+        key = features[index]
+        slot = _find(keys, stamps, stamp, key)
+        if stamps[slot] != stamp:
+            keys[slot], weights[slot], stamps[slot] = key, 0, stamp
+            distinct += 1
+        if weights[slot] < cap:
+            weights[slot] += 1
+            total += 1
+            _count_bits(planes, key)
+    return total, (keys, weights), stamps
+
+
+@numba.njit(cache=True, nogil=True)
+def _find(keys, stamps, stamp, key):  # type: ignore[no-untyped-def]
+    """Slot of the key, or the free one where it belongs. Linear probing; the keys are well mixed hashes."""
+    mask = np.uint64(len(keys) - 1)
+    slot = key & mask
+    while stamps[slot] == stamp and keys[slot] != key:
+        slot = (slot + np.uint64(1)) & mask
+    return slot
+
+
+@numba.njit(cache=True, nogil=True)
+def _grow(keys, weights, stamps, stamp):  # type: ignore[no-untyped-def]
+    """The same table with four times the slots."""
+    size = len(keys) * 4
+    new_keys, new_weights, new_stamps = np.zeros(size, np.uint64), np.zeros(size, np.uint8), np.zeros(size, np.uint32)
+    for old in range(len(keys)):
+        if stamps[old] == stamp:
+            slot = _find(new_keys, new_stamps, stamp, keys[old])
+            new_keys[slot], new_weights[slot], new_stamps[slot] = keys[old], weights[old], stamp
+    return new_keys, new_weights, new_stamps
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_bits(planes, value):  # type: ignore[no-untyped-def]
+    """Add one to the counter of each set bit. Plane p holds bit p of all 64 counters; on average about eight carries."""
+    plane = 0
+    while value:
+        carry = planes[plane] & value
+        planes[plane] ^= value
+        value = carry
+        plane += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _majority(planes, total):  # type: ignore[no-untyped-def]
+    """Bits whose counter is above half of the total: all 64 comparisons at once, from the highest plane down."""
+    threshold = np.uint64(total // 2)  # for integers, count > total / 2 iff count > total // 2
+    above = np.uint64(0)
+    equal = ~np.uint64(0)
+    for plane in range(NUM_PLANES - 1, -1, -1):
+        wanted = ~np.uint64(0) if (threshold >> np.uint64(plane)) & np.uint64(1) else np.uint64(0)
+        above |= equal & planes[plane] & ~wanted
+        equal &= ~(planes[plane] ^ wanted)
+    return above
