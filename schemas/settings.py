@@ -266,6 +266,8 @@ class RolloutSettings(Section):
     """Share of sticky keys that the challenger answers during canary."""
     min_canary_requests: int = Field(20, ge=1)
     """Challenger answers needed before promotion."""
+    max_unanswered_requests: int = Field(200, ge=1)
+    """Champion answers (times the challenger's share) without a word from the challenger after which it is withdrawn."""
     max_error_rate: float = Field(0.02, ge=0, le=1)
     """Guard: largest error rate of the challenger's answers."""
     max_latency_ratio: float = Field(2.0, gt=0)

@@ -1,0 +1,1 @@
+"""How a new model becomes champion: shadow, then a share of traffic, then promotion; or it is withdrawn."""
