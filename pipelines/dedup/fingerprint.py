@@ -11,7 +11,9 @@ Cost: one pass over the bytes, then about ten operations per feature. Scratch me
 plus 13 bytes times at most four times its distinct features. The kernels release the interpreter lock.
 """
 
+import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -48,16 +50,17 @@ def fingerprint_texts(texts: pa.Array, settings: DedupSettings) -> Fingerprints:
     if num_texts:
         longest = int(np.diff(offsets).max())
         scratch = np.empty(max_features(longest), np.uint64)
-        _fingerprint_batch(offsets, data, code_point_table(), settings.feature_cap, scratch, result.fingerprint, result.sketch)
+        batch = _Batch(offsets, data, code_point_table(), scratch)
+        _fingerprint_batch(batch, settings.feature_cap, result.fingerprint, result.sketch)
     return result
 
 
 def content_hashes(texts: pa.Array) -> pa.FixedSizeBinaryArray:
     """xxh3-128 of each text's UTF-8 bytes, big-endian; null counts as empty."""
     offsets, data = _utf8(texts)
-    view = memoryview(data)
+    view = data.data
     bounds = offsets.tolist()
-    digests = b"".join(xxhash.xxh3_128_digest(view[start:end]) for start, end in zip(bounds, bounds[1:], strict=False))
+    digests = b"".join(xxhash.xxh3_128_digest(view[start:end]) for start, end in itertools.pairwise(bounds))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(CONTENT_HASH_BYTES), len(bounds) - 1, [None, pa.py_buffer(digests)])
 
 
@@ -79,64 +82,79 @@ def _utf8(texts: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]
     return bounds, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
 
 
+class _Batch(NamedTuple):
+    """What the kernel reads, and its scratch."""
+
+    offsets: npt.NDArray[np.int64]
+    data: npt.NDArray[np.uint8]
+    table: npt.NDArray[np.uint32]
+    features: npt.NDArray[np.uint64]
+
+
+class _Weights(NamedTuple):
+    """Hash table from feature to weight. A slot belongs to a document iff its stamp is the document's: nothing is ever cleared."""
+
+    keys: npt.NDArray[np.uint64]
+    weights: npt.NDArray[np.uint8]
+    stamps: npt.NDArray[np.uint32]
+
+
 @numba.njit(cache=True, nogil=True)
-def _fingerprint_batch(offsets, data, table, cap, features, fingerprint, sketch):  # type: ignore[no-untyped-def]
-    slots = np.zeros(INITIAL_SLOTS, np.uint64), np.zeros(INITIAL_SLOTS, np.uint8)
-    stamps = np.zeros(INITIAL_SLOTS, np.uint32)
+def _fingerprint_batch(batch, cap, fingerprint, sketch):  # type: ignore[no-untyped-def]
+    table = _empty_table(INITIAL_SLOTS)
     planes = np.zeros(NUM_PLANES, np.uint64)
     smallest = np.zeros(SKETCH_BYTES, np.uint64)
-    for row in range(len(offsets) - 1):
-        count = hash_features(data, offsets[row], offsets[row + 1], table, features)
-        planes[:] = 0
-        total, slots, stamps = _add_capped(features, count, cap, slots, stamps, np.uint32(row + 1), planes)
+    for row in range(len(batch.offsets) - 1):
+        count = hash_features(batch.data, batch.offsets[row], batch.offsets[row + 1], batch.table, batch.features)
+        total, table = _add_capped(batch.features[:count], cap, table, np.uint32(row + 1), planes)
         fingerprint[row] = _majority(planes, total)
-        sketch_features(features, count, smallest, sketch[row])
+        sketch_features(batch.features, count, smallest, sketch[row])
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_capped(features, count, cap, slots, stamps, stamp, planes):  # type: ignore[no-untyped-def]
-    """Add each feature to the planes, at most ``cap`` times; returns the total weight and the (grown) hash table.
+def _empty_table(num_slots):  # type: ignore[no-untyped-def]
+    return _Weights(np.zeros(num_slots, np.uint64), np.zeros(num_slots, np.uint8), np.zeros(num_slots, np.uint32))
 
-    A slot belongs to this document iff its stamp is the document's: nothing is cleared between documents.
-    """
-    keys, weights = slots
+
+@numba.njit(cache=True, nogil=True)
+def _add_capped(features, cap, table, stamp, planes):  # type: ignore[no-untyped-def]
+    """Count each feature's bits into the cleared planes, at most ``cap`` times; returns the total weight and the (grown) table."""
+    planes[:] = 0
     total = 0
     distinct = 0
-    for index in range(count):
-        if distinct * 2 >= len(keys):
-            keys, weights, stamps = _grow(keys, weights, stamps, stamp)
-        key = features[index]
-        slot = _find(keys, stamps, stamp, key)
-        if stamps[slot] != stamp:
-            keys[slot], weights[slot], stamps[slot] = key, 0, stamp
+    for key in features:
+        if distinct * 2 >= len(table.keys):
+            table = _grow(table, stamp)
+        slot = _find(table, stamp, key)
+        if table.stamps[slot] != stamp:
+            table.keys[slot], table.weights[slot], table.stamps[slot] = key, 0, stamp
             distinct += 1
-        if weights[slot] < cap:
-            weights[slot] += 1
+        if table.weights[slot] < cap:
+            table.weights[slot] += 1
             total += 1
             _count_bits(planes, key)
-    return total, (keys, weights), stamps
+    return total, table
 
 
 @numba.njit(cache=True, nogil=True)
-def _find(keys, stamps, stamp, key):  # type: ignore[no-untyped-def]
+def _find(table, stamp, key):  # type: ignore[no-untyped-def]
     """Slot of the key, or the free one where it belongs. Linear probing; the keys are well mixed hashes."""
-    mask = np.uint64(len(keys) - 1)
+    mask = np.uint64(len(table.keys) - 1)
     slot = key & mask
-    while stamps[slot] == stamp and keys[slot] != key:
+    while table.stamps[slot] == stamp and table.keys[slot] != key:
         slot = (slot + np.uint64(1)) & mask
     return slot
 
 
 @numba.njit(cache=True, nogil=True)
-def _grow(keys, weights, stamps, stamp):  # type: ignore[no-untyped-def]
+def _grow(table, stamp):  # type: ignore[no-untyped-def]
     """The same table with four times the slots."""
-    size = len(keys) * 4
-    new_keys, new_weights, new_stamps = np.zeros(size, np.uint64), np.zeros(size, np.uint8), np.zeros(size, np.uint32)
-    for old in range(len(keys)):
-        if stamps[old] == stamp:
-            slot = _find(new_keys, new_stamps, stamp, keys[old])
-            new_keys[slot], new_weights[slot], new_stamps[slot] = keys[old], weights[old], stamp
-    return new_keys, new_weights, new_stamps
+    grown = _empty_table(len(table.keys) * 4)
+    for old in range(len(table.keys)):
+        if table.stamps[old] == stamp:
+            slot = _find(grown, stamp, table.keys[old])
+            grown.keys[slot], grown.weights[slot], grown.stamps[slot] = table.keys[old], table.weights[old], stamp
+    return grown
 
 
 @numba.njit(cache=True, nogil=True)
