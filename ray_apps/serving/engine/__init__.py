@@ -1,0 +1,1 @@
+"""Engines turn prompts into text. ``interface`` is the contract; ``torch_engine`` is the built-in implementation."""
