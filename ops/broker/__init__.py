@@ -1,0 +1,1 @@
+"""The embedded broker: one process that speaks the Kafka protocol, for laptops and tests. Production is Apache Kafka or compatible."""

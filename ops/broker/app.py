@@ -1,0 +1,163 @@
+"""The embedded broker, put together: catalogue, logs, groups, handlers, listener; and how it starts and stops.
+
+Order of a start: (1) lock the folder; (2) recover topics, producer ids and offsets; (3) listen. Of a stop: (1) stop listening and drop the
+connections; (2) flush and close the logs; (3) release the lock. A SIGKILL at any moment costs nothing that was acknowledged.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import resource
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from ops.broker.admin import AdminApi
+from ops.broker.config_api import ConfigApi
+from ops.broker.dispatch import Dispatcher, Handler
+from ops.broker.fetch import FetchApi
+from ops.broker.group_api import GroupApi, Groups
+from ops.broker.list_offsets import OffsetsApi
+from ops.broker.metadata import MetadataApi
+from ops.broker.offset_api import OffsetApi
+from ops.broker.offsets import OffsetStore
+from ops.broker.process import BrokerProcess, start_broker
+from ops.broker.produce import ProduceApi
+from ops.broker.producers import ProducerIds
+from ops.broker.retention import keep_applying_retention
+from ops.broker.server import Connections
+from ops.broker.topics import Catalogue
+from ops.broker.versions import ApiKey
+from schemas.errors import BrokerError
+from schemas.settings import BrokerSettings
+
+__all__ = ["Broker", "BrokerProcess", "run_broker", "serve", "start_broker"]
+
+logger = logging.getLogger(__name__)
+
+
+class Broker:
+    """Everything durable, and the handlers on top of it. Opening it recovers it."""
+
+    def __init__(self, settings: BrokerSettings, data_dir: Path) -> None:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(data_dir / "lock")
+        self.catalogue = Catalogue(data_dir, settings)
+        self.offsets = OffsetStore(data_dir / "offsets.jsonl")
+        self.catalogue.on_delete.append(lambda topic: self.offsets.delete_topic(topic.name))
+        self.groups = Groups(settings, self.offsets)
+        self.dispatcher = Dispatcher(self._handlers(ProducerIds(data_dir / "producer-ids.json")))
+
+    def _handlers(self, producer_ids: ProducerIds) -> Mapping[int, Handler]:
+        metadata, produce, fetch = MetadataApi(self.catalogue), ProduceApi(self.catalogue, producer_ids), FetchApi(self.catalogue)
+        list_offsets, group, offset = OffsetsApi(self.catalogue), GroupApi(self.groups), OffsetApi(self.groups, self.catalogue)
+        admin, config = AdminApi(self.catalogue), ConfigApi(self.catalogue)
+        return {
+            ApiKey.PRODUCE: produce.produce,
+            ApiKey.INIT_PRODUCER_ID: produce.init_producer_id,
+            ApiKey.FETCH: fetch.fetch,
+            ApiKey.LIST_OFFSETS: list_offsets.list_offsets,
+            ApiKey.OFFSET_FOR_LEADER_EPOCH: list_offsets.offset_for_leader_epoch,
+            ApiKey.METADATA: metadata.metadata,
+            ApiKey.FIND_COORDINATOR: metadata.find_coordinator,
+            ApiKey.DESCRIBE_CLUSTER: metadata.describe_cluster,
+            ApiKey.JOIN_GROUP: group.join,
+            ApiKey.SYNC_GROUP: group.sync,
+            ApiKey.HEARTBEAT: group.heartbeat,
+            ApiKey.LEAVE_GROUP: group.leave,
+            ApiKey.DESCRIBE_GROUPS: group.describe,
+            ApiKey.LIST_GROUPS: group.list,
+            ApiKey.DELETE_GROUPS: group.delete,
+            ApiKey.OFFSET_COMMIT: offset.commit,
+            ApiKey.OFFSET_FETCH: offset.fetch,
+            ApiKey.OFFSET_DELETE: offset.delete,
+            ApiKey.CREATE_TOPICS: admin.create_topics,
+            ApiKey.DELETE_TOPICS: admin.delete_topics,
+            ApiKey.CREATE_PARTITIONS: admin.create_partitions,
+            ApiKey.DELETE_RECORDS: admin.delete_records,
+            ApiKey.DESCRIBE_CONFIGS: config.describe,
+            ApiKey.INCREMENTAL_ALTER_CONFIGS: config.alter,
+        }
+
+    def close(self) -> None:
+        """Flush everything and release the folder."""
+        self.catalogue.close()
+        self.offsets.close()
+        os.close(self._lock)
+
+
+def _lock(path: Path) -> int:
+    """Lock the folder for this process; the kernel releases it, however the process ends."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise BrokerError(f"another broker is using {path.parent}; stop it, or give this one another --root") from error
+    return handle
+
+
+@asynccontextmanager
+async def serve(settings: BrokerSettings, listen: str, data_dir: Path) -> AsyncIterator[str]:
+    """Run a broker in this event loop; yields its bootstrap address. Raises BrokerError if the folder or the port is taken."""
+    broker = Broker(settings, data_dir)
+    connections = Connections(settings, broker.dispatcher.dispatch)
+    retention = None
+    try:
+        server = await _listen(connections, listen)
+        retention = asyncio.create_task(keep_applying_retention(broker.catalogue))
+        try:
+            yield _bootstrap(listen, server.sockets[0].getsockname()[1])
+        finally:
+            server.close()
+            connections.close_all()
+    finally:
+        if retention is not None:
+            retention.cancel()
+        broker.close()
+
+
+async def _listen(connections: Connections, listen: str) -> asyncio.Server:
+    host, _, port = listen.rpartition(":")
+    try:
+        return await asyncio.get_running_loop().create_server(connections.accept, host.strip("[]"), int(port), backlog=512)
+    except OSError as error:
+        raise BrokerError(f"cannot listen on {listen}: {error.strerror or error}; choose another --listen HOST:PORT") from error
+
+
+def _bootstrap(listen: str, port: int) -> str:
+    host = listen.rpartition(":")[0]
+    return f"{'127.0.0.1' if host in ('', '0.0.0.0') else host}:{port}"  # noqa: S104 - compared, not bound
+
+
+async def _run(settings: BrokerSettings, listen: str, data_dir: Path, on_ready: Callable[[str, asyncio.Event], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with serve(settings, listen, data_dir) as bootstrap_servers:
+        logger.info("listening on %s, data in %s", bootstrap_servers, data_dir)
+        on_ready(bootstrap_servers, stop)
+        await stop.wait()
+
+
+def run_broker(settings: BrokerSettings, listen: str, data_dir: Path, on_ready: Callable[[str, asyncio.Event], None]) -> None:
+    """Run a broker in this process until SIGTERM, SIGINT or the event handed to ``on_ready`` (with the address) is set."""
+    _raise_file_limit()
+    loop_factory = None
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_run(settings, listen, data_dir, on_ready))
+
+
+def _raise_file_limit() -> None:
+    """Every segment and every connection is an open file: use what the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,121 @@
+"""Committed offsets of consumer groups, and how they survive.
+
+Invariant: a commit is in the file (with the operating system) before it is acknowledged. The file is a journal of JSON lines; the last word
+on a (group, topic, partition) counts, an unfinished last line is cut off, and the journal is rewritten when most of it is history.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ops.broker.files import sync_folder
+
+COMPACT_ABOVE_LINES = 20_000
+"""The journal is rewritten when it has this many lines and four times more than there are committed offsets."""
+
+
+class TopicPartition(NamedTuple):
+    """Key of a committed offset within a group."""
+
+    topic: str
+    partition: int
+
+
+class Committed(NamedTuple):
+    """What a consumer committed."""
+
+    offset: int
+    leader_epoch: int
+    metadata: str
+
+
+class OffsetStore:
+    """Offsets by group."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._groups: dict[str, dict[TopicPartition, Committed]] = {}
+        self._num_lines = 0
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._load()
+
+    def _load(self) -> None:
+        data = self._path.read_bytes()
+        whole_bytes = data.rfind(b"\n") + 1
+        os.ftruncate(self._fd, whole_bytes)
+        for line in data[:whole_bytes].splitlines():
+            self._apply(json.loads(line))
+            self._num_lines += 1
+
+    def _apply(self, entry: Mapping[str, Any]) -> None:
+        offsets = self._groups.setdefault(entry["group"], {})
+        if "topic" not in entry:
+            del self._groups[entry["group"]]
+            return
+        key = TopicPartition(entry["topic"], entry["partition"])
+        if "offset" in entry:
+            offsets[key] = Committed(entry["offset"], entry["leader_epoch"], entry["metadata"])
+        else:
+            offsets.pop(key, None)
+        if not offsets:
+            del self._groups[entry["group"]]
+
+    def groups(self) -> list[str]:
+        """Groups that have committed something."""
+        return list(self._groups)
+
+    def of(self, group: str) -> Mapping[TopicPartition, Committed]:
+        """All committed offsets of a group."""
+        return self._groups.get(group, {})
+
+    def commit(self, group: str, offsets: Mapping[TopicPartition, Committed]) -> None:
+        """Store offsets; when this returns they survive a SIGKILL."""
+        self._write([{"group": group, **key._asdict(), **committed._asdict()} for key, committed in offsets.items()])
+
+    def delete(self, group: str, keys: Iterable[TopicPartition]) -> None:
+        """Forget these offsets of a group."""
+        self._write([{"group": group, **key._asdict()} for key in keys])
+
+    def delete_group(self, group: str) -> None:
+        """Forget all offsets of a group."""
+        if group in self._groups:
+            self._write([{"group": group}])
+
+    def delete_topic(self, topic: str) -> None:
+        """Forget the offsets of a topic that is no more, in all groups."""
+        for group, offsets in list(self._groups.items()):
+            self.delete(group, [key for key in offsets if key.topic == topic])
+
+    def _write(self, entries: list[dict[str, Any]]) -> None:
+        if not entries:
+            return
+        lines = "".join(json.dumps(entry) + "\n" for entry in entries).encode("ascii")
+        if os.write(self._fd, lines) != len(lines):
+            raise OSError(f"offsets did not fit into {self._path}; is the disk full?")
+        for entry in entries:
+            self._apply(entry)
+        self._num_lines += len(entries)
+        self._compact_if_due()
+
+    def _compact_if_due(self) -> None:
+        num_live = sum(map(len, self._groups.values()))
+        if self._num_lines < max(COMPACT_ABOVE_LINES, 4 * num_live):
+            return
+        draft = self._path.with_name(self._path.name + ".tmp")
+        draft.unlink(missing_ok=True)
+        os.close(self._fd)
+        self._fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._num_lines = 0
+        groups, self._groups = self._groups, {}
+        for group, offsets in groups.items():
+            self.commit(group, offsets)
+        os.fsync(self._fd)
+        draft.replace(self._path)
+        sync_folder(self._path.parent)
+
+    def close(self) -> None:
+        """Flush to disk."""
+        os.fsync(self._fd)
+        os.close(self._fd)

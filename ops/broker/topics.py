@@ -1,0 +1,172 @@
+"""The catalogue of topics: names, ids, configurations, partitions.
+
+Invariant: the catalogue file, replaced atomically, decides what exists; a topic's folder is named after its id, so that a topic deleted and
+created again shares nothing with the old one, and folders that the catalogue does not name are removed at start.
+"""
+
+import base64
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ops.broker.codes import ErrorCode, ProtocolError
+from ops.broker.configs import TopicLimits
+from ops.broker.files import read_json, write_json
+from ops.broker.log import PartitionLog
+from schemas.settings import BrokerSettings
+
+NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+MAX_PARTITIONS = 10_000
+
+
+class Topic:
+    """A topic and its open partitions."""
+
+    def __init__(self, name: str, id: uuid.UUID, configs: Mapping[str, str], folder: Path) -> None:
+        self.name = name
+        self.id = id
+        self.configs = dict(configs)
+        self.folder = folder
+        self.partitions: list[PartitionLog] = []
+
+    def open_partitions(self, num_partitions: int) -> None:
+        """Open (and so recover) or create partitions up to this number."""
+        for index in range(len(self.partitions), num_partitions):
+            self.partitions.append(PartitionLog(self.folder / str(index)))
+
+    def describe(self) -> dict[str, Any]:
+        """What the catalogue file keeps."""
+        return {"name": self.name, "id": self.id.hex, "num_partitions": len(self.partitions), "configs": self.configs}
+
+
+class Catalogue:
+    """All topics. Changes are on disk when a method returns."""
+
+    def __init__(self, folder: Path, settings: BrokerSettings) -> None:
+        self.settings = settings
+        self.on_delete: list[Callable[[Topic], None]] = []
+        self._file = folder / "catalogue.json"
+        self._topics_folder = folder / "topics"
+        self._by_name: dict[str, Topic] = {}
+        self._by_id: dict[uuid.UUID, Topic] = {}
+        self._limits: dict[uuid.UUID, TopicLimits] = {}
+        self._load()
+
+    def _load(self) -> None:
+        stored = read_json(self._file, {"cluster_id": _new_cluster_id(), "topics": []})
+        self.cluster_id = str(stored["cluster_id"])
+        for entry in stored["topics"]:
+            topic_id = uuid.UUID(hex=entry["id"])
+            topic = Topic(entry["name"], topic_id, entry["configs"], self._topics_folder / topic_id.hex)
+            topic.open_partitions(entry["num_partitions"])
+            self._add(topic)
+        self._remove_orphans()
+        self._save()
+
+    def _remove_orphans(self) -> None:
+        self._topics_folder.mkdir(parents=True, exist_ok=True)
+        named = {topic.folder.name for topic in self}
+        for folder in self._topics_folder.iterdir():
+            if folder.name not in named:
+                shutil.rmtree(folder)
+
+    def _add(self, topic: Topic) -> None:
+        self._by_name[topic.name] = topic
+        self._by_id[topic.id] = topic
+
+    def _save(self) -> None:
+        self._limits.clear()
+        write_json(self._file, {"cluster_id": self.cluster_id, "topics": [topic.describe() for topic in self]})
+
+    def __iter__(self) -> Iterator[Topic]:
+        return iter(tuple(self._by_name.values()))
+
+    def find(self, name: str) -> Topic | None:
+        """The topic of this name."""
+        return self._by_name.get(name)
+
+    def find_id(self, topic_id: uuid.UUID | None) -> Topic | None:
+        """The topic with this id."""
+        return self._by_id.get(topic_id) if topic_id else None
+
+    def resolve(self, name: str | None, topic_id: uuid.UUID | None) -> Topic:
+        """The topic by id if one is given, else by name. Raises UNKNOWN_TOPIC_ID or UNKNOWN_TOPIC_OR_PARTITION."""
+        topic = self.find_id(topic_id) if topic_id else self.find(name or "")
+        if topic is None:
+            code = ErrorCode.UNKNOWN_TOPIC_ID if topic_id else ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+            raise ProtocolError(code, f"there is no topic {topic_id or name!r}")
+        return topic
+
+    def partition(self, name: str | None, topic_id: uuid.UUID | None, index: int) -> PartitionLog:
+        """One partition's log. Raises as ``resolve``, and UNKNOWN_TOPIC_OR_PARTITION for an index there is not."""
+        topic = self.resolve(name, topic_id)
+        if not 0 <= index < len(topic.partitions):
+            raise ProtocolError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"topic {topic.name} has no partition {index}")
+        return topic.partitions[index]
+
+    def limits(self, topic: Topic) -> TopicLimits:
+        """What the topic's configurations and the broker's settings allow."""
+        found = self._limits.get(topic.id)
+        if found is None:
+            found = self._limits[topic.id] = TopicLimits.of(topic.configs, self.settings)
+        return found
+
+    def check_name(self, name: str) -> None:
+        """Raise INVALID_TOPIC_EXCEPTION for what cannot be a topic's name."""
+        if not NAME.fullmatch(name) or name in (".", ".."):
+            raise ProtocolError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"topic name {name!r} is not 1 to 249 of a-z, A-Z, 0-9, '.', '_', '-'")
+
+    def check_new(self, name: str, num_partitions: int) -> None:
+        """Raise if a topic of this name cannot be created."""
+        self.check_name(name)
+        if name in self._by_name:
+            raise ProtocolError(ErrorCode.TOPIC_ALREADY_EXISTS, f"Topic '{name}' already exists.")
+        if not 0 < num_partitions <= MAX_PARTITIONS:
+            raise ProtocolError(ErrorCode.INVALID_PARTITIONS, f"{num_partitions} partitions; a topic has 1 to {MAX_PARTITIONS}")
+
+    def create(self, name: str, num_partitions: int, configs: Mapping[str, str]) -> Topic:
+        """Create a topic under a new id."""
+        self.check_new(name, num_partitions)
+        topic_id = uuid.uuid4()
+        topic = Topic(name, topic_id, configs, self._topics_folder / topic_id.hex)
+        topic.open_partitions(num_partitions)
+        self._add(topic)
+        self._save()
+        return topic
+
+    def create_default(self, name: str) -> Topic:
+        """Create a topic because a client asked about it."""
+        return self.create(name, self.settings.num_partitions, {})
+
+    def add_partitions(self, topic: Topic, num_partitions: int) -> None:
+        """Grow a topic to this many partitions."""
+        topic.open_partitions(num_partitions)
+        self._save()
+
+    def set_configs(self, topic: Topic, configs: Mapping[str, str]) -> None:
+        """Replace a topic's configurations."""
+        topic.configs = dict(configs)
+        self._save()
+
+    def delete(self, topic: Topic) -> None:
+        """Remove a topic: first from the catalogue, then its files, then whoever keeps something about it is told."""
+        del self._by_name[topic.name], self._by_id[topic.id]
+        self._save()
+        for partition in topic.partitions:
+            partition.delete()
+        shutil.rmtree(topic.folder, ignore_errors=True)
+        for listener in self.on_delete:
+            listener(topic)
+
+    def close(self) -> None:
+        """Flush and close every log."""
+        for topic in self:
+            for partition in topic.partitions:
+                partition.close()
+
+
+def _new_cluster_id() -> str:
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode("ascii").rstrip("=")

@@ -1,0 +1,22 @@
+"""Fixtures that every room may use: one embedded broker for the whole run, and names that do not collide on it."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from ops.broker.app import BrokerProcess, start_broker
+from schemas.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """An embedded broker as a child process on a free loopback port, shared by all tests of the run: use topics of your own."""
+    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path_factory.mktemp("broker")) as process:
+        yield process
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """A topic prefix that no other test has."""
+    return f"test-{uuid.uuid4().hex[:12]}"
