@@ -1,0 +1,105 @@
+"""Whatever the evidence and whatever a person asks for, a rollout never leaves its rails."""
+
+from datetime import UTC, datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_apps.rollout.evidence import Evidence, Tally, Validation
+from ray_apps.rollout.policy import Author, abort, decide, missing, promote, set_shares, start
+from schemas.errors import RolloutError
+from schemas.rollout import Decision, Phase, RolloutState
+from schemas.settings import RolloutSettings
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+SETTINGS = RolloutSettings()
+AUTHOR = Author(NOW, automatic=True)
+
+counts = st.integers(0, 2000)
+tallies = st.builds(Tally, answers=counts, errors=counts, latency_buckets=st.dictionaries(st.integers(-80, 40), st.integers(1, 50), max_size=5))
+losses = st.none() | st.floats(allow_nan=True, allow_infinity=True)
+statuses = st.sampled_from(["pending", "measured", "unavailable"])
+validations = st.builds(
+    Validation,
+    status=statuses,
+    dataset_version=st.just(2),
+    champion_loss=losses,
+    challenger_loss=losses,
+)
+evidences = st.builds(Evidence, champion=tallies, challenger=tallies, unanswered=counts, validation=validations)
+versions = st.integers(1, 5)
+asked = st.one_of(
+    st.tuples(st.just("decide"), evidences),
+    st.tuples(st.just("start"), versions),
+    st.tuples(st.just("promote"), st.none()),
+    st.tuples(st.just("abort"), st.none()),
+    st.tuples(st.just("set"), st.tuples(versions, st.none() | versions, st.none() | st.floats(0, 1))),
+)
+
+
+def apply(state: RolloutState, name: str, value: object) -> RolloutState | None:
+    if isinstance(value, Evidence):
+        return decide(state, value, SETTINGS, NOW)
+    if isinstance(value, int):
+        return start(state, value, SETTINGS, reason="r", evidence={}, author=AUTHOR, salt="00000001")
+    if isinstance(value, tuple):
+        champion, challenger, share = value
+        return set_shares(state, champion=champion, challenger=challenger, share=share, settings=SETTINGS, author=AUTHOR, salt="00000002")
+    return promote(state, "r", {}, AUTHOR) if name == "promote" else abort(state, "r", {}, AUTHOR)
+
+
+@given(st.lists(asked, max_size=12))
+def test_no_sequence_of_transitions_makes_a_champion_of_what_was_not_challenger_or_named(steps: list[tuple[str, object]]) -> None:
+    state = set_shares(None, champion=1, challenger=None, share=None, settings=SETTINGS, author=AUTHOR, salt="00000000")
+    for name, value in steps:
+        try:
+            after = apply(state, name, value)
+        except RolloutError:
+            continue
+        if after is None:
+            continue
+        assert after.number == state.number + 1
+        assert after.champion is not None and after.champion != after.challenger
+        if after.decision is Decision.PROMOTE:
+            assert after.champion == state.challenger and after.challenger is None
+        elif after.decision is not Decision.SET:
+            assert after.champion == state.champion
+        if after.decision not in (Decision.START, Decision.SET):
+            assert after.salt == state.salt
+        state = after
+
+
+@given(evidences, st.sampled_from([Phase.SHADOW, Phase.CANARY]))
+def test_a_trial_moves_on_exactly_when_nothing_is_missing_or_a_guard_trips(seen: Evidence, phase: Phase) -> None:
+    state = RolloutState(
+        number=2,
+        created_at=NOW,
+        phase=phase,
+        champion=1,
+        challenger=2,
+        canary_fraction=0.2 if phase is Phase.CANARY else 0,
+        shadow_fraction=1.0 if phase is Phase.SHADOW else 0,
+        salt="00000001",
+        decision=Decision.START,
+        reason="r",
+    )
+    after = decide(state, seen, SETTINGS, NOW)
+    if after is None:
+        assert missing(state, seen, SETTINGS)
+    elif after.decision is not Decision.ABORT:
+        assert not missing(state, seen, SETTINGS)
+        assert seen.challenger.error_rate <= SETTINGS.max_error_rate
+    RolloutState.model_validate_json((after or state).model_dump_json())
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 10_000)), max_size=50))
+def test_a_tally_counts_every_answer_and_its_median_lies_between_the_extremes(answers: list[tuple[float, int]]) -> None:
+    seen = Tally()
+    for latency_s, tokens in answers:
+        seen.add_answer(latency_s, tokens)
+    rates = [max(latency_s / tokens, 1e-7) for latency_s, tokens in answers if tokens]
+    median = seen.median_s_per_token()
+    assert seen.answers == len(answers)
+    assert (median is None) == (not rates)
+    if median is not None:
+        assert min(rates) / 1.1 <= median <= max(rates) * 1.1
