@@ -1,0 +1,71 @@
+"""Kafka records -> documents. The one step with a call per record: JSON has no columns.
+
+Invariant: every record gets exactly one verdict here: a document (its outcome is still open), retracted, dead with a rule and a
+sentence, or control for an offset without a record. Nothing that a record holds raises. Cost: that of schemas.envelope.decode_document.
+"""
+
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from schemas.arrow import Outcome
+from schemas.envelope import Document, Retraction, decode_document
+from schemas.errors import EnvelopeError
+
+
+class Verdict(NamedTuple):
+    """What became of one record; for a document ``outcome`` is None and ``text`` is not."""
+
+    outcome: Outcome | None
+    doc_id: str | None = None
+    reason: str | None = None
+    error: str | None = None
+    declared_language: str | None = None
+    text: str | None = None
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("outcome", pa.string()),
+        pa.field("doc_id", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("declared_language", pa.string()),
+        pa.field("text", pa.large_string()),
+    ]
+)
+"""The verdicts of a batch, one row per record."""
+
+
+def decode(records: pa.Table, max_document_bytes: int) -> pa.Table:
+    """One row of SCHEMA for each row of a schemas.arrow.RECORDS table, in the same order."""
+    columns = [records.column(name).to_pylist() for name in ("is_control", "key", "value", "headers", "topic", "partition", "offset")]
+    verdicts = [_verdict(*row, max_document_bytes) for row in zip(*columns, strict=True)]
+    by_field = zip(*verdicts, strict=True) if verdicts else ([] for _ in SCHEMA)
+    return pa.table([pa.array(values, field.type) for values, field in zip(by_field, SCHEMA, strict=True)], schema=SCHEMA)
+
+
+def _verdict(
+    is_control: bool,
+    key: bytes | None,
+    value: bytes | None,
+    headers: list[dict[str, Any]] | None,
+    topic: str,
+    partition: int,
+    offset: int,
+    max_document_bytes: int,
+) -> Verdict:
+    if is_control:
+        return Verdict(Outcome.CONTROL)
+    pairs = [(header["key"], header["value"]) for header in headers or ()]
+    try:
+        found = decode_document(key, value, pairs, topic, partition, offset, max_bytes=max_document_bytes)
+    except EnvelopeError as error:
+        return Verdict(Outcome.DEAD, reason=error.rule, error=str(error))
+    if isinstance(found, Retraction):
+        return Verdict(Outcome.RETRACTED, doc_id=found.doc_id)
+    return _document(found)
+
+
+def _document(document: Document) -> Verdict:
+    return Verdict(None, doc_id=document.doc_id, declared_language=document.lang, text=document.text)

@@ -1,0 +1,132 @@
+"""All steps in order: a batch of Kafka records in, a batch of verdicts, fingerprints and token ids out.
+
+Invariant: every row in gives exactly one row out, in the same order, and nothing in a row can raise: what cannot be used is dead with
+a rule (broken outside) or rejected with a rule (poor inside). Only dead rows carry their bytes along, for the dead-letter topic.
+Cost per core: tokenizing 2.7 MB/s (Hugging Face), all the rest together about 15 MB/s.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts
+from pipelines.steps.decode import decode
+from pipelines.steps.language import UNDETERMINED, detect_languages
+from pipelines.steps.normalize import normalize
+from pipelines.steps.quality import reject
+from pipelines.tokenizer import BatchTokenizer
+from schemas.arrow import HEADERS, SKETCH_BYTES, Outcome, Split, prepared
+from schemas.settings import Settings
+
+CLEANED = pa.schema(
+    [
+        pa.field("topic", pa.string(), nullable=False),
+        pa.field("partition", pa.int32(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("doc_id", pa.string()),
+        pa.field("outcome", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("language", pa.string()),
+        pa.field("num_chars", pa.int64()),
+        pa.field("text", pa.large_string()),  # normalized; of kept documents only
+        pa.field("key", pa.large_binary()),  # of dead rows only, as are value and headers
+        pa.field("value", pa.large_binary()),
+        pa.field("headers", HEADERS),
+    ]
+)
+"""Rows after decode, normalize, language and quality; "kept" means: not rejected."""
+
+_DECLARED = r"^\s*([A-Za-z]{2,3})(?:[-_].*)?$"
+
+
+def clean(records: pa.Table, settings: Settings) -> pa.Table:
+    """Decode, normalize, detect the language and apply the quality rules: schemas.arrow.RECORDS -> CLEANED, row by row."""
+    decoded = decode(records, settings.ingest.max_document_bytes).combine_chunks()
+    is_document = _flags(decoded["text"].is_valid())
+    documents = decoded.filter(pa.array(is_document))
+    normalized = normalize(_one_array(documents["text"]))
+    languages = _languages(normalized.texts, documents["declared_language"])
+    rules, num_chars = reject(normalized.texts, languages, normalized.num_controls, settings.quality)
+    accepted = rules.is_null()
+    at = _positions(is_document)
+    outcomes = pc.if_else(accepted, Outcome.KEPT, Outcome.REJECTED)
+    dead = pc.equal(decoded["outcome"], Outcome.DEAD).fill_null(False)
+    columns = {
+        **{name: records[name] for name in ("topic", "partition", "offset")},
+        "doc_id": decoded["doc_id"],
+        "outcome": pc.coalesce(decoded["outcome"], outcomes.take(at)),
+        "reason": pc.coalesce(decoded["reason"], rules.take(at)),
+        "error": decoded["error"],
+        "language": languages.take(at),
+        "num_chars": num_chars.take(at),
+        "text": _only(normalized.texts, accepted).take(at),
+        **{name: _only(records[name], dead) for name in ("key", "value", "headers")},
+    }
+    return pa.table([columns[field.name].cast(field.type) for field in CLEANED], schema=CLEANED)
+
+
+def prepare(records: pa.Table, settings: Settings, tokenizer: BatchTokenizer) -> pa.Table:
+    """``clean``, then fingerprint, split and tokenize what was kept: schemas.arrow.RECORDS -> schemas.arrow.prepared(vocab), row by row."""
+    cleaned = clean(records, settings)
+    kept = _flags(pc.equal(cleaned["outcome"], Outcome.KEPT))
+    texts = _one_array(cleaned["text"].filter(pa.array(kept)))
+    at = _positions(kept)
+    fingerprints = fingerprint_texts(texts, settings.dedup)
+    computed = {
+        "fingerprint": pa.array(fingerprints.fingerprint),
+        "content_hash": content_hashes(texts),
+        "sketch": _fixed_size(fingerprints.sketch, SKETCH_BYTES),
+        "split": splits(cleaned["doc_id"].filter(pa.array(kept)).to_pylist(), settings.ingest.validation_fraction),
+        "tokens": tokenizer.encode(texts),
+    }
+    schema = prepared(tokenizer.vocab_size)
+    columns = [computed[field.name].take(at) if field.name in computed else cleaned[field.name] for field in schema]
+    return pa.table([column.cast(field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
+
+
+def splits(doc_ids: list[str], validation_fraction: float) -> pa.Array:
+    """``train`` or ``validation`` for each id: a function of xxh3-64 of the id, so the same on every machine and in every version."""
+    hashes = np.fromiter((xxhash.xxh3_64_intdigest(doc_id) for doc_id in doc_ids), np.uint64, len(doc_ids))
+    # The upper 53 bits fit a float64 exactly.
+    is_validation = (hashes >> np.uint64(11)).astype(np.float64) < validation_fraction * 2.0**53
+    return pc.if_else(pa.array(is_validation), Split.VALIDATION, Split.TRAIN)
+
+
+def _languages(texts: pa.Array, declared: pa.ChunkedArray) -> pa.Array:
+    """The detected language; where that is unsure, the one that the producer declared, if it is a language code."""
+    series = pl.from_arrow(declared)
+    assert isinstance(series, pl.Series)
+    codes = series.cast(pl.String).str.extract(_DECLARED).str.to_lowercase().to_arrow().cast(pa.string())
+    detected = detect_languages(texts)
+    unsure = pc.and_(pc.equal(detected, UNDETERMINED), codes.is_valid())
+    return pc.if_else(unsure, codes, detected)
+
+
+def _flags(values: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    flags: npt.NDArray[np.bool_] = values.to_numpy()
+    return flags.astype(bool)
+
+
+def _positions(chosen: npt.NDArray[np.bool_]) -> pa.Array:
+    """For each row its number among the chosen ones, null if it is not chosen: ``take`` spreads a column of the chosen over all rows."""
+    return pa.array(np.cumsum(chosen) - 1, mask=~chosen)
+
+
+def _only(values: Any, wanted: Any) -> Any:
+    """Null where not wanted. (pc.if_else has no kernel for lists of structs in chunked arrays of every version; take has.)"""
+    flags = np.asarray(wanted).astype(bool)
+    return values.take(pa.array(np.arange(len(flags)), mask=~flags))
+
+
+def _one_array(values: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+
+
+def _fixed_size(rows: npt.NDArray[np.uint8], size: int) -> pa.Array:
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))])
