@@ -1,0 +1,59 @@
+"""Kafka as a source of Ray Data: one read task per slice of offsets.
+
+``ray.data.read_kafka`` is not used: it waits for ever where a partition ends in a transaction marker or a compaction gap, and resolves
+"latest" per task. Here the driver fixes every range beforehand (planning.py) and tasks only read them (reading.py).
+The only module of this package that imports Ray.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from pipelines.kafka.reading import Slice, read_blocks, read_slice, slices
+from schemas.arrow import RECORDS
+from schemas.settings import Settings
+
+__all__ = ["KafkaDatasource", "Slice", "read_slice", "slices"]
+
+EXPECTED_RECORD_BYTES = 2_048
+"""Guess at a record's size, for Ray's memory planning only."""
+
+
+class KafkaDatasource(Datasource):
+    """Rows of schemas.arrow.RECORDS, one per offset of the slices.
+
+    With ``preserve_order`` in the execution options they come out in the order of the slices, and in offset order within each.
+    """
+
+    def __init__(self, parts: Sequence[Slice], settings: Settings) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._parts = list(parts)
+        self._settings = settings
+
+    def get_name(self) -> str:
+        """Name of the read tasks in Ray's dashboard."""
+        return "Kafka"
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes, guessed from the number of offsets."""
+        return sum(part.end - part.start for part in self._parts) * EXPECTED_RECORD_BYTES
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:  # noqa: ARG002
+        """One task per slice, whatever parallelism Ray would like: the slices decide it."""
+        return [_read_task(part, self._settings, per_task_row_limit) for part in self._parts]
+
+
+def _read_task(part: Slice, settings: Settings, row_limit: int | None) -> ReadTask:
+    num_rows = part.end - part.start
+    metadata = BlockMetadata(
+        num_rows=num_rows,
+        size_bytes=num_rows * EXPECTED_RECORD_BYTES,
+        input_files=(f"{part.topic}/{part.partition}/{part.start}-{part.end}",),
+        exec_stats=None,
+    )
+    read: Callable[[], Iterator[pa.Table]] = partial(read_blocks, part, settings)
+    return ReadTask(read, metadata, schema=RECORDS, per_task_row_limit=row_limit)
