@@ -1,0 +1,138 @@
+"""``headrace models``: the registry: list versions, show one, follow its lineage back to Kafka, evaluate it."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ops.cli.output import print_json, print_table, say
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from ray_apps.models.registry import Registry
+    from schemas.manifest import ModelManifest
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    """Define the command and its actions."""
+    parser = subparsers.add_parser("models", help="registered model versions")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _add_action(actions, common, "list", "all versions", show_list)
+    _add_version(_add_action(actions, common, "show", "one version's manifest", show))
+    _add_version(_add_action(actions, common, "lineage", "from a version back to shards and Kafka offsets", show_lineage))
+    evaluate = _add_action(actions, common, "evaluate", "validation loss and perplexity on a dataset version", evaluate_version)
+    _add_version(evaluate)
+    evaluate.add_argument("--dataset", type=int, metavar="N", help="dataset version (default: the newest)")
+
+
+def _add_action(
+    actions: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser, name: str, text: str, run: Any
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, parents=[common], help=text)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("version", nargs="?", default="latest", metavar="VERSION", help="number, champion, challenger or latest (default)")
+
+
+def _registry(settings: Settings) -> "Registry":
+    from ray_apps.models.registry import Registry
+
+    return Registry(Path(settings.root))
+
+
+def show_list(args: argparse.Namespace, settings: Settings) -> int:
+    """All versions, oldest first."""
+    registry = _registry(settings)
+    manifests = [registry.manifest(version) for version in registry.versions()]
+    aliases = registry.aliases()
+    if args.json:
+        print_json({"aliases": aliases, "models": [manifest.model_dump(mode="json") for manifest in manifests]})
+    elif manifests:
+        columns = ("version", "aliases", "dataset", "parameters", "steps", "train loss", "validation loss", "perplexity", "registered")
+        print_table(columns, [_row(manifest, aliases) for manifest in manifests])
+    else:
+        say(f"no model is registered under {settings.root}; run `headrace train`")
+    return 0
+
+
+def _row(manifest: "ModelManifest", aliases: dict[str, int]) -> list[object]:
+    names = ", ".join(name for name, version in aliases.items() if version == manifest.version)
+    result, training = manifest.evaluation, manifest.training
+    quality = [f"{result.loss:.4f}", f"{result.perplexity:.2f}"] if result else ["-", "-"]
+    losses = f"{training.first_loss:.3f} -> {training.last_loss:.3f}"
+    return [
+        manifest.version,
+        names,
+        manifest.dataset.version,
+        manifest.num_parameters,
+        training.steps,
+        losses,
+        *quality,
+        f"{manifest.created_at:%Y-%m-%d %H:%M:%S}",
+    ]
+
+
+def show(args: argparse.Namespace, settings: Settings) -> int:
+    """One version."""
+    registry = _registry(settings)
+    manifest = registry.manifest(registry.resolve(args.version))
+    if args.json:
+        print_json(manifest.model_dump(mode="json"))
+        return 0
+    from ray_apps.models.card import model_card
+    from ray_apps.models.lineage import language_counts
+
+    card = model_card(manifest, language_counts(registry.root, manifest.dataset.version))
+    print(card.split("---\n", 2)[-1].strip())
+    return 0
+
+
+def show_lineage(args: argparse.Namespace, settings: Settings) -> int:
+    """From a model to the data that it was trained on."""
+    from ray_apps.models.lineage import lineage
+
+    registry = _registry(settings)
+    traced = lineage(registry.root, _ancestors(registry, registry.resolve(args.version)))
+    if args.json:
+        print_json(traced)
+        return 0
+    dataset = traced["dataset"]
+    parents = "".join(f" <- model {parent['model']} (dataset {parent['dataset_version']})" for parent in traced["parents"])
+    print(f"model {traced['model']} <- run {traced['run_id']} <- dataset {dataset['version']}{parents}")
+    print(f"documents by language: {', '.join(f'{name} {count:,}' for name, count in dataset['languages'].items()) or 'none'}")
+    columns = ("dataset", "topic", "partition", "from", "up to", "train shards", "train tokens")
+    print_table(columns, [row for version in traced["versions"] for row in _lineage_rows(version)])
+    return 0
+
+
+def _ancestors(registry: "Registry", version: int) -> "list[ModelManifest]":
+    """The version and its parents, newest first."""
+    manifests = [registry.manifest(version)]
+    while (parent := manifests[-1].training.parent_model) is not None:
+        manifests.append(registry.manifest(parent))
+    return manifests
+
+
+def _lineage_rows(version: dict[str, Any]) -> list[list[object]]:
+    shards, tokens = len(version["shards"]), sum(shard["tokens"] for shard in version["shards"])
+    spans = [(topic, int(partition), span) for topic, partitions in version["offsets"].items() for partition, span in partitions.items()]
+    return [[version["version"], topic, partition, span["start"], span["end"], shards, tokens] for topic, partition, span in spans]
+
+
+def evaluate_version(args: argparse.Namespace, settings: Settings) -> int:
+    """Evaluate in this process."""
+    from ray_apps.training.evaluate import evaluate_model
+
+    version = _registry(settings).resolve(args.version)
+    result = evaluate_model(settings, version, args.dataset)
+    if args.json:
+        print_json({"model": version, **result.model_dump(mode="json")})
+    else:
+        print(
+            f"model version {version} on dataset version {result.dataset_version}: loss {result.loss:.4f} nats per token, "
+            f"perplexity {result.perplexity:.2f} over {result.num_tokens:,} tokens"
+        )
+    return 0

@@ -1,0 +1,1 @@
+"""Model versions: their shapes, their registry, their cards, their lineage."""

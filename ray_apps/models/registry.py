@@ -1,0 +1,178 @@
+"""The model registry: immutable, numbered model versions under ``<root>/models``.
+
+    models/00000003/          config.json, model.safetensors, tokenizer files, README.md (the card), manifest.json (a copy, for people)
+    models/log/00000003.json  the ModelManifest: a version exists when this does
+
+Registration is serialized by a lock that the kernel drops with the process: (1) the files wait, flushed, in a staging folder, (2) the
+next free number is taken under the lock, a folder of that number without a log entry is a crash's leftover and goes, (3) the card is
+written and every file hashed, (4) the folder is renamed to its number, (5) the log entry is published. A crash before (5) leaves
+nothing that a reader sees. A run registers once: its id is in its manifest, and ``find_run`` looks for it.
+The aliases champion and challenger are those of the newest rollout state; ``latest`` is the newest version.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipelines.dataset.durable import TEMPORARY_PREFIX, create_durably, sync_folder
+from pipelines.dataset.log import CommitLog
+from pipelines.dataset.shards import file_entry
+from ray_apps.models.card import CARD_FILE, model_card
+from ray_apps.models.lineage import language_counts
+from schemas.errors import DatasetNotFound, ManifestCorrupt, ModelNotFound
+from schemas.manifest import FileEntry, ModelManifest
+from schemas.rollout import RolloutState
+
+FOLDER = "models"
+MANIFEST_FILE = "manifest.json"
+_VERSION_FOLDER = re.compile(r"^\d{8}$")
+
+BuildManifest = Callable[[int, list[FileEntry]], ModelManifest]
+"""Makes the manifest of a version out of its number and its files."""
+
+
+class Registry:
+    """The model versions under a root; the folder need not exist yet."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.models = root / FOLDER
+        self.log = CommitLog(self.models / "log")
+
+    def versions(self) -> list[int]:
+        """All versions, ascending."""
+        return list(range(1, self.log.latest() + 1))
+
+    def manifest(self, version: int) -> ModelManifest:
+        """Manifest of a version. Raises ModelNotFound, or ManifestCorrupt if it does not parse."""
+        try:
+            data = self.log.read(version)
+        except DatasetNotFound as error:
+            raise ModelNotFound(f"there is no model version {version} under {self.root}; {self._known()}") from error
+        try:
+            return ModelManifest.model_validate_json(data)
+        except ValidationError as error:
+            raise ManifestCorrupt(f"{self.log.path(version)} is not a valid manifest: {error.errors()[0]['msg']}; restore it from a copy") from error
+
+    def folder(self, version: int) -> Path:
+        """Folder of a version's files, loadable with transformers. Raises ModelNotFound if the version does not exist."""
+        if not self.log.path(version).is_file():
+            raise ModelNotFound(f"there is no model version {version} under {self.root}; {self._known()}")
+        return self._folder(version)
+
+    def find_run(self, run_id: str) -> ModelManifest | None:
+        """The model that a training run made, if it was registered."""
+        for version in reversed(self.versions()):
+            manifest = self.manifest(version)
+            if manifest.training.run_id == run_id:
+                return manifest
+        return None
+
+    def rollout(self) -> RolloutState | None:
+        """The newest rollout state. Raises ManifestCorrupt if it does not parse."""
+        log = CommitLog(self.root / "rollout")
+        number = log.latest()
+        if number == 0:
+            return None
+        try:
+            return RolloutState.model_validate_json(log.read(number))
+        except ValidationError as error:
+            raise ManifestCorrupt(f"{log.path(number)} is not a valid rollout state: {error.errors()[0]['msg']}") from error
+
+    def aliases(self) -> dict[str, int]:
+        """Alias -> version: champion and challenger where a rollout set them, latest where there is a model."""
+        state = self.rollout()
+        found = {"champion": state.champion, "challenger": state.challenger} if state else {}
+        found["latest"] = self.log.latest() or None
+        return {name: version for name, version in found.items() if version is not None}
+
+    def resolve(self, name: str) -> int:
+        """Version of a number or an alias. Raises ModelNotFound."""
+        if name.isdecimal():
+            return self.manifest(int(name)).version
+        aliases = self.aliases()
+        if name not in aliases:
+            known = ", ".join(f"{alias} (version {version})" for alias, version in aliases.items()) or "none is set yet"
+            raise ModelNotFound(f"no model has the alias {name!r}; aliases: {known}")
+        return aliases[name]
+
+    def new_staging(self, owner: str) -> Path:
+        """An empty folder for the files of a version to be; former ones of the same owner are removed. The owner runs once at a time."""
+        self.models.mkdir(parents=True, exist_ok=True)
+        prefix = f"{TEMPORARY_PREFIX}{owner}-"
+        for leftover in self.models.glob(f"{prefix}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        staging = self.models / f"{prefix}{secrets.token_hex(6)}"
+        staging.mkdir()
+        return staging
+
+    def register(self, staging: Path, build_manifest: BuildManifest) -> ModelManifest:
+        """Publish the files in ``staging`` (a folder on the registry's file system) as the next version; ``staging`` is gone afterwards.
+
+        Raises CommitConflict if a writer that does not honour the lock took the number; nothing of this attempt is visible then.
+        """
+        # Step 1: the files are durable.
+        _sync_files(staging)
+        with self._lock():
+            # Step 2: the next number; what a crash left under it goes.
+            version = self.log.latest() + 1
+            self._remove_orphans()
+            # Step 3: the card, and a hash of everything.
+            manifest = self._describe(staging, version, build_manifest)
+            # Step 4: the files get their final place.
+            staging.rename(self._folder(version))
+            sync_folder(self.models)
+            # Step 5: the version exists from here on.
+            self.log.publish(version, manifest.model_dump_json(indent=2).encode())
+        return manifest
+
+    def _describe(self, staging: Path, version: int, build_manifest: BuildManifest) -> ModelManifest:
+        draft = build_manifest(version, [])
+        languages = language_counts(self.root, draft.dataset.version)
+        create_durably(staging / CARD_FILE, model_card(draft, languages).encode())
+        manifest = build_manifest(version, self._entries(staging, version))
+        create_durably(staging / MANIFEST_FILE, manifest.model_dump_json(indent=2).encode())
+        return manifest
+
+    def _entries(self, staging: Path, version: int) -> list[FileEntry]:
+        """Entries of the staged files under the names that they are about to get."""
+        final = self._folder(version).relative_to(self.root)
+        entries = (file_entry(staging, path, rows=0) for path in sorted(staging.rglob("*")) if path.is_file())
+        return [entry.model_copy(update={"path": (final / entry.path).as_posix()}) for entry in entries]
+
+    def _remove_orphans(self) -> None:
+        for entry in self.models.iterdir():
+            if _VERSION_FOLDER.match(entry.name) and not self.log.path(int(entry.name)).exists():
+                shutil.rmtree(entry)
+
+    def _folder(self, version: int) -> Path:
+        return self.models / f"{version:08d}"
+
+    def _known(self) -> str:
+        newest = self.log.latest()
+        return f"versions 1 to {newest} exist" if newest else "none was registered yet; run `headrace train`"
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.models.mkdir(parents=True, exist_ok=True)
+        with (self.models / ".lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _sync_files(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    sync_folder(folder)

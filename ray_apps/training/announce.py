@@ -1,0 +1,88 @@
+"""Says on Kafka what training does, when a Kafka is named. For people and for the loop's log only: nothing that counts depends on it.
+
+Event ids follow from the run, so that a run that was interrupted and started again repeats itself recognizably.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from schemas.errors import HeadraceError
+from schemas.events import EventData, ModelRegistered, TrainingFailed, TrainingFinished, TrainingStarted, new_event
+from schemas.manifest import ModelManifest
+from schemas.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SOURCE = "/headrace/training"
+FLUSH_TIMEOUT_S = 5.0
+
+Announce = Callable[[EventData, str], None]
+"""Publishes data under a name that is unique to what happened, for example a run's id."""
+
+
+@contextmanager
+def announcer(settings: Settings) -> Iterator[Announce]:
+    """Something that publishes to the events topic inside the block; silent where no Kafka is named or none answers."""
+    if not settings.kafka.bootstrap_servers:
+        yield _ignore
+        return
+    from pipelines.kafka.events import EventProducer
+
+    try:
+        producer = EventProducer(settings)
+    except HeadraceError as error:
+        log.warning("training goes on without events: %s", error)
+        yield _ignore
+        return
+    with producer:
+
+        def announce(data: EventData, name: str) -> None:
+            event = new_event(data, id=f"{type(data).__name__}/{name}", source=SOURCE, time=datetime.now(UTC), subject=name)
+            producer.publish(event, topic="events", key=name)
+
+        yield announce
+        producer.flush(FLUSH_TIMEOUT_S)
+
+
+def _ignore(data: EventData, name: str) -> None:
+    """No Kafka: nothing to tell."""
+    log.debug("no Kafka is named; %s of %s is not published", type(data).__name__, name)
+
+
+def started(run_id: str, dataset_version: int, parent_model: int | None, num_workers: int, steps: int) -> TrainingStarted:
+    """The run begins, or goes on."""
+    return TrainingStarted(run_id=run_id, dataset_version=dataset_version, parent_model=parent_model, num_workers=num_workers, steps=steps)
+
+
+def failed(run_id: str, dataset_version: int, error: Exception) -> TrainingFailed:
+    """The run was given up."""
+    return TrainingFailed(run_id=run_id, dataset_version=dataset_version, error=str(error))
+
+
+def finished(manifest: ModelManifest) -> TrainingFinished:
+    """The run reached its last step."""
+    run = manifest.training
+    return TrainingFinished(
+        run_id=run.run_id,
+        dataset_version=manifest.dataset.version,
+        steps=run.steps,
+        tokens=run.tokens,
+        first_loss=run.first_loss,
+        last_loss=run.last_loss,
+        duration_s=run.duration_s,
+    )
+
+
+def registered(manifest: ModelManifest) -> ModelRegistered:
+    """A model version exists."""
+    evaluation = manifest.evaluation
+    return ModelRegistered(
+        version=manifest.version,
+        dataset_version=manifest.dataset.version,
+        run_id=manifest.training.run_id,
+        num_parameters=manifest.num_parameters,
+        loss=evaluation.loss if evaluation else None,
+        perplexity=evaluation.perplexity if evaluation else None,
+    )

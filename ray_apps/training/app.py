@@ -1,0 +1,170 @@
+"""Training on Ray: ``train`` takes a dataset version to a registered model version.
+
+Ray Train places the workers and starts them again when one dies; what they do is ``loop.py``. The truth about how far a run is lies in
+the run's own checkpoints (Ray collects reports on a poll and may miss the newest), so that a killed worker, a killed ``headrace train``
+and a killed machine all recover the same way: run it again. The order, which makes registration happen exactly once:
+(1) plan the run: its name follows from the data, the settings and the parent; (2) lock the run; (3) a run that was registered is
+returned as it is; (4) train, unless the last step is done; (5) register.
+"""
+
+import logging
+import secrets
+import shutil
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.cluster import ray_session
+from pipelines.dataset.durable import replace_durably
+from ray_apps.models.registry import Registry
+from ray_apps.training import announce
+from ray_apps.training.export import is_complete, register_run
+from ray_apps.training.losses import LossFollower, LossRecord
+from ray_apps.training.run import RUN_FILE, TrainingRun, plan_run, run_lock
+from schemas.errors import SettingsError, TrainingError
+from schemas.manifest import ModelManifest
+from schemas.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL_S = 0.25
+RAY_FOLDER = "ray"
+"""Ray Train's own files, in the run's folder; worth nothing once the run is done."""
+
+OnProgress = Callable[[TrainingRun, LossRecord], None]
+"""Called in the caller's thread with the newest step."""
+
+
+def train(
+    settings: Settings, *, dataset_version: int | None = None, parent_model: int | None = None, on_progress: OnProgress | None = None
+) -> ModelManifest:
+    """Train on a dataset version (the newest by default) and register the model; goes on with the run if it was interrupted.
+
+    A run that was registered before is not trained again: its manifest is returned. Raises NotEnoughData, DatasetNotFound,
+    ModelNotFound, TokenizerMismatch, SettingsError, or TrainingError if the run failed more often than ``training.max_failures``.
+    """
+    settings = settings.model_copy(update={"root": str(Path(settings.root).resolve())})  # workers run in other folders
+    root = Path(settings.root)
+    # Step 1: what to do, and its name.
+    run = plan_run(settings, dataset_version, parent_model)
+    # Step 2: nobody else does it.
+    with run_lock(run.folder(root)), announce.announcer(settings) as say:
+        # Step 3: perhaps it is done.
+        made = Registry(root).find_run(run.run_id)
+        if made is not None:
+            return made
+        try:
+            # Step 4: every step, and the evaluation.
+            if not is_complete(run, root):
+                say(announce.started(run.run_id, run.dataset.version, parent_model, run.training.num_workers, run.training.max_steps), run.run_id)
+                _train_on_ray(run, settings, on_progress)
+            # Step 5: the model exists.
+            manifest = register_run(run, root, lambda: datetime.now(UTC))
+        except Exception as error:
+            say(announce.failed(run.run_id, run.dataset.version, error), run.run_id)
+            raise
+        say(announce.finished(manifest), run.run_id)
+        say(announce.registered(manifest), f"model/{manifest.version}")
+        return manifest
+
+
+def _train_on_ray(run: TrainingRun, settings: Settings, on_progress: OnProgress | None) -> None:
+    folder = run.folder(Path(settings.root))
+    shutil.rmtree(folder / RAY_FOLDER, ignore_errors=True)
+    replace_durably(folder / RUN_FILE, run.model_dump_json(indent=2).encode())
+    _check_resources(settings)
+    with ray_session(settings.ray):
+        fit = _Fit(run, settings)
+        fit.start()
+        follower = LossFollower(folder)
+        while fit.is_alive():
+            fit.join(PROGRESS_INTERVAL_S)
+            records = follower.poll()
+            if records and on_progress:
+                on_progress(run, records[-1])
+        fit.check()
+    shutil.rmtree(folder / RAY_FOLDER, ignore_errors=True)
+
+
+def _check_resources(settings: Settings) -> None:
+    """A private Ray with fewer CPUs than the workers want would wait for ever."""
+    wanted = settings.training.num_workers * settings.training.threads_per_worker
+    if settings.ray.address == "local" and not settings.training.use_gpu and wanted > settings.ray.num_cpus:
+        raise SettingsError(
+            f"{settings.training.num_workers} workers with {settings.training.threads_per_worker} threads want {wanted} CPUs, "
+            f"ray.num_cpus is {settings.ray.num_cpus}; raise it, or lower training.num_workers"
+        )
+
+
+class _Fit(threading.Thread):
+    """Runs Ray Train beside the main thread, which stays free to show progress and to be interrupted (Ray would take SIGINT over)."""
+
+    def __init__(self, run: TrainingRun, settings: Settings) -> None:
+        super().__init__(name="ray-train", daemon=True)
+        self._run_spec = run
+        self._settings = settings
+        self._failure: str | None = None
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        """Run the trainer to its end."""
+        try:
+            self._failure = _trainer(self._run_spec, self._settings).fit().return_value
+        except Exception as error:  # noqa: BLE001 - handed to the main thread
+            self._error = error
+
+    def check(self) -> None:
+        """Raise TrainingError unless the workers finished."""
+        name = self._run_spec.run_id
+        if self._error is not None:
+            reason = str(self._error).strip().splitlines()[-1:] or [type(self._error).__name__]
+            raise TrainingError(f"run {name} was given up: {reason[0]}; `headrace train` goes on from its newest checkpoint") from self._error
+        if self._failure is not None:
+            raise TrainingError(self._failure)
+
+
+def _trainer(run: TrainingRun, settings: Settings) -> Any:
+    """The TorchTrainer of one attempt. Its name is new each time: Ray would otherwise restore its own idea of the run."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    training = settings.training
+    resources = {"CPU": 1, "GPU": 1} if training.use_gpu else {"CPU": training.threads_per_worker}
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"root": settings.root, "run": run.model_dump_json()},
+        scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=f"{run.run_id}-{secrets.token_hex(4)}",
+            storage_path=str(run.folder(Path(settings.root)) / RAY_FOLDER),
+            failure_config=FailureConfig(max_failures=training.max_failures),
+        ),
+    )
+
+
+def train_worker(config: dict[str, str]) -> Any:
+    """One worker of Ray Train. Returns a sentence if the run cannot succeed, which Ray would otherwise try again and again."""
+    import ray.train
+    import ray.train.torch
+
+    from ray_apps.training.loop import TrainingLoop
+    from ray_apps.training.parallel import joined_process, prepare_device
+
+    run = TrainingRun.model_validate_json(config["run"])
+    device = ray.train.torch.get_device()
+    prepare_device(device, run.training.threads_per_worker)
+    try:
+        TrainingLoop(run, Path(config["root"]), joined_process(device)).run(on_checkpoint=_report)
+    except TrainingError as error:
+        return str(error)
+    return None
+
+
+def _report(record: LossRecord) -> None:
+    """Show the step in Ray's dashboard."""
+    import ray.train
+
+    ray.train.report({"step": record.step, "loss": record.loss, "tokens_per_s": record.num_tokens / max(record.duration_s, 1e-9)})

@@ -1,0 +1,102 @@
+"""From a finished run to a registered model version: Hugging Face files, manifest, registration.
+
+A run registers exactly once: the caller holds the run's lock and has looked for the run in the registry, and the registry's log entry is
+the only thing that makes a version. A crash in between leaves a staging folder, which the next attempt removes.
+"""
+
+import importlib.metadata
+import shutil
+import subprocess
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from transformers import LlamaForCausalLM
+
+from ray_apps.models.registry import Registry
+from ray_apps.training.checkpoint import FOLDER as CHECKPOINT_FOLDER
+from ray_apps.training.losses import FILE_NAME, read_losses
+from ray_apps.training.run import RESULT_FILE, RunResult, TrainingRun
+from ray_apps.training.weights import build_model
+from schemas.errors import TrainingError
+from schemas.manifest import FileEntry, ModelManifest, TrainingSummary
+
+
+def is_complete(run: TrainingRun, root: Path) -> bool:
+    """Whether the workers have nothing left to do: the last step's checkpoint and the result are there."""
+    steps = run.checkpoints(root).steps()
+    return bool(steps) and steps[-1] == run.training.max_steps and (run.folder(root) / RESULT_FILE).is_file()
+
+
+def summarize(run: TrainingRun, root: Path) -> TrainingSummary:
+    """What the loss curve says about the run. Raises TrainingError if steps are missing from it."""
+    records = read_losses(run.folder(root) / FILE_NAME)
+    if [record.step for record in records] != list(range(run.training.max_steps)):
+        raise TrainingError(f"{run.folder(root) / FILE_NAME} has {len(records)} of {run.training.max_steps} steps; remove the folder to train again")
+    return TrainingSummary(
+        run_id=run.run_id,
+        steps=len(records),
+        tokens=sum(record.num_tokens for record in records),
+        first_loss=records[0].loss,
+        last_loss=records[-1].loss,
+        duration_s=sum(record.duration_s for record in records),
+        num_workers=run.training.num_workers,
+        parent_model=run.parent_model,
+    )
+
+
+def trained_model(run: TrainingRun, root: Path) -> LlamaForCausalLM:
+    """The model of the run's last checkpoint. Raises TrainingError if that is not there or damaged."""
+    store = run.checkpoints(root)
+    manifest = store.newest()
+    if manifest is None or manifest.step != run.training.max_steps:
+        raise TrainingError(f"run {run.run_id} has no whole checkpoint of its last step {run.training.max_steps}; run `headrace train` again")
+    model = build_model(run.model_copy(update={"parent_model": None}), root)
+    store.restore(manifest, model, None, None)
+    return model
+
+
+def register_run(run: TrainingRun, root: Path, now: Callable[[], datetime]) -> ModelManifest:
+    """Export the finished run as the next model version and drop its checkpoints. ``now`` gives UTC-aware times."""
+    registry = Registry(root)
+    summary = summarize(run, root)
+    result = RunResult.model_validate_json((run.folder(root) / RESULT_FILE).read_bytes())
+    model = trained_model(run, root)
+    model.generation_config.pad_token_id = run.tokenizer.pad_token_id
+    staging = registry.new_staging(run.run_id)
+    model.save_pretrained(staging)
+    for path in sorted((root / run.tokenizer.path).iterdir()):
+        shutil.copyfile(path, staging / path.name)
+    created_at = now()
+
+    def build_manifest(version: int, files: list[FileEntry]) -> ModelManifest:
+        return ModelManifest(
+            version=version,
+            created_at=created_at,
+            files=files,
+            architecture=type(model).__name__,
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            dataset=run.dataset,
+            tokenizer=run.tokenizer,
+            training=summary,
+            evaluation=result.evaluation,
+            settings_fingerprint=run.settings_fingerprint,
+            code_version=code_version(),
+        )
+
+    manifest = registry.register(staging, build_manifest)
+    shutil.rmtree(run.folder(root) / CHECKPOINT_FOLDER, ignore_errors=True)
+    return manifest
+
+
+def code_version() -> str:
+    """Version of the distribution, with the commit where the code runs from a git checkout."""
+    version = importlib.metadata.version("headrace")
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return version
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=checkout, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version}+{done.stdout.strip()}"

@@ -1,0 +1,122 @@
+"""The training loop: plain PyTorch, runs in one process or in each of several, knows nothing of Ray.
+
+Invariant: everything that a step does is a function of (weights, optimizer state, step), and a checkpoint holds all three. A run that
+is killed at any moment and started again goes through the same numbers, bit for bit, as one that was not (same number of processes).
+
+(1) build the model, (2) let DDP settle, (3) restore the newest good checkpoint, (4) cut the loss curve there, (5) step and record,
+(6) checkpoint, the loss curve forced to disk before it, (7) evaluate and leave the result.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.durable import replace_durably
+from ray_apps.training.batches import StepBatches
+from ray_apps.training.evaluate import Validation, evaluate
+from ray_apps.training.losses import LossCurve, LossRecord
+from ray_apps.training.optimizer import build_optimizer
+from ray_apps.training.parallel import Process, parallelize, prime
+from ray_apps.training.precision import resolve_precision
+from ray_apps.training.run import RESULT_FILE, RunResult, TrainingRun
+from ray_apps.training.schedule import learning_rate
+from ray_apps.training.step import Stepper, SummedLoss, seed_step, train_step
+from ray_apps.training.weights import build_model
+from schemas.errors import TrainingError
+
+OnStep = Callable[[LossRecord], None]
+
+
+class TrainingLoop:
+    """One process of a run. ``run()`` starts where the newest checkpoint ends."""
+
+    def __init__(self, run: TrainingRun, root: Path, process: Process) -> None:
+        self.spec = run
+        self.root = root
+        self.process = process
+        self.folder = run.folder(root)
+        self.store = run.checkpoints(root)
+        self.model = build_model(run, root)
+        self.loss_module = SummedLoss(self.model).to(process.device)
+        self.optimizer = build_optimizer(self.model, run.training, process.device)
+        self.precision = resolve_precision(run.training, process.device)
+        self.stepper = Stepper(
+            module=parallelize(self.loss_module, process),
+            optimizer=self.optimizer,
+            scaler=self.precision.scaler(),
+            precision=self.precision,
+            process=process,
+            accumulation_steps=run.training.accumulation_steps,
+            clip_norm=run.training.clip_norm,
+        )
+        self.batches = StepBatches(root, run.dataset.version, run.tokenizer, run.training, rank=process.rank, world_size=process.world_size)
+
+    def run(self, on_checkpoint: OnStep | None = None) -> None:
+        """Train to the last step and leave ``result.json``. ``on_checkpoint`` is called in every process with the step before each checkpoint.
+
+        Raises TrainingError, in every process alike, if the loss stops being a number.
+        """
+        prime(self.stepper.module, self._dummy_loss)
+        step = self.resume()
+        curve = LossCurve(self.folder, step) if self.process.is_first else None
+        self.model.train()
+        while step < self.spec.training.max_steps:
+            record = self._step(step)
+            step += 1
+            if curve:
+                curve.append(record)
+            if self._is_due(step):
+                self._checkpoint(step, curve)
+                if on_checkpoint:
+                    on_checkpoint(record)
+        if curve:
+            curve.close()
+        self._finish()
+
+    def resume(self) -> int:
+        """Restore the newest good checkpoint, the same one in every process; returns the next step to run."""
+        newest = self.store.newest() if self.process.is_first else None
+        step = self.process.from_first(newest.step if newest else 0)
+        if step:
+            self.store.restore(self.store.manifest(step), self.model, self.optimizer, self.stepper.scaler)
+        self.process.barrier()
+        return step
+
+    def _step(self, step: int) -> LossRecord:
+        settings = self.spec.training
+        started = time.perf_counter()
+        seed_step(settings.seed, step, self.process.rank)
+        rate = learning_rate(settings, step)
+        result = train_step(self.stepper, self.batches[step], rate)
+        if not math.isfinite(result.loss):
+            raise TrainingError(
+                f"the loss of step {step} is {result.loss}; lower training.learning_rate ({settings.learning_rate}) or raise training.warmup_steps"
+            )
+        return LossRecord(step, result.loss, result.grad_norm, rate, result.num_targets, time.perf_counter() - started)
+
+    def _is_due(self, next_step: int) -> bool:
+        settings = self.spec.training
+        return next_step % settings.checkpoint_every_steps == 0 or next_step == settings.max_steps
+
+    def _checkpoint(self, next_step: int, curve: LossCurve | None) -> None:
+        if curve:
+            curve.sync()
+            self.store.save(next_step, self.model, self.optimizer, self.stepper.scaler)
+
+    def _finish(self) -> None:
+        self.model.eval()
+        validation = Validation(Dataset(self.root, self.spec.dataset.version), self.spec.training.evaluate_rows)
+        result = RunResult(evaluation=evaluate(self.loss_module, validation, self.precision, self.process))
+        if self.process.is_first:
+            replace_durably(self.folder / RESULT_FILE, result.model_dump_json(indent=2).encode())
+        self.process.barrier()
+
+    def _dummy_loss(self) -> Tensor:
+        ids_BT = torch.zeros((1, 2), dtype=torch.int64, device=self.process.device)
+        loss: Tensor = self.stepper.module(ids_BT, ids_BT)
+        return loss

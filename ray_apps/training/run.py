@@ -1,0 +1,142 @@
+"""A training run: what is trained on what, under a name that follows from exactly that.
+
+The name is a hash of the dataset version, of the settings that decide the weights and of the parent model, so that the same command
+after a crash finds its checkpoints, and a run that was registered is not trained again. How many processes share the work, how often
+they save and how often they may fail change the weights by rounding at most: they are left out, and a run can go on with fewer workers.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import Field
+
+from pipelines.dataset.dataset import Dataset
+from ray_apps.models.registry import Registry
+from ray_apps.training.checkpoint import Binding, CheckpointStore
+from schemas.arrow import Split
+from schemas.errors import NotEnoughData, SettingsError, TokenizerMismatch, TrainingError
+from schemas.manifest import DatasetRef, Evaluation, Record, TokenizerRef
+from schemas.settings import MODEL_SECTIONS, ModelSettings, Settings, TrainingSettings, fingerprint
+
+FOLDER = "training"
+RUN_FILE, RESULT_FILE = "run.json", "result.json"
+OPERATIONAL = (
+    "num_workers",
+    "use_gpu",
+    "threads_per_worker",
+    "accumulation_steps",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "max_failures",
+)
+"""Training settings that say how a run is done, not what comes out of it."""
+
+
+class TrainingRun(Record):
+    """Everything that a worker needs to know; ``run.json`` in the run's folder."""
+
+    run_id: str = Field(pattern=r"^[a-z0-9-]+$")
+    """Name of the run's folder under ``<root>/training``."""
+    dataset: DatasetRef
+    """What it reads."""
+    tokenizer: TokenizerRef
+    """The dataset's tokenizer."""
+    sequence_length: int
+    """Tokens per row, S."""
+    parent_model: int | None
+    """Model version whose weights it starts from."""
+    model: ModelSettings
+    """The shape of the model."""
+    training: TrainingSettings
+    """How it is trained."""
+    settings_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Fingerprint of the settings that decide the weights."""
+
+    def folder(self, root: Path) -> Path:
+        """Where checkpoints, losses and the result are."""
+        return root / FOLDER / self.run_id
+
+    def checkpoints(self, root: Path) -> CheckpointStore:
+        """The run's checkpoints."""
+        binding = Binding(self.dataset.manifest_sha256, self.training.seed, self.settings_fingerprint)
+        return CheckpointStore(self.folder(root), binding, self.training.keep_checkpoints)
+
+
+class RunResult(Record):
+    """What the workers leave when the last step and the evaluation are done."""
+
+    evaluation: Evaluation | None
+    """None if the dataset version has no validation rows."""
+
+
+def model_fingerprint(settings: Settings) -> str:
+    """Fingerprint of the model and training settings that decide the weights; OPERATIONAL ones count as their defaults."""
+    defaults = {name: TrainingSettings.model_fields[name].default for name in OPERATIONAL}
+    training = settings.training.model_copy(update=defaults)
+    return fingerprint(settings.model_copy(update={"training": training}), MODEL_SECTIONS)
+
+
+def plan_run(settings: Settings, dataset_version: int | None = None, parent_model: int | None = None) -> TrainingRun:
+    """Decide what to train; the newest dataset version by default.
+
+    Raises DatasetNotFound, NotEnoughData, ModelNotFound, TokenizerMismatch, or SettingsError if the workers cannot share a batch.
+    """
+    dataset = Dataset(Path(settings.root), dataset_version)
+    _check_batches(dataset, settings.training)
+    if parent_model is not None:
+        _check_parent(settings, dataset, parent_model)
+    ref = dataset.ref()
+    decisive = {"dataset": ref.manifest_sha256, "parent": parent_model}
+    model_sha256 = model_fingerprint(settings)
+    name = fingerprint(settings, (), {**decisive, "settings": model_sha256})
+    return TrainingRun(
+        run_id=f"d{dataset.version:08d}-{name[:12]}",
+        dataset=ref,
+        tokenizer=dataset.tokenizer,
+        sequence_length=dataset.manifest.sequence_length,
+        parent_model=parent_model,
+        model=settings.model,
+        training=settings.training,
+        settings_fingerprint=model_sha256,
+    )
+
+
+def _check_batches(dataset: Dataset, training: TrainingSettings) -> None:
+    num_rows = sum(entry.rows for entry in dataset.shards(Split.TRAIN))
+    if num_rows < training.global_batch_rows:
+        raise NotEnoughData(
+            f"dataset version {dataset.version} has {num_rows} training rows, one step takes {training.global_batch_rows}; "
+            f"ingest more documents, or lower training.global_batch_rows"
+        )
+    if training.global_batch_rows % training.num_workers:
+        raise SettingsError(
+            f"training.global_batch_rows ({training.global_batch_rows}) cannot be shared evenly by training.num_workers ({training.num_workers})"
+        )
+
+
+def _check_parent(settings: Settings, dataset: Dataset, parent_model: int) -> None:
+    parent = Registry(Path(settings.root)).manifest(parent_model)
+    if parent.tokenizer.sha256 != dataset.tokenizer.sha256:
+        raise TokenizerMismatch(
+            f"model version {parent_model} speaks tokenizer {parent.tokenizer.sha256[:12]}, dataset version {dataset.version} "
+            f"{dataset.tokenizer.sha256[:12]}; train without a parent model"
+        )
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold the run for this process; the kernel drops the lock when the process dies. Raises TrainingError if another one holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise TrainingError(f"process {file.read().strip() or 'unknown'} is training run {folder.name} already; wait for it") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,33 @@
+"""The model of a run: random weights from the run's seed, or those of its parent."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from ray_apps.models.presets import llama_config
+from ray_apps.models.registry import Registry
+from ray_apps.training.checkpoint import load_model_tensors
+from ray_apps.training.run import TrainingRun
+from schemas.errors import CheckpointCorrupt, TrainingError
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+def build_model(run: TrainingRun, root: Path) -> LlamaForCausalLM:
+    """The model before its first step, fp32 on CPU, the same numbers in every process.
+
+    Raises TrainingError if the parent model has another shape.
+    """
+    torch.manual_seed(run.training.seed)
+    model = LlamaForCausalLM(llama_config(run.model, run.tokenizer, run.sequence_length))
+    if run.parent_model is not None:
+        source = Registry(root).folder(run.parent_model) / WEIGHTS_FILE
+        try:
+            load_model_tensors(model, load_file(source), source)
+        except CheckpointCorrupt as error:
+            raise TrainingError(
+                f"model version {run.parent_model} cannot be the parent of a {run.model.preset!r} model: {error}; choose its preset, or no parent"
+            ) from error
+    return model
