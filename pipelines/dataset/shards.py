@@ -112,7 +112,7 @@ class ShardWriter:
     def _num_that_fit(self, ends: npt.NDArray[np.int64], taken: int, before: int) -> int:
         """Index after the last document that the open shard still takes; an empty shard takes at least one."""
         stop = int(np.searchsorted(ends, before + self.capacity - self._num_tokens, side="right"))
-        return max(stop, taken + 1) if self._num_tokens == 0 else stop
+        return max(stop, taken + (self._num_tokens == 0))
 
     def _append(self, flat: Tokens, starts: npt.NDArray[np.int64]) -> None:
         self._pieces.append(flat)

@@ -1,0 +1,68 @@
+"""A reader sees exactly what manifests list."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
+from pipelines.dataset.durable import sha256_file
+from schemas.arrow import Outcome, Split
+from schemas.errors import CommitConflict, DatasetNotFound, ManifestCorrupt
+from tests.factories import TOPIC, make_dataset
+
+
+def test_a_version_is_the_union_of_its_manifests(tmp_path: Path) -> None:
+    first, second = make_dataset(tmp_path, num_rows=20), make_dataset(tmp_path, num_rows=10)
+    dataset = Dataset(tmp_path)
+    assert (dataset.version, latest_version(tmp_path)) == (2, 2)
+    assert dataset.manifests() == [first, second]
+    assert [entry.rows for entry in dataset.shards(Split.TRAIN)] == [20, 10]
+    assert dataset.next_offsets(TOPIC) == {0: first.num_records + second.num_records}
+    assert dataset.next_offsets("other") == {}
+    assert second.totals.num_tokens == first.num_tokens + second.num_tokens
+    ref = dataset.ref()
+    assert ref.offsets[TOPIC][0].start == 0
+    assert ref.offsets[TOPIC][0].end == second.totals.num_records
+    assert ref.manifest_sha256 == sha256_file(dataset_log(tmp_path).path(2))
+
+
+def test_documents_file_has_one_row_per_offset_with_spans_that_add_up(tmp_path: Path) -> None:
+    manifest = make_dataset(tmp_path, num_rows=20)
+    documents = pl.read_parquet(tmp_path / manifest.documents[0].path)
+    assert documents["offset"].to_list() == list(range(manifest.num_records))
+    assert documents["outcome"].unique().to_list() == [Outcome.KEPT]
+    assert documents["length"].sum() == documents["num_tokens"].sum() == manifest.num_tokens
+
+
+def test_older_versions_stay_readable_and_missing_ones_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetNotFound, match="headrace ingest"):
+        Dataset(tmp_path)
+    make_dataset(tmp_path)
+    make_dataset(tmp_path)
+    assert Dataset(tmp_path, 1).version == 1
+    with pytest.raises(DatasetNotFound, match="1 to 2"):
+        Dataset(tmp_path, 3)
+
+
+def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    make_dataset(tmp_path)
+    path = dataset_log(tmp_path).path(2)
+    path.write_bytes(dataset_log(tmp_path).read(1))
+    with pytest.raises(ManifestCorrupt, match="says that it is version 1"):
+        Dataset(tmp_path)
+    path.write_bytes(b"{")
+    with pytest.raises(ManifestCorrupt, match="not a valid manifest"):
+        Dataset(tmp_path)
+
+
+def test_a_log_entry_is_created_once_and_in_order(tmp_path: Path) -> None:
+    log = dataset_log(tmp_path)
+    log.publish(1, b"first")
+    with pytest.raises(CommitConflict, match="another writer"):
+        log.publish(1, b"second")
+    with pytest.raises(CommitConflict, match="before entry 2"):
+        log.publish(3, b"third")
+    assert (log.read(1), log.latest()) == (b"first", 1)
+    assert [path.name for path in log.folder.iterdir()] == ["00000001.json"]
