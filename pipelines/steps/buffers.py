@@ -23,15 +23,24 @@ class Utf8(NamedTuple):
     """int64 [n + 1], ascending."""
 
 
+class Source(NamedTuple):
+    """What every kernel reads: the bytes, and pipelines.steps.characters.character_flags."""
+
+    data: Bytes
+    """UTF-8."""
+    flags: npt.NDArray[np.uint16]
+    """Flags by code point."""
+
+
 def utf8_views(texts: pa.Array) -> Utf8:
     """Read-only views of a ``string`` or ``large_string`` array; slices and nulls are taken care of."""
     wide = texts.cast(pa.large_string())
     if wide.null_count:
         wide = wide.fill_null("")
+    if not len(wide):
+        return Utf8(_frozen(None, np.uint8), _frozen(None, np.int64, 1))
     _, offsets, data = wide.buffers()
-    return Utf8(
-        _frozen(data, np.uint8), _frozen(offsets, np.int64)[wide.offset : wide.offset + len(wide) + 1] if len(wide) else _frozen(None, np.int64, 1)
-    )
+    return Utf8(_frozen(data, np.uint8), _frozen(offsets, np.int64)[wide.offset : wide.offset + len(wide) + 1])
 
 
 def large_strings(data: Bytes, offsets: Offsets) -> pa.Array:

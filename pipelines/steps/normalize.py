@@ -1,6 +1,7 @@
 """One canonical spelling of every text, so that equal documents have equal bytes.
 
-In this order: (1) mojibake is undone on the lines that show it (mojibake.py); (2) one pass over the UTF-8 bytes: every line end is
+In this order: (0) terminal output becomes what its reader saw (terminal.py); (1) mojibake is undone on the lines that show it
+(mojibake.py); (2) one pass over the UTF-8 bytes: every line end is
 ``\\n``, other spaces become U+0020, controls and characters without a shape go, joiners stay where a script or an emoji needs them,
 spaces at line ends go, no two blank lines in a row, none at either end; (3) Unicode NFC (UAX #15). Repeated while (1) still finds something.
 
@@ -16,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 from numba import njit
 
-from pipelines.steps.buffers import large_strings, utf8_views
+from pipelines.steps.buffers import Source, large_strings, utf8_views
 from pipelines.steps.characters import (
     BLACK_FLAG,
     BLANK,
@@ -34,9 +35,11 @@ from pipelines.steps.characters import (
     code_point_at,
 )
 from pipelines.steps.mojibake import find_mojibake
+from pipelines.steps.terminal import as_seen
 
 _NOT_SHOWN = CONTROL | HIDDEN
 _WHITE = SPACE | BLANK | NEWLINE
+_SPACE_BYTE = np.array([0x20], np.uint8)
 
 
 class Normalized(NamedTuple):
@@ -50,7 +53,7 @@ class Normalized(NamedTuple):
 
 def normalize(texts: pa.Array) -> Normalized:
     """Normalize each text of a ``string`` or ``large_string`` array; a null becomes an empty text."""
-    texts, num_controls = _one_round(_repaired(texts.cast(pa.large_string()).fill_null("")))
+    texts, num_controls = _one_round(_repaired(as_seen(texts.cast(pa.large_string()).fill_null(""))))
     # Taking out a character can bring the two halves of a mojibake sequence together: each round shortens the text, so this ends.
     while len(rows := find_mojibake(texts)[0]):
         again, more_controls = _one_round(_repaired(texts.take(pa.array(rows))))
@@ -72,30 +75,31 @@ def _with_rows(texts: pa.Array, rows: npt.NDArray[np.int64], replacements: pa.Ar
 
 def _one_round(texts: pa.Array) -> Normalized:
     data, offsets = utf8_views(texts)
-    out, out_offsets, num_controls = _rewrite_all(data, offsets, character_flags())
+    out, out_offsets, num_controls = _rewrite_all(Source(data, character_flags()), offsets)
     composed = pl.from_arrow(large_strings(out, out_offsets))
     assert isinstance(composed, pl.Series)
     return Normalized(composed.str.normalize("NFC").to_arrow().cast(pa.large_string()), num_controls)
 
 
 @njit(cache=True, nogil=True)
-def _rewrite_all(data: Any, offsets: Any, flags: Any) -> Any:
+def _rewrite_all(source: Any, offsets: Any) -> Any:
     n = len(offsets) - 1
     out = np.empty(offsets[n] - offsets[0], np.uint8)
     out_offsets = np.zeros(n + 1, np.int64)
     num_controls = np.zeros(n, np.int64)
     for i in range(n):
-        out_offsets[i + 1], num_controls[i] = _rewrite(data, offsets[i], offsets[i + 1], flags, out, out_offsets[i])
+        out_offsets[i + 1], num_controls[i] = _rewrite(source, offsets[i], offsets[i + 1], out, out_offsets[i])
     return out[: out_offsets[n]], out_offsets, num_controls
 
 
 @njit(cache=True, nogil=True)
-def _rewrite(data: Any, at: int, stop: int, flags: Any, out: Any, start: int) -> tuple[int, int]:
+def _rewrite(source: Any, at: Any, stop: Any, out: Any, start: Any) -> Any:
     """Rewrite one text into ``out[start:]``; returns where it ends there, and how many controls were dropped.
 
     ``end`` is the end of the last visible character, ``cursor`` where the next one goes: between them lie the line ends and the
     indentation that become real only if something visible follows.
     """
+    data, flags = source
     cursor = end = start
     num_controls = num_breaks = 0
     before = 0  # the code point last written
@@ -112,14 +116,10 @@ def _rewrite(data: Any, at: int, stop: int, flags: Any, out: Any, start: int) ->
                     cursor += 1
             before = code
         elif kind & (SPACE | BLANK):
-            cursor = _write_space(data, at, size, kind, out, cursor)
+            cursor = _copy(_SPACE_BYTE, 0, 1, out, cursor) if kind & BLANK else _copy(data, at, size, out, cursor)
             before = 0x20
-        elif 0x20 < code < 0x7F or _is_kept(data, at, size, stop, code, kind, before, flags):
-            cursor = start if end == start else cursor
-            for k in range(size):
-                out[cursor + k] = data[at + k]
-            cursor += size
-            end = cursor
+        elif 0x20 < code < 0x7F or _is_kept(code, before, _code_point_behind(data, at + size, stop, kind), flags):
+            cursor = end = _copy(data, at, size, out, start if end == start else cursor)
             num_breaks = 0
             before = code
         elif kind & CONTROL:
@@ -129,23 +129,25 @@ def _rewrite(data: Any, at: int, stop: int, flags: Any, out: Any, start: int) ->
 
 
 @njit(cache=True, nogil=True)
-def _write_space(data: Any, at: int, size: int, kind: int, out: Any, cursor: int) -> int:
-    """Tab and ideographic space stay, every other space is U+0020."""
-    if kind & BLANK:
-        out[cursor] = 0x20
-        return cursor + 1
+def _copy(data: Any, at: Any, size: Any, out: Any, cursor: Any) -> Any:
     for k in range(size):
         out[cursor + k] = data[at + k]
     return cursor + size
 
 
 @njit(cache=True, nogil=True)
-def _is_kept(data: Any, at: int, size: int, stop: int, code: int, kind: int, before: int, flags: Any) -> bool:
+def _code_point_behind(data: Any, at: Any, stop: Any, kind: Any) -> Any:
+    """What follows a joiner; 0 at the end of the text. Nobody asks what follows other characters."""
+    return code_point_at(data, at)[0] if kind & JOINER and at < stop else 0
+
+
+@njit(cache=True, nogil=True)
+def _is_kept(code: Any, before: Any, after: Any, flags: Any) -> Any:
     """Whether a character that is not white space stays, given the one before it in the output and the one after it in the input."""
+    kind = flags[code]
     if kind & _NOT_SHOWN:
         return False
     if kind & JOINER:
-        after = code_point_at(data, at + size)[0] if at + size < stop else 0
         return _joins(code, before, after, flags)
     if kind & SELECTOR:
         return before != 0 and not flags[before] & (SELECTOR | _WHITE | JOINER)
@@ -155,7 +157,7 @@ def _is_kept(data: Any, at: int, size: int, stop: int, code: int, kind: int, bef
 
 
 @njit(cache=True, nogil=True)
-def _joins(code: int, before: int, after: int, flags: Any) -> bool:
+def _joins(code: Any, before: Any, after: Any, flags: Any) -> Any:
     """ZWNJ and ZWJ say something between or behind letters of joining scripts; ZWJ also between two parts of an emoji."""
     if flags[before] & JOINING:
         return flags[after] & JOINING != 0 or (code == ZWJ and (after == 0 or not flags[after] & (JOINER | _NOT_SHOWN | SELECTOR | TAG)))

@@ -92,7 +92,7 @@ def prepare(records: pa.Table, settings: Settings, tokenizer: BatchTokenizer) ->
 
 def splits(doc_ids: list[str], validation_fraction: float) -> pa.Array:
     """``train`` or ``validation`` for each id: a function of xxh3-64 of the id, so the same on every machine and in every version."""
-    hashes = np.fromiter((xxhash.xxh3_64_intdigest(doc_id) for doc_id in doc_ids), np.uint64, len(doc_ids))
+    hashes = np.fromiter((xxhash.xxh3_64_intdigest(doc_id.encode()) for doc_id in doc_ids), np.uint64, len(doc_ids))
     # The upper 53 bits fit a float64 exactly.
     is_validation = (hashes >> np.uint64(11)).astype(np.float64) < validation_fraction * 2.0**53
     return pc.if_else(pa.array(is_validation), Split.VALIDATION, Split.TRAIN)

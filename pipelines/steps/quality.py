@@ -18,17 +18,17 @@ spaces (Chinese, Japanese, Korean, Thai, Khmer …) is a word of its own, and fu
 as much as one spaced word in a 2-gram, because most of their words have two. Emoji are neutral: no word, no letter, no symbol.
 Lines without a letter or digit (``}``, ``---``) do not count as repeated.
 
-Cost: three passes over the bytes, about 100 MB/s on one core; scratch of 24 bytes per word of the longest document in the batch.
+Cost: three passes over the bytes, about 100 MB/s on one core; scratch of 40 to 80 bytes per character of the longest document in the batch.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
-from pipelines.steps.buffers import utf8_views
+from pipelines.steps.buffers import Source, utf8_views
 from pipelines.steps.characters import (
     DIGIT,
     EMOJI,
@@ -58,8 +58,8 @@ _BREAK = SPACE | NEWLINE | EMOJI | SEPARATOR
 _NEUTRAL = EMOJI | SELECTOR | JOINER | TAG
 _FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x100000001B3)
-_MIN_GRAM_COUNT = 4
-"""A 2-gram that occurs less often is no repetition, however short the text: "New York" three times in a news item of 25 words."""
+_MIN_GRAM_COUNT = 6
+"""A 2-gram that occurs less often is no repetition, however short the text: poems and dialog titles repeat a phrase four or five times."""
 
 
 def reject(texts: pa.Array, languages: pa.Array, num_controls: npt.NDArray[np.int64], settings: QualitySettings) -> tuple[pa.Array, pa.Array]:
@@ -88,18 +88,13 @@ def reject(texts: pa.Array, languages: pa.Array, num_controls: npt.NDArray[np.in
 def measure(texts: pa.Array, max_chars: int) -> npt.NDArray[np.int64]:
     """The counts that the rules look at, int64 [n, 13]; repetition is not counted in texts of more than ``max_chars`` characters."""
     data, offsets = utf8_views(texts)
+    source = Source(data, character_flags())
     counts = np.zeros((len(texts), _NUM_COLUMNS), np.int64)
-    flags = character_flags()
-    _count_all(data, offsets, flags, counts)
+    _count_all(source, offsets, counts)
     counted = counts[:, NUM_CHARS] <= max_chars
-    # Lines and words of a text are at most its bytes / 2 + 1 and, for unspaced scripts, its characters: a table is at most half full.
     longest = int(np.max(counts[counted, NUM_CHARS], initial=1))
-    _count_repeats(data, offsets, flags, counted, _table_slots(longest), counts)
+    _count_repeats(source, offsets, counted, _empty_table(longest), counts)
     return counts
-
-
-def _table_slots(num_entries: int) -> int:
-    return 1 << (2 * num_entries).bit_length()
 
 
 def _ratio(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -111,33 +106,37 @@ def _not_kept(languages: pa.Array, kept: tuple[str, ...]) -> npt.NDArray[np.bool
 
 
 @njit(cache=True, nogil=True)
-def _count_all(data: Any, offsets: Any, flags: Any, counts: Any) -> None:
+def _count_all(source: Any, offsets: Any, counts: Any) -> None:
     for i in range(len(offsets) - 1):
-        _count_characters(data, offsets[i], offsets[i + 1], flags, counts[i])
-        _count_words(data, offsets[i], offsets[i + 1], flags, counts[i])
+        _count_characters(source, offsets[i], offsets[i + 1], counts[i])
+        _count_words(source, offsets[i], offsets[i + 1], counts[i])
 
 
 @njit(cache=True, nogil=True)
-def _count_characters(data: Any, at: int, stop: int, flags: Any, counts: Any) -> None:
-    num_dots = 0  # three or more in a row are an ellipsis
+def _count_characters(source: Any, at: Any, stop: Any, counts: Any) -> None:
+    """A mark that is repeated counts once: rulers and the frames of tables say nothing about the text between them."""
+    data, flags = source
+    before = num_dots = 0
     while at < stop:
         code, size = code_point_at(data, at)
         kind = flags[code]
         counts[NUM_CHARS] += 1
-        counts[NUM_VISIBLE] += (kind & (SPACE | NEWLINE | _NEUTRAL)) == 0
-        counts[NUM_LETTERS] += (kind & LETTER) != 0
-        counts[NUM_SYMBOLS] += (kind & SYMBOL) != 0 and code != REPLACEMENT
         counts[NUM_REPLACEMENTS] += code == REPLACEMENT
+        counts[NUM_LETTERS] += (kind & LETTER) != 0
         num_dots = num_dots + 1 if code == 0x2E else 0
-        counts[NUM_SYMBOLS] += 3 if num_dots == 3 else num_dots > 3
+        if code != before or kind & (LETTER | DIGIT):
+            counts[NUM_VISIBLE] += (kind & (SPACE | NEWLINE | _NEUTRAL)) == 0
+            counts[NUM_SYMBOLS] += (kind & SYMBOL) != 0 and code != REPLACEMENT
+        counts[NUM_SYMBOLS] += num_dots == 3  # an ellipsis
+        before = code
         at += size
 
 
 @njit(cache=True, nogil=True)
-def _count_words(data: Any, at: int, stop: int, flags: Any, counts: Any) -> None:
+def _count_words(source: Any, at: Any, stop: Any, counts: Any) -> None:
     """Word characters: those below U+0590, in which encoded data and minified code are written; a word of another script counts 1."""
     while at < stop:
-        at, weight, _, num_chars, num_latin = _next_word(data, at, stop, flags)
+        at, weight, _, num_chars, num_latin = _next_word(source, at, stop)
         if weight:
             counts[NUM_WORDS] += 1
             counts[NUM_WORD_CHARS] += max(num_latin, 1)
@@ -145,8 +144,9 @@ def _count_words(data: Any, at: int, stop: int, flags: Any, counts: Any) -> None
 
 
 @njit(cache=True, nogil=True)
-def _next_word(data: Any, at: int, stop: int, flags: Any) -> tuple[int, int, Any, int, int]:
+def _next_word(source: Any, at: Any, stop: Any) -> Any:
     """Byte behind the next word at or after ``at``, its weight (0: there was none), hash, characters, and characters below U+0590."""
+    data, flags = source
     digest = _FNV_OFFSET
     num_chars = num_latin = weight = 0
     while at < stop:
@@ -174,49 +174,73 @@ def _mixed(digest: Any, value: Any) -> Any:
     return (digest ^ np.uint64(value)) * _FNV_PRIME
 
 
-@njit(cache=True, nogil=True)
-def _count_repeats(data: Any, offsets: Any, flags: Any, counted: Any, num_slots: int, counts: Any) -> None:
-    """Fill the repetition columns. One hash table serves all documents: a slot belongs to a document iff ``owner`` says so."""
+class _Table(NamedTuple):
+    """A hash table that serves all documents in turn: a slot is taken iff it belongs to ``owner``."""
+
+    keys: npt.NDArray[np.uint64]
+    owners: npt.NDArray[np.int32]
+    covered: npt.NDArray[np.int32]
+    behind: npt.NDArray[np.int32]
+    owner: int
+    mask: int
+
+
+def _empty_table(num_entries: int) -> _Table:
+    """Room for twice as many entries: no text has more lines or words than characters, so a free slot is always near."""
+    num_slots = 1 << (2 * num_entries).bit_length()
     keys = np.zeros(num_slots, np.uint64)
-    owner = np.full(num_slots, -1, np.int32)
-    covered = np.zeros(num_slots, np.int32)
-    behind = np.zeros(num_slots, np.int32)
+    owners, covered, behind = np.full((3, num_slots), -1, np.int32)
+    return _Table(keys, owners, covered, behind, -1, num_slots - 1)
+
+
+@njit(cache=True, nogil=True)
+def _count_repeats(source: Any, offsets: Any, counted: Any, table: Any, counts: Any) -> None:
     for i in range(len(counted)):
         if counted[i]:
-            # A document uses the table's first slots only, so that a short one stays in the cache.
-            mask = np.uint64(1)
-            while np.int64(mask) < 2 * counts[i, NUM_CHARS] + 1:
-                mask = mask << np.uint64(1) | np.uint64(1)
-            _count_lines(data, offsets[i], offsets[i + 1], flags, keys, owner, np.int32(2 * i), mask, counts[i])
-            counts[i, TOP_GRAM_CHARS] = _top_gram(data, offsets[i], offsets[i + 1], flags, keys, owner, np.int32(2 * i + 1), mask, covered, behind)
+            mask = 1  # a short document uses the first slots only, which stay in the cache
+            while mask < 2 * counts[i, NUM_CHARS]:
+                mask = 2 * mask + 1
+            lines = _Table(table.keys, table.owners, table.covered, table.behind, 2 * i, mask)
+            _count_lines(source, offsets[i], offsets[i + 1], lines, counts[i])
+            grams = _Table(table.keys, table.owners, table.covered, table.behind, 2 * i + 1, mask)
+            counts[i, TOP_GRAM_CHARS] = _top_gram(source, offsets[i], offsets[i + 1], grams)
 
 
 @njit(cache=True, nogil=True)
-def _slot_of(key: Any, keys: Any, owner: Any, me: Any, mask: Any) -> int:
-    """The slot that holds ``key`` for owner ``me``, or the free one where it belongs (linear probing)."""
-    slot = (key ^ key >> np.uint64(32)) & mask
-    while owner[slot] == me and keys[slot] != key:
-        slot = slot + np.uint64(1) & mask
-    return np.int64(slot)
+def _slot_of(key: Any, table: Any) -> Any:
+    """The slot that holds ``key``, or the free one where it belongs (linear probing)."""
+    slot = np.int64(key ^ key >> np.uint64(32)) & table.mask
+    while table.owners[slot] == table.owner and table.keys[slot] != key:
+        slot = (slot + 1) & table.mask
+    return slot
 
 
 @njit(cache=True, nogil=True)
-def _count_lines(data: Any, at: int, stop: int, flags: Any, keys: Any, owner: Any, me: Any, mask: Any, counts: Any) -> None:
-    """Lines are compared without the white space at their ends; a line without a letter or digit is no line."""
+def _take(slot: Any, key: Any, table: Any) -> Any:
+    """Enter ``key`` in its slot; whether it was new."""
+    if table.owners[slot] == table.owner:
+        return False
+    table.owners[slot] = table.owner
+    table.keys[slot] = key
+    table.covered[slot] = table.behind[slot] = 0
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _count_lines(source: Any, at: Any, stop: Any, table: Any, counts: Any) -> None:
+    """Lines are compared without white space; a line without a letter or digit is no line."""
+    data, flags = source
     digest = _FNV_OFFSET
     num_bytes = worded = 0
     while at <= stop:
         code, size = code_point_at(data, at) if at < stop else (0x0A, 1)
         if code == 0x0A:
             if worded:
-                slot = _slot_of(digest, keys, owner, me, mask)
+                is_new = _take(_slot_of(digest, table), digest, table)
                 counts[NUM_LINES] += 1
                 counts[NUM_LINE_BYTES] += num_bytes
-                if owner[slot] == me:
-                    counts[NUM_DUPLICATE_LINES] += 1
-                    counts[NUM_DUPLICATE_LINE_BYTES] += num_bytes
-                owner[slot] = me
-                keys[slot] = digest
+                counts[NUM_DUPLICATE_LINES] += not is_new
+                counts[NUM_DUPLICATE_LINE_BYTES] += 0 if is_new else num_bytes
             digest = _FNV_OFFSET
             num_bytes = worded = 0
         elif not flags[code] & SPACE:
@@ -227,7 +251,7 @@ def _count_lines(data: Any, at: int, stop: int, flags: Any, keys: Any, owner: An
 
 
 @njit(cache=True, nogil=True)
-def _top_gram(data: Any, at: int, stop: int, flags: Any, keys: Any, owner: Any, me: Any, mask: Any, covered: Any, behind: Any) -> int:
+def _top_gram(source: Any, at: Any, stop: Any, table: Any) -> Any:
     """Characters that the most frequent 2-gram covers without overlaps; 0 if none occurs often.
 
     A 2-gram is a run of words that weighs 4: two spaced words, four letters of an unspaced script, or a mixture. ``behind`` is
@@ -237,30 +261,27 @@ def _top_gram(data: Any, at: int, stop: int, flags: Any, keys: Any, owner: Any, 
     sizes = np.zeros((4, 2), np.int64)  # their weights and characters
     num_words = top = 0
     while at < stop:
-        at, weight, digest, num_chars, _ = _next_word(data, at, stop, flags)
+        at, weight, digest, num_chars, _ = _next_word(source, at, stop)
         if not weight:
             break
         hashes[num_words & 3] = digest
-        sizes[num_words & 3] = weight, num_chars
+        sizes[num_words & 3, 0] = weight
+        sizes[num_words & 3, 1] = num_chars
         num_words += 1
         key, length, gram_chars = _gram_ending_at(hashes, sizes, num_words)
-        if not length:
-            continue
-        slot = _slot_of(key, keys, owner, me, mask)
-        if owner[slot] != me:
-            owner[slot] = me
-            keys[slot] = key
-            covered[slot] = behind[slot] = 0
-        if num_words - length >= behind[slot]:
-            covered[slot] += gram_chars
-            behind[slot] = num_words
-            if covered[slot] >= gram_chars * _MIN_GRAM_COUNT:
-                top = max(top, covered[slot])
+        if length:
+            slot = _slot_of(key, table)
+            _take(slot, key, table)
+            if num_words - length >= table.behind[slot]:
+                table.covered[slot] += gram_chars
+                table.behind[slot] = num_words
+                if table.covered[slot] >= gram_chars * _MIN_GRAM_COUNT:
+                    top = max(top, table.covered[slot])
     return top
 
 
 @njit(cache=True, nogil=True)
-def _gram_ending_at(hashes: Any, sizes: Any, num_words: int) -> tuple[Any, int, int]:
+def _gram_ending_at(hashes: Any, sizes: Any, num_words: Any) -> Any:
     """Hash, number of words and characters of the shortest run of the last words that weighs 4 or more; no words if there is none."""
     key = _FNV_OFFSET
     weight = length = num_chars = 0
