@@ -127,10 +127,10 @@ class TrainingFinished(EventData):
     """Optimizer steps done."""
     tokens: int = Field(ge=0)
     """Tokens seen."""
-    first_loss: float
-    """Training loss of the first step, nats per token."""
-    last_loss: float
-    """Training loss of the last step."""
+    first_loss: float | None = None
+    """Training loss of the first step, nats per token; null if it was not finite, for which JSON has no number."""
+    last_loss: float | None = None
+    """Training loss of the last step; null if it was not finite."""
     duration_s: float = Field(ge=0)
     """Wall time of the steps."""
 
@@ -170,9 +170,9 @@ class RolloutChanged(EventData):
     """Number of the rollout state."""
     phase: Phase
     """Where the challenger is."""
-    champion: int | None
+    champion: int | None = None
     """Model version that answers by default."""
-    challenger: int | None
+    challenger: int | None = None
     """Model version on trial."""
     canary_fraction: float = Field(ge=0, le=1)
     """Share of sticky keys that the challenger answers."""

@@ -1,0 +1,97 @@
+"""Who may import whom (DESIGN §2), read from the source: schemas <- pipelines <- ray_apps <- ops, and numeric code stays alone.
+
+Imports inside functions count too; imports for type checking only do not.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+ROOMS = ("schemas", "pipelines", "ray_apps", "ops")
+"""Each may import itself and those before it."""
+OUTSIDE_WORLD = {"ray", "kafka", "confluent_kafka", "requests", "httpx", "aiohttp", "urllib3", "socket", "http", "fastapi", "uvicorn", "starlette"}
+NUMERIC = (
+    "schemas",
+    "pipelines/steps",
+    "pipelines/dedup",
+    "pipelines/dataset",
+    "pipelines/tokenizer.py",
+    "ray_apps/training/step.py",
+    "ray_apps/training/loop.py",
+    "ray_apps/serving/engine",
+    "ray_apps/rollout/policy.py",
+    "ray_apps/rollout/statistics.py",
+)
+"""Tested in milliseconds, runs on any machine: no Ray, no Kafka, no network (DESIGN §2)."""
+KAFKA_ROOMS = ("pipelines/kafka", "ops/broker", "ops/cli")
+"""The only places that know the Kafka client."""
+
+
+def modules(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+@cache
+def imports(path: Path) -> tuple[str, ...]:
+    """Every module name that the file imports at run time, dotted."""
+    return tuple(walk_imports(path))
+
+
+def walk_imports(path: Path) -> Iterator[str]:
+    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            nodes.extend(node.orelse)
+            continue
+        nodes.extend(ast.iter_child_nodes(node))
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the direction"
+            yield node.module or ""
+
+
+def offences(places: tuple[str, ...], forbidden: set[str]) -> list[str]:
+    found = []
+    for place in places:
+        for path in modules(REPOSITORY / place):
+            found += [f"{path.relative_to(REPOSITORY)} imports {name}" for name in imports(path) if name.split(".")[0] in forbidden]
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way(room: str) -> None:
+    later = set(ROOMS[ROOMS.index(room) + 1 :]) | {"tests", "benchmarks"}
+    assert offences((room,), later) == []
+
+
+def test_numeric_code_imports_neither_ray_nor_kafka_nor_the_network() -> None:
+    assert offences(NUMERIC, OUTSIDE_WORLD) == []
+
+
+def test_numeric_code_does_not_import_rooms_that_do() -> None:
+    reaching = {"pipelines.kafka", "pipelines.stream", "pipelines.job", "pipelines.cluster", "ray_apps.serving.gateway", "ray_apps.serving.app"}
+    for place in NUMERIC:
+        for path in modules(REPOSITORY / place):
+            assert not [name for name in imports(path) if any(name == room or name.startswith(f"{room}.") for room in reaching)], path
+
+
+def test_only_the_kafka_rooms_import_a_kafka_client() -> None:
+    allowed = [REPOSITORY / place for place in KAFKA_ROOMS]
+    strangers = tuple(
+        str(path.relative_to(REPOSITORY))
+        for room in ROOMS
+        for path in modules(REPOSITORY / room)
+        if not any(path.is_relative_to(place) for place in allowed)
+    )
+    assert offences(strangers, {"kafka", "confluent_kafka"}) == []
+
+
+def test_only_the_datasource_of_the_kafka_room_imports_ray() -> None:
+    others = tuple(f"pipelines/kafka/{path.name}" for path in modules(REPOSITORY / "pipelines/kafka") if path.name != "datasource.py")
+    assert offences(others, {"ray"}) == []
