@@ -1,0 +1,134 @@
+"""The resolver decides as a plain loop over all kept documents would, however the rows are cut into batches and versions."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.dedup.resolve import MAX_SAME_FINGERPRINT, RESOLUTION, Resolver
+from schemas.arrow import SEGMENT
+from schemas.settings import DedupSettings
+
+Row = tuple[int, bytes, bytes]
+
+
+def table_of(rows: list[Row]) -> pa.Table:
+    fingerprint, content_hash, sketch = ([row[column] for row in rows] for column in range(3))
+    doc_id = [f"d{index}" for index in range(len(rows))]
+    return pa.table([pa.array(fingerprint, pa.uint64()), content_hash, sketch, doc_id], schema=SEGMENT)
+
+
+def similarity(left: bytes, right: bytes) -> np.float32:
+    filled = [(a, b) for a, b in zip(left, right, strict=True) if a or b]
+    return np.float32(sum(a == b for a, b in filled)) / np.float32(len(filled)) if filled else np.float32(0)
+
+
+def expected(table: pa.Table, options: DedupSettings) -> list[dict[str, Any]]:
+    """Quadratic reference."""
+    kept: list[dict[str, Any]] = []
+    verdicts = []
+    for row in table.to_pylist():
+        verdict = verdict_of(row, kept, options)
+        verdicts.append(verdict)
+        if verdict["reason"] is None:
+            kept.append(row)
+    return verdicts
+
+
+def comparable(kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Kept rows with features, of each fingerprint the first MAX_SAME_FINGERPRINT."""
+    seen: dict[int, int] = {}
+    chosen = []
+    for row in kept:
+        if any(row["sketch"]):
+            seen[row["fingerprint"]] = seen.get(row["fingerprint"], 0) + 1
+            if seen[row["fingerprint"]] <= MAX_SAME_FINGERPRINT:
+                chosen.append(row)
+    return chosen
+
+
+def verdict_of(row: dict[str, Any], kept: list[dict[str, Any]], options: DedupSettings) -> dict[str, Any]:
+    for other in kept:
+        if other["content_hash"] == row["content_hash"]:
+            return {"duplicate_of": other["doc_id"], "reason": "exact", "similarity": 1.0}
+    near = [other for other in comparable(kept) if (other["fingerprint"] ^ row["fingerprint"]).bit_count() <= options.max_hamming]
+    if options.near and any(row["sketch"]) and near:
+        best = max(near, key=lambda other: similarity(other["sketch"], row["sketch"]))  # max() returns the first of equals
+        value = similarity(best["sketch"], row["sketch"])
+        if value >= np.float32(options.min_similarity):
+            return {"duplicate_of": best["doc_id"], "reason": "near", "similarity": float(value)}
+    return {"duplicate_of": None, "reason": None, "similarity": None}
+
+
+def write_segment(folder: Path, number: int, segment: pa.Table) -> Path:
+    path = folder / f"{number}.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SEGMENT) as writer:
+        writer.write_table(segment)
+    return path
+
+
+SKETCH = st.lists(st.sampled_from([0, 1, 2]), min_size=4, max_size=4).map(lambda quarter: bytes(quarter * 8))
+FINGERPRINT = st.lists(st.integers(0, 63), max_size=5).map(lambda bits: sum({1 << bit for bit in bits}))
+ROWS = st.lists(st.tuples(FINGERPRINT, st.integers(0, 30).map(lambda value: bytes([value]) * 16), SKETCH), max_size=40)
+OPTIONS = st.builds(
+    DedupSettings, near=st.sampled_from([True, True, False]), max_hamming=st.integers(0, 6), min_similarity=st.sampled_from([0.0, 0.5, 0.75, 1.0])
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(ROWS, OPTIONS, st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=4))
+def test_verdicts_equal_the_quadratic_reference_for_any_cut_into_batches_and_versions(
+    rows: list[Row], options: DedupSettings, cuts: list[tuple[int, bool]]
+) -> None:
+    table = table_of(rows)
+    parts = []
+    with tempfile.TemporaryDirectory() as name:
+        segments: list[Path] = []
+        resolver = Resolver(options, segments)
+        start = 0
+        for cut, reopen in [*sorted(cuts), (len(rows), False)]:
+            end = max(start, min(cut, len(rows)))
+            parts.append(resolver.resolve(table.slice(start, end - start)))
+            start = end
+            if reopen:
+                segments = [*segments, write_segment(Path(name), len(segments), resolver.new_segment())]
+                resolver = Resolver(options, segments)
+        assert pa.concat_tables(parts).to_pylist() == expected(table, options)
+
+
+def test_thousands_of_equal_fingerprints_are_decided_as_the_reference_says_across_a_reopening(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [(7, rng.bytes(16), bytes(rng.integers(1, 256, 32, dtype=np.uint8))) for _ in range(200)]
+    # Copies of the sketch of the first and of the last document; only the first is among those that are compared with.
+    rows += [(7, rng.bytes(16), rows[0][2]), (7, rng.bytes(16), rows[199][2])]
+    table, options = table_of(rows), DedupSettings()
+    first = Resolver(options, [])
+    verdicts = [first.resolve(table.slice(0, 150))]
+    path = write_segment(tmp_path, 0, first.new_segment())
+    verdicts.append(Resolver(options, [path]).resolve(table.slice(150)))
+    answer = pa.concat_tables(verdicts)
+    assert answer.schema.equals(RESOLUTION)
+    assert answer.to_pylist() == expected(table, options)
+    assert answer["duplicate_of"].to_pylist()[-2:] == ["d0", None]
+
+
+def test_a_dropped_document_drops_nothing_itself() -> None:
+    # B is 3 bits from A and C is 3 bits from B, but C is 6 from A: B is dropped, and so C is kept.
+    sketch = bytes([1] * 32)
+    rows = [(0, b"a" * 16, sketch), (0b111, b"b" * 16, sketch), (0b111111, b"c" * 16, sketch)]
+    options = DedupSettings(max_hamming=3)
+    assert Resolver(options, []).resolve(table_of(rows))["duplicate_of"].to_pylist() == [None, "d0", None]
+    assert Resolver(options, []).resolve(table_of(rows[1:]))["duplicate_of"].to_pylist() == [None, "d0"]
+
+
+def test_the_most_similar_kept_document_is_named_and_of_equals_the_earliest() -> None:
+    half, full = bytes([1] * 16 + [2] * 16), bytes([1] * 32)
+    rows = [(0, b"a" * 16, half), (0b1, b"b" * 16, bytes([1] * 31 + [9])), (0b11, b"c" * 16, full), (0b111, b"d" * 16, bytes([1] * 31 + [8]))]
+    answer = Resolver(DedupSettings(max_hamming=3, min_similarity=0.98), []).resolve(table_of(rows))
+    assert answer["duplicate_of"].to_pylist() == [None, None, None, None]
+    answer = Resolver(DedupSettings(max_hamming=3, min_similarity=0.9), []).resolve(table_of(rows))
+    assert answer["duplicate_of"].to_pylist() == [None, None, "d1", "d1"]
