@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from schemas.errors import ApiError
@@ -244,6 +244,11 @@ class ChatChunkChoice(BaseModel):
     delta: Delta
     logprobs: None = None
     finish_reason: Finish | None = None
+
+    @field_serializer("delta")
+    def only_what_is_new(self, delta: Delta) -> dict[str, str]:
+        """A delta holds no nulls: a client adds up what is there."""
+        return {key: value for key, value in (("role", delta.role), ("content", delta.content)) if value is not None}
 
 
 class ChatChunk(BaseModel):

@@ -1,0 +1,157 @@
+"""From a parsed request to an engine's answer: choose versions, send the shadow copy, fail over, keep the time limit.
+
+Invariants: a shadow copy runs in a task of its own, of which at most MAX_SHADOWS exist; it shares nothing with the primary answer but
+the request's values, so it cannot delay, fail or cancel it. As long as nothing has been shown to the client, an engine that dies is
+replaced: by the champion, or by another replica of the champion. Every answer is told to the recorder.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from ray_apps.serving.engine.interface import Chunk, GenerationRequest
+from ray_apps.serving.engines import Engines, stream_chunks, unavailable
+from ray_apps.serving.following import RolloutFollower
+from ray_apps.serving.record import Assignment, Recorder, Role
+from ray_apps.serving.router import Route, route
+from schemas.errors import ApiError
+from schemas.rollout import RolloutState
+
+_log = logging.getLogger(__name__)
+MODEL = "headrace"
+"""Model id that the rollout decides; ``headrace-v3`` names a version."""
+MAX_SHADOWS = 32
+"""Copies under way; more are dropped, so that a slow challenger costs bounded memory."""
+
+
+class Answer:
+    """A primary answer that has begun: who gives it, and its chunks. Close it when done: that cancels what is still running."""
+
+    def __init__(self, version: int, role: Role, begun: list[tuple[Chunk, ...]], rest: AsyncGenerator[tuple[Chunk, ...], None]) -> None:
+        self.version = version
+        self.role = role
+        self._begun = begun
+        self._rest = rest
+
+    async def chunks(self) -> AsyncIterator[tuple[Chunk, ...]]:
+        """Those that are there already, then those that come."""
+        for item in self._begun:
+            yield item
+        async for item in self._rest:
+            yield item
+
+    async def aclose(self) -> None:
+        """Stop generating."""
+        await self._rest.aclose()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A request on its way."""
+
+    request: GenerationRequest
+    model: str
+    sticky_key: str
+    arrived_s: float
+
+
+class Dispatcher:
+    """Sends jobs to engines."""
+
+    def __init__(self, engines: Engines, follower: RolloutFollower, recorder: Recorder, *, request_timeout_s: float) -> None:
+        self.engines = engines
+        self.follower = follower
+        self._recorder = recorder
+        self._timeout_s = request_timeout_s
+        self._shadows: set[asyncio.Task[None]] = set()
+
+    async def refresh(self) -> None:
+        """Look at the rollout log and at the engines again."""
+        await asyncio.to_thread(self.follower.poll)
+        await self.engines.refresh()
+        self.follower.activate(self.engines.ready, time.monotonic())
+
+    async def answer(self, job: Job, *, whole: bool) -> Answer:
+        """Begin to answer; returns when the first chunk is there, or all of them. Raises ApiError if nobody can answer."""
+        state, chosen = self._route(job)
+        if chosen.shadow is not None:
+            self._send_shadow(job, state, chosen.shadow)
+        candidates = self._candidates(job, state, chosen.primary)
+        for attempt, version in enumerate(candidates, start=1):
+            role: Role = "champion" if version == state.champion else "challenger"
+            stream = self._observed(job, Assignment(version=version, role=role, shadow=False, rollout_number=state.number, arrived_s=job.arrived_s))
+            try:
+                begun = [await anext(stream)]
+                if whole:
+                    begun += [chunks async for chunks in stream]
+            except ApiError as error:
+                if error.status != 503 or attempt == len(candidates):
+                    raise
+                _log.warning("request %s: %s; model %d takes over", job.request.id, error, candidates[attempt])
+                continue
+            return Answer(version, role, begun, stream)
+        raise AssertionError("there is at least one candidate")
+
+    async def close(self) -> None:
+        """Cancel the shadow copies."""
+        for task in self._shadows:
+            task.cancel()
+        await asyncio.gather(*self._shadows, return_exceptions=True)
+
+    def _route(self, job: Job) -> tuple[RolloutState, Route]:
+        state = self.follower.active
+        if state is None or state.champion is None:
+            raise unavailable("there is no model to answer yet; GET /health says what is missing", code="no_model")
+        if job.model != MODEL:
+            return state, Route(self._pinned(job.model), None)
+        chosen = route(state, job.sticky_key)
+        assert chosen is not None
+        return state, chosen
+
+    def _pinned(self, model: str) -> int:
+        for version in self.engines.ready:
+            if model == f"{MODEL}-v{version}":
+                return version
+        message = f"The model '{model}' does not exist or is not served at present; GET /v1/models lists those that are."
+        raise ApiError(404, message, type="invalid_request_error", code="model_not_found", param="model")
+
+    def _candidates(self, job: Job, state: RolloutState, primary: int) -> Sequence[int]:
+        """Who to ask, in order. The same version twice: Serve sends the second try to a living replica, or waits for one."""
+        champion = primary if job.model != MODEL else state.champion
+        wanted = (primary, champion) if primary == champion else (primary, champion, champion)
+        candidates = [version for version in wanted if version in self.engines.ready]
+        if not candidates:
+            raise unavailable(f"model version {primary} is not up; it is being started")
+        return candidates
+
+    def _observed(self, job: Job, assignment: Assignment) -> AsyncGenerator[tuple[Chunk, ...], None]:
+        deadline_s = job.arrived_s + self._timeout_s
+        chunks = stream_chunks(self.engines, assignment.version, job.request, deadline_s=deadline_s, timeout_s=self._timeout_s)
+        return self._recorder.observe(chunks, job.request, assignment)
+
+    def _send_shadow(self, job: Job, state: RolloutState, version: int) -> None:
+        if version not in self.engines.ready or len(self._shadows) >= MAX_SHADOWS:
+            self._recorder.metrics.drop_shadow()
+            return
+        assignment = Assignment(version=version, role="challenger", shadow=True, rollout_number=state.number, arrived_s=job.arrived_s)
+        task = asyncio.create_task(self._shadow(job, assignment))
+        self._shadows.add(task)
+        self._recorder.metrics.set_shadows(len(self._shadows))
+        task.add_done_callback(self._shadow_done)
+
+    def _shadow_done(self, task: "asyncio.Task[None]") -> None:
+        self._shadows.discard(task)
+        self._recorder.metrics.set_shadows(len(self._shadows))
+
+    async def _shadow(self, job: Job, assignment: Assignment) -> None:
+        try:
+            async with aclosing(self._observed(job, assignment)) as stream:
+                async for _ in stream:
+                    pass
+        except ApiError as error:
+            _log.info("the shadow copy of %s failed: %s", job.request.id, error)
+        except Exception:  # noqa: BLE001  nobody waits for this task: its failure is logged here or nowhere
+            _log.exception("the shadow copy of %s failed", job.request.id)

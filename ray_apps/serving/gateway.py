@@ -1,0 +1,206 @@
+"""The HTTP service: OpenAI's API in front of the engines.
+
+``build_gateway`` makes a FastAPI application out of its parts; it runs the same under Ray Serve (app.py) and in one process (tests,
+embedding). Invariants: nothing a client sends ends in anything but an answer or an OpenAI error body; when a client goes away, its
+generation is cancelled; a background task that follows the rollout never dies of one failure.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
+
+import xxhash
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from ray_apps.serving.answers import Form, Tally, events, whole
+from ray_apps.serving.asgi import Surroundings, disconnected, install_error_bodies, read_body
+from ray_apps.serving.dispatch import MODEL, Answer, Dispatcher, Job
+from ray_apps.serving.engine.interface import GenerationRequest, Message, Sampling
+from ray_apps.serving.engines import Engines
+from ray_apps.serving.following import RolloutFollower
+from ray_apps.serving.metrics import CONTENT_TYPE, Metrics
+from ray_apps.serving.record import EventSink, Recorder
+from schemas.errors import ApiError
+from schemas.openai import ChatRequest, CompletionRequest, ModelCard, ModelList, parse_request
+from schemas.settings import ServingSettings
+
+_log = logging.getLogger(__name__)
+SESSION_HEADER = "x-headrace-session"
+CLIENT_CLOSED = 499
+"""Nobody reads this answer: its client has gone."""
+
+ResultT = TypeVar("ResultT")
+
+
+class Gateway:
+    """Handlers and their state."""
+
+    def __init__(self, settings: ServingSettings, dispatcher: Dispatcher, *, poll_interval_s: float) -> None:
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._poll_interval_s = poll_interval_s
+        self._started = int(time.time())
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Follow the rollout while the application runs."""
+        task = asyncio.create_task(self._follow())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await self._dispatcher.close()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self._dispatcher.refresh()
+            except Exception:  # noqa: BLE001  whatever it was, the next poll may succeed, and without polls the service would stand still
+                _log.exception("the rollout could not be followed; trying again")
+            await asyncio.sleep(self._poll_interval_s)
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        arrived_s = time.perf_counter()
+        parsed = parse_request(CompletionRequest, await read_body(request))
+        work = GenerationRequest(
+            id=request.scope["state"]["request_id"],
+            prompts=parsed.prompts,
+            num_choices=parsed.n or 1,
+            sampling=self._sampling(parsed, parsed.token_limit, request.scope["state"]["request_id"]),
+        )
+        return await self._answer(request, parsed, work, arrived_s)
+
+    async def chat_completions(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        arrived_s = time.perf_counter()
+        parsed = parse_request(ChatRequest, await read_body(request))
+        work = GenerationRequest(
+            id=request.scope["state"]["request_id"],
+            messages=tuple(Message(message.role, message.text) for message in parsed.messages),
+            num_choices=parsed.n or 1,
+            sampling=self._sampling(parsed, parsed.token_limit, request.scope["state"]["request_id"]),
+        )
+        return await self._answer(request, parsed, work, arrived_s)
+
+    def _sampling(self, parsed: CompletionRequest | ChatRequest, max_tokens: int | None, request_id: str) -> Sampling:
+        limit = self._settings.max_completion_tokens
+        if max_tokens is not None and max_tokens > limit:
+            param = "max_tokens" if parsed.max_tokens else "max_completion_tokens"
+            message = f"{param} is too large: {max_tokens}. This server gives at most {limit} completion tokens."
+            raise ApiError(400, message, type="invalid_request_error", code="invalid_value", param=param)
+        seed = parsed.seed if parsed.seed is not None else xxhash.xxh3_64_intdigest(f"{self._settings.seed}:{request_id}".encode())
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=1.0 if parsed.temperature is None else parsed.temperature,
+            top_p=1.0 if parsed.top_p is None else parsed.top_p,
+            top_k=parsed.top_k or 0,
+            presence_penalty=parsed.presence_penalty or 0.0,
+            frequency_penalty=parsed.frequency_penalty or 0.0,
+            stop=parsed.stops,
+            seed=seed,
+        )
+
+    async def _answer(self, request: Request, parsed: CompletionRequest | ChatRequest, work: GenerationRequest, arrived_s: float) -> Response:
+        sticky_key = parsed.user or request.headers.get(SESSION_HEADER) or work.id
+        job = Job(request=work, model=parsed.model, sticky_key=sticky_key, arrived_s=arrived_s)
+        answer = await unless_gone(request, self._dispatcher.answer(job, whole=not parsed.stream))
+        if answer is None:
+            return Response(status_code=CLIENT_CLOSED)
+        is_chat = isinstance(parsed, ChatRequest)
+        form = Form(
+            kind="chat" if is_chat else "completion",
+            id=work.id.replace("req_", "chatcmpl-" if is_chat else "cmpl-"),
+            model=f"{MODEL}-v{answer.version}",
+            num_sequences=max(len(work.prompts), 1) * work.num_choices,
+            num_choices=work.num_choices,
+            include_usage=parsed.include_usage,
+        )
+        headers = {"x-headrace-model-version": str(answer.version), "x-headrace-variant": answer.role}
+        if parsed.stream:
+            headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
+            return StreamingResponse(_stream(form, answer), media_type="text/event-stream", headers=headers)
+        return await _whole(form, answer, headers)
+
+    async def models(self) -> ModelList:
+        """GET /v1/models: the routed model, then every version that answers."""
+        return ModelList(data=self._cards())
+
+    async def model(self, model: str) -> ModelCard:
+        """GET /v1/models/{model}."""
+        for card in self._cards():
+            if card.id == model:
+                return card
+        message = f"The model '{model}' does not exist or is not served at present."
+        raise ApiError(404, message, type="invalid_request_error", code="model_not_found", param="model")
+
+    def _cards(self) -> list[ModelCard]:
+        state = self._dispatcher.follower.active
+        ready = self._dispatcher.engines.ready
+        routed = [MODEL] if state is not None and state.champion in ready else []
+        return [ModelCard(id=name, created=self._started) for name in (*routed, *(f"{MODEL}-v{version}" for version in sorted(ready)))]
+
+    async def health(self) -> JSONResponse:
+        """GET /health: 200 when a champion answers, else 503 with what is missing."""
+        state, ready = self._dispatcher.follower.active, sorted(self._dispatcher.engines.ready)
+        champion = state.champion if state else None
+        missing = None
+        if champion is None:
+            missing = "a champion: no model has been registered, or none was put into service"
+        elif champion not in ready:
+            missing = f"the engine of champion {champion}: it is being started, or its start failed"
+        body: dict[str, Any] = {"status": "unavailable" if missing else "ok", "champion": champion, "ready_versions": ready}
+        body |= {"challenger": state.challenger if state else None, "rollout_number": state.number if state else None}
+        return JSONResponse(body | ({"missing": missing} if missing else {}), status_code=503 if missing else 200)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:
+    """The result of ``work``, which is cancelled if the client disconnects first; then None."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _whole(form: Form, answer: Answer, headers: dict[str, str]) -> Response:
+    tally = Tally(form)
+    async with aclosing(answer):
+        async for chunks in answer.chunks():
+            for chunk in chunks:
+                tally.add(chunk)
+    return Response(whole(form, tally).model_dump_json(), media_type="application/json", headers=headers)
+
+
+async def _stream(form: Form, answer: Answer) -> AsyncIterator[bytes]:
+    async with aclosing(answer):
+        async for event in events(form, answer.chunks()):
+            yield event
+
+
+def build_gateway(
+    settings: ServingSettings, engines: Engines, follower: RolloutFollower, *, sink: EventSink | None, poll_interval_s: float
+) -> Surroundings:
+    """The ASGI application. ``sink`` takes inference.completed events; None: there is no Kafka to tell."""
+    metrics = Metrics()
+    recorder = Recorder(metrics, sink, record_prompts=settings.record_prompts)
+    gateway = Gateway(
+        settings, Dispatcher(engines, follower, recorder, request_timeout_s=settings.request_timeout_s), poll_interval_s=poll_interval_s
+    )
+    app = FastAPI(title="Headrace", openapi_url=None, lifespan=gateway.lifespan)
+    install_error_bodies(app)
+    app.post("/v1/completions")(gateway.completions)
+    app.post("/v1/chat/completions")(gateway.chat_completions)
+    app.get("/v1/models")(gateway.models)
+    app.get("/v1/models/{model}")(gateway.model)
+    app.get("/health")(gateway.health)
+    app.get("/metrics")(lambda: Response(metrics.render(), media_type=CONTENT_TYPE))
+    return Surroundings(app, api_keys=settings.api_keys, metrics=metrics)

@@ -1,0 +1,49 @@
+"""The gateway's own numbers in the Prometheus text format. Counters start at zero with the process, as Prometheus expects."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """Counters of one gateway."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = ("version", "role", "shadow")
+        self._answers = Counter("headrace_answers", "Answers of engines by how they ended", (*labels, "outcome"), registry=self.registry)
+        self._latency = Histogram(
+            "headrace_answer_latency_seconds", "From arrival to the last token", labels, buckets=LATENCY_BUCKETS_S, registry=self.registry
+        )
+        self._tokens = Counter("headrace_tokens", "Tokens by kind", ("version", "kind"), registry=self.registry)
+        self._responses = Counter("headrace_http_responses", "HTTP answers by status", ("status",), registry=self.registry)
+        self._dropped = Counter("headrace_shadow_dropped", "Shadow copies not sent because too many were under way", registry=self.registry)
+        self._shadows = Gauge("headrace_shadow_running", "Shadow copies under way", registry=self.registry)
+
+    def observe(self, version: int, role: str, *, shadow: bool, outcome: str, latency_s: float) -> None:
+        """Count one engine's answer."""
+        labels = (str(version), role, str(shadow).lower())
+        self._answers.labels(*labels, outcome).inc()
+        self._latency.labels(*labels).observe(latency_s)
+
+    def count_tokens(self, version: int, prompt: int, completion: int) -> None:
+        """Add tokens."""
+        self._tokens.labels(str(version), "prompt").inc(prompt)
+        self._tokens.labels(str(version), "completion").inc(completion)
+
+    def count_response(self, status: int) -> None:
+        """Count an HTTP answer."""
+        self._responses.labels(str(status)).inc()
+
+    def drop_shadow(self) -> None:
+        """Count a copy that was not sent."""
+        self._dropped.inc()
+
+    def set_shadows(self, running: int) -> None:
+        """Copies under way at present."""
+        self._shadows.set(running)
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
