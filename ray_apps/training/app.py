@@ -127,7 +127,7 @@ class _Fit(threading.Thread):
 
 def _trainer(run: TrainingRun, settings: Settings) -> Any:
     """The TorchTrainer of one attempt. Its name is new each time: Ray would otherwise restore its own idea of the run."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     training = settings.training
@@ -141,8 +141,14 @@ def _trainer(run: TrainingRun, settings: Settings) -> Any:
             name=f"{run.run_id}-{secrets.token_hex(4)}",
             storage_path=str(run.folder(Path(settings.root)) / RAY_FOLDER),
             failure_config=FailureConfig(max_failures=training.max_failures),
+            logging_config=LoggingConfig(log_level=_log_level(settings)),
         ),
     )
+
+
+def _log_level(settings: Settings) -> str:
+    """Ray Train's log: what goes wrong, unless more was asked for; the progress is ours to show."""
+    return "DEBUG" if settings.telemetry.log_level == "DEBUG" else "WARNING"
 
 
 def train_worker(config: dict[str, str]) -> Any:

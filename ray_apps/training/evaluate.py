@@ -19,6 +19,7 @@ from ray_apps.training.batches import make_batch
 from ray_apps.training.parallel import Process
 from ray_apps.training.precision import Precision, resolve_precision
 from ray_apps.training.step import SummedLoss
+from ray_apps.training.weights import hide_progress_bars
 from schemas.arrow import Split
 from schemas.errors import NotEnoughData, TokenizerMismatch
 from schemas.manifest import Evaluation
@@ -66,6 +67,7 @@ def evaluate_model(settings: Settings, model_version: int, dataset_version: int 
 
     Raises ModelNotFound, DatasetNotFound, TokenizerMismatch, or NotEnoughData if there are no validation rows.
     """
+    hide_progress_bars()
     root = Path(settings.root)
     registry, dataset = Registry(root), Dataset(root, dataset_version)
     spoken = registry.manifest(model_version).tokenizer.sha256
@@ -75,7 +77,7 @@ def evaluate_model(settings: Settings, model_version: int, dataset_version: int 
             f"its loss there would mean nothing"
         )
     device = torch.device("cuda" if settings.training.use_gpu and torch.cuda.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(registry.folder(model_version), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(registry.folder(model_version), dtype=torch.float32)
     validation = Validation(dataset, settings.training.evaluate_rows)
     result = evaluate(SummedLoss(model).to(device), validation, resolve_precision(settings.training, device), Process(device=device))
     if result is None:

@@ -17,7 +17,7 @@ from ray_apps.models.registry import Registry
 from ray_apps.training.checkpoint import FOLDER as CHECKPOINT_FOLDER
 from ray_apps.training.losses import FILE_NAME, read_losses
 from ray_apps.training.run import RESULT_FILE, RunResult, TrainingRun
-from ray_apps.training.weights import build_model
+from ray_apps.training.weights import build_model, hide_progress_bars
 from schemas.errors import TrainingError
 from schemas.manifest import FileEntry, ModelManifest, TrainingSummary
 
@@ -58,6 +58,7 @@ def trained_model(run: TrainingRun, root: Path) -> LlamaForCausalLM:
 
 def register_run(run: TrainingRun, root: Path, now: Callable[[], datetime]) -> ModelManifest:
     """Export the finished run as the next model version and drop its checkpoints. ``now`` gives UTC-aware times."""
+    hide_progress_bars()
     registry = Registry(root)
     summary = summarize(run, root)
     result = RunResult.model_validate_json((run.folder(root) / RESULT_FILE).read_bytes())

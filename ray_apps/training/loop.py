@@ -64,7 +64,7 @@ class TrainingLoop:
         prime(self.stepper.module, self._dummy_loss)
         step = self.resume()
         curve = LossCurve(self.folder, step) if self.process.is_first else None
-        self.model.train()
+        self.loss_module.train()
         while step < self.spec.training.max_steps:
             record = self._step(step)
             step += 1
@@ -109,7 +109,7 @@ class TrainingLoop:
             self.store.save(next_step, self.model, self.optimizer, self.stepper.scaler)
 
     def _finish(self) -> None:
-        self.model.eval()
+        self.loss_module.eval()
         validation = Validation(Dataset(self.root, self.spec.dataset.version), self.spec.training.evaluate_rows)
         result = RunResult(evaluation=evaluate(self.loss_module, validation, self.precision, self.process))
         if self.process.is_first:

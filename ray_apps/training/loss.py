@@ -65,12 +65,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 def _chunk_loss(logits_CV: Tensor, target_C: Tensor, with_grad: bool) -> tuple[Tensor, Tensor]:
     """Sum of the losses of one chunk, and the gradient of that sum by the logits."""
-    logits_CV = logits_CV.float()
-    loss = functional.cross_entropy(logits_CV, target_C, ignore_index=IGNORED, reduction="sum")
+    log_probability_CV = torch.log_softmax(logits_CV.float(), dim=-1)
+    loss = functional.nll_loss(log_probability_CV, target_C, ignore_index=IGNORED, reduction="sum")
     if not with_grad:
-        return loss, logits_CV
+        return loss, log_probability_CV
     kept_C = target_C != IGNORED
-    grad_CV = torch.softmax(logits_CV, dim=-1)
+    grad_CV = log_probability_CV.exp_()
     grad_CV[torch.arange(len(target_C), device=target_C.device), target_C.clamp_min(0)] -= 1.0
     return loss, grad_CV.mul_(kept_C.unsqueeze(1))
 

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-
 CPU = torch.device("cpu")
 
 
@@ -76,7 +75,7 @@ def parallelize(module: nn.Module, process: Process) -> nn.Module:
     if process.world_size == 1:
         return module
     device_ids = [process.device.index] if process.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
+    return DistributedDataParallel(module, device_ids=device_ids, forward_sync_buffers=False)
 
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from ray_apps.models.presets import llama_config
 from ray_apps.models.registry import Registry
@@ -13,6 +14,11 @@ from ray_apps.training.run import TrainingRun
 from schemas.errors import CheckpointCorrupt, TrainingError
 
 WEIGHTS_FILE = "model.safetensors"
+
+
+def hide_progress_bars() -> None:
+    """Keep transformers from drawing its own progress bars over ours."""
+    transformers_logging.disable_progress_bar()
 
 
 def build_model(run: TrainingRun, root: Path) -> LlamaForCausalLM:
