@@ -23,6 +23,7 @@
     ├── RegistryError
     │   └── ModelNotFound        no such model version or alias
     ├── RolloutError             a transition that the rollout policy does not allow
+    ├── ServiceFailed            a part that `up` keeps running does not start, or another `up` runs under this root
     └── ApiError                 an HTTP error with an OpenAI error body (schemas/openai.py)
 
 A message says what happened, with which values, and what to do about it.
@@ -129,6 +130,10 @@ class ModelNotFound(RegistryError):
 
 class RolloutError(HeadraceError):
     """The rollout policy does not allow this transition in the present state."""
+
+
+class ServiceFailed(HeadraceError):
+    """A part that ``headrace up`` keeps running does not start at all, or another ``up`` runs under the same root."""
 
 
 class ApiError(HeadraceError):

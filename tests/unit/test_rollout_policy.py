@@ -72,7 +72,7 @@ def test_enough_canary_answers_promote_the_challenger() -> None:
         (evidence(0, 0, validation=measured(3.2, 3.1)), "+0.1000, at most +0.02"),
         (evidence(0, 0, validation=measured(float("nan"), 3.1)), "validation loss nan"),
         (evidence(20, tally(9, errors=1)), "failed 1 of 10 requests (10.0%)"),
-        (evidence(20, tally(10, s_per_token=0.03)), "3.0 times as long"),
+        (evidence(20, tally(10, s_per_token=0.03)), "times as long, at most 2.0"),
         (evidence(1000, 0, unanswered=1000), "gave no answer while model 1 gave 1000"),
     ],
     ids=["loss", "nan-loss", "errors", "latency", "silence"],

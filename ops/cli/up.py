@@ -1,0 +1,72 @@
+"""``headrace up``: broker, Ray, ingest, training, serving and rollouts on this machine, until Ctrl-C."""
+
+import argparse
+import signal
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ops.cli.output import print_json, say
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from ray_apps.loop.services import Stack
+    from ray_apps.loop.supervisor import Supervisor
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    """Define the command."""
+    parser = subparsers.add_parser("up", parents=[common], help="run everything on this machine: documents in, models out, until Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="print one JSON document with the addresses when everything is ready")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Run until SIGINT or SIGTERM."""
+    from ray_apps.loop.up import run_up
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: stop.set())
+
+    def on_ready(stack: "Stack", supervisor: "Supervisor") -> None:
+        if args.json:
+            print_json(addresses(stack) | {"pids": {name: supervisor.pid(name) for name in stack.names}})
+        else:
+            print("\n".join(summary(stack)), flush=True)
+
+    run_up(settings, stop, tell, on_ready)
+    return 0
+
+
+def tell(line: str) -> None:
+    """A line with the time, on standard error."""
+    say(f"{datetime.now(UTC):%H:%M:%S} {line}")
+
+
+def addresses(stack: "Stack") -> dict[str, object]:
+    """Where everything is."""
+    settings = stack.settings
+    return {
+        "root": settings.root,
+        "kafka": settings.kafka.bootstrap_servers,
+        "ray": settings.ray.address,
+        "dashboard": stack.dashboard_url,
+        "api": stack.api_url,
+    }
+
+
+def summary(stack: "Stack") -> list[str]:
+    """The same in words."""
+    kafka, documents = stack.settings.kafka.bootstrap_servers, f"{stack.settings.kafka.topic_prefix}.documents"
+    lines = [
+        "Headrace is up. Ctrl-C stops it; run the same command again and it goes on.",
+        f"  documents   headrace produce --bootstrap-servers {kafka} PATH…   (topic {documents})",
+        f"  API         {stack.api_url}/v1",
+    ]
+    if stack.dashboard_url is not None:
+        lines += [
+            f"  Ray         {stack.dashboard_url}   (it asks for the token that `ray get-auth-token` prints)",
+            f"  Ray jobs    RAY_AUTH_MODE=token ray job submit --address {stack.dashboard_url} -- COMMAND",
+        ]
+    return [*lines, f"  data, logs  {stack.settings.root}"]

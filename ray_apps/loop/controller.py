@@ -1,0 +1,157 @@
+"""The loop itself: new tokens make a training run, a new model a trial, evidence a champion.
+
+It looks at what is on disk (``disk.View``), asks ``plan`` what to do, and does it; then it lets the rollout controller weigh the evidence.
+Everything it decides is on disk before it acts on it, so a SIGKILL at any moment costs only the time since. One loop runs per root.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines.kafka.events import EventProducer
+from ray_apps.loop.disk import Disk
+from ray_apps.loop.evaluations import Evaluations
+from ray_apps.loop.jobs import MAX_EVALUATION_ATTEMPTS, Job, parse_evaluation, train_arguments
+from ray_apps.loop.plan import Bootstrap, StartTrial, TrainingOrder, View, plan
+from ray_apps.rollout import policy
+from ray_apps.rollout.controller import RolloutController, announce, by_the_loop, new_salt
+from schemas.errors import RolloutError
+from schemas.rollout import Phase, RolloutState
+from schemas.settings import Settings
+
+MAX_ATTEMPTS = 3
+"""Failures of a training run after which its order is given up for a newer one, if there is one."""
+
+
+class LoopController:
+    """``tell`` is called with one line about everything that happens; ``can_compute`` says whether Ray is there to train on."""
+
+    def __init__(self, settings: Settings, events: EventProducer, tell: Callable[[str], None], can_compute: Callable[[], bool]) -> None:
+        self._settings = settings
+        self._events = events
+        self._tell = tell
+        self._can_compute = can_compute
+        self._disk = Disk(Path(settings.root))
+        self._evaluations = Evaluations(Path(settings.root), settings.training.evaluate_rows)
+        self._rollout = RolloutController(settings, self._disk.rollouts, self._evaluations.validation)
+        self._training = Job(settings, "train")
+        self._evaluation = Job(settings, "evaluate")
+        self._asked: tuple[int, int] | None = None
+        self.compute_lost = threading.Event()
+        """Set it when Ray went away: what runs on it would wait for ever. The order to train stands and is carried out again."""
+        self._seen = View()
+
+    def run(self, stop: threading.Event) -> None:
+        """Go round until ``stop`` is set; then stop what runs."""
+        try:
+            while not stop.is_set():
+                self.step(self._settings.loop.poll_interval_s)
+        finally:
+            self.close()
+
+    def step(self, timeout_s: float) -> None:
+        """One round; takes about ``timeout_s``."""
+        if self.compute_lost.is_set():
+            self.compute_lost.clear()
+            self._training.stop()
+        self._collect_training()
+        self._collect_evaluation()
+        view = self._disk.view()
+        self._report(view)
+        for todo in plan(view, self._settings.loop):
+            if isinstance(todo, TrainingOrder):
+                self._train(todo, is_new=view.order is None)
+            else:
+                self._change_rollout(todo)
+        if view.state is not None and view.state.phase is not Phase.IDLE:
+            self._evaluate(view.state)
+        state = self._rollout.poll(timeout_s)
+        if state is not None:
+            self._changed(state)
+
+    def close(self) -> None:
+        """Stop the jobs and the connection to the broker."""
+        self._training.stop()
+        self._evaluation.stop()
+        self._rollout.close()
+
+    def _train(self, order: TrainingOrder, *, is_new: bool) -> None:
+        if self._training.is_running or not self._can_compute():
+            return
+        if is_new:
+            self._disk.give_order(order)
+        if self._training.start("train", *train_arguments(order)):
+            origin = f"from model {order.parent_model}" if order.parent_model else "from scratch"
+            self._tell(f"training on dataset {order.dataset_version} {origin}")
+
+    def _collect_training(self) -> None:
+        ended = self._training.collect()
+        if ended is None or ended[0] == 0:
+            return
+        self._tell(f"training failed: {self._training.failure(ended[0])}")
+        if self._training.failures >= MAX_ATTEMPTS:
+            self._disk.drop_order()
+
+    def _change_rollout(self, todo: Bootstrap | StartTrial) -> None:
+        evidence = self._rollout.evidence()
+
+        def change(state: RolloutState | None) -> RolloutState:
+            if isinstance(todo, Bootstrap):
+                return policy.bootstrap(state, todo.model_version, by_the_loop(), new_salt())
+            reason = f"model {todo.model_version} is new and no other model is on trial"
+            return policy.start(
+                state, todo.model_version, self._settings.rollout, reason=reason, evidence=evidence, author=by_the_loop(), salt=new_salt()
+            )
+
+        with contextlib.suppress(RolloutError):  # a person was faster: the next round plans anew
+            state = self._disk.rollouts.transition(change)
+            if state is not None:
+                self._changed(state)
+
+    def _evaluate(self, state: RolloutState) -> None:
+        wanted = self._evaluations.wanted(state)
+        if wanted is None or self._evaluation.is_running:
+            return
+        if self._evaluation.failures >= MAX_EVALUATION_ATTEMPTS:
+            self._abort(state, f"the loss of model {wanted[0]} on dataset {wanted[1]} could not be measured in {MAX_EVALUATION_ATTEMPTS} attempts")
+            return
+        model_version, dataset_version = wanted
+        if self._evaluation.start("models", "evaluate", str(model_version), "--dataset", str(dataset_version)):
+            self._asked = wanted
+            self._tell(f"evaluating model {model_version} on the validation rows of dataset {dataset_version}")
+
+    def _collect_evaluation(self) -> None:
+        ended = self._evaluation.collect()
+        if ended is None or self._asked is None:
+            return
+        code, output = ended
+        evaluation = parse_evaluation(output) if code == 0 else None
+        if evaluation is None:
+            self._tell(f"evaluation failed: {self._evaluation.failure(code)}")
+            return
+        self._evaluations.add(self._asked[0], evaluation)
+        self._tell(f"model {self._asked[0]} has loss {evaluation.loss:.4f} on the validation rows of dataset {evaluation.dataset_version}")
+
+    def _abort(self, seen: RolloutState, reason: str) -> None:
+        def change(state: RolloutState | None) -> RolloutState | None:
+            return policy.abort(state, reason, {}, by_the_loop()) if state is not None and state.number == seen.number else None
+
+        state = self._disk.rollouts.transition(change)
+        self._evaluation.failures = 0
+        if state is not None:
+            self._changed(state)
+
+    def _changed(self, state: RolloutState) -> None:
+        announce(state, self._events)
+        self._tell(f"rollout {state.number}, {state.decision.value}: {state.reason}")
+
+    def _report(self, view: View) -> None:
+        """Say what is new on disk since the last round."""
+        seen, self._seen = self._seen, view
+        if view.dataset_version > seen.dataset_version and (dataset := self._disk.dataset()):
+            self._tell(f"dataset {dataset.version}: {dataset.num_records:,} records, {dataset.num_tokens:,} new tokens")
+        if view.newest_model > seen.newest_model:
+            manifest = self._disk.model(view.newest_model)
+            loss = f"validation loss {manifest.evaluation.loss:.4f}" if manifest.evaluation else "not evaluated"
+            self._tell(f"model {manifest.version}: trained on dataset {manifest.dataset.version}, {loss}")

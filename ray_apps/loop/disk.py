@@ -1,0 +1,89 @@
+"""Reads the loop's view from the root, and keeps the one thing that only the loop knows: the order to train that it gave.
+
+``<root>/loop/training.json`` is replaced durably before a training run starts, so that a restarted loop repeats exactly that order
+and the run resumes from its checkpoints, also when newer dataset versions were committed meanwhile. Manifests never change, so
+each is read once; a tick costs three listings of folders and one small file.
+"""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipelines.dataset.durable import replace_durably
+from pipelines.dataset.log import CommitLog
+from ray_apps.loop.plan import TrainingOrder, View
+from ray_apps.models.registry import Registry
+from ray_apps.rollout.log import RolloutLog
+from schemas.errors import ManifestCorrupt
+from schemas.manifest import DatasetManifest, ModelManifest
+
+
+class Disk:
+    """The root as the loop sees it."""
+
+    def __init__(self, root: Path) -> None:
+        self.registry = Registry(root)
+        self.rollouts = RolloutLog(root)
+        self._datasets = CommitLog(root / "log")
+        self._order_path = root / "loop" / "training.json"
+        self._tried: set[int] = set()
+        self._num_states = 0
+        self._dataset: DatasetManifest | None = None
+        self._models: dict[int, ModelManifest] = {}
+
+    def view(self) -> View:
+        """What is there now."""
+        dataset, model, state = self.dataset(), self._newest_model(), self.rollouts.latest()
+        return View(
+            dataset_version=dataset.version if dataset else 0,
+            train_tokens=dataset.totals.num_train_tokens if dataset else 0,
+            newest_model=model.version if model else 0,
+            newest_model_tokens=model.dataset.num_train_tokens if model else 0,
+            state=state,
+            tried=self._tried_models(),
+            order=self._open_order(model),
+        )
+
+    def dataset(self) -> DatasetManifest | None:
+        """Manifest of the newest dataset version. Raises ManifestCorrupt."""
+        version = self._datasets.latest()
+        if version and (self._dataset is None or self._dataset.version != version):
+            try:
+                self._dataset = DatasetManifest.model_validate_json(self._datasets.read(version))
+            except ValidationError as error:
+                raise ManifestCorrupt(f"{self._datasets.path(version)} is not a valid manifest: {error}; restore it from a copy") from error
+        return self._dataset
+
+    def model(self, version: int) -> ModelManifest:
+        """Manifest of a model version. Raises ModelNotFound, ManifestCorrupt."""
+        if version not in self._models:
+            self._models[version] = self.registry.manifest(version)
+        return self._models[version]
+
+    def give_order(self, order: TrainingOrder) -> None:
+        """Remember an order; it stands until its model is registered."""
+        replace_durably(self._order_path, order.model_dump_json(indent=2).encode())
+
+    def drop_order(self) -> None:
+        """Forget the order: it cannot be carried out."""
+        self._order_path.unlink(missing_ok=True)
+
+    def _open_order(self, newest: ModelManifest | None) -> TrainingOrder | None:
+        try:
+            order = TrainingOrder.model_validate_json(self._order_path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise ManifestCorrupt(f"{self._order_path} is not an order to train: {error}; remove it") from error
+        done = newest is not None and newest.dataset.version >= order.dataset_version
+        return None if done else order
+
+    def _newest_model(self) -> ModelManifest | None:
+        version = self.registry.log.latest()
+        return self.model(version) if version else None
+
+    def _tried_models(self) -> frozenset[int]:
+        for state in self.rollouts.after(self._num_states):
+            self._num_states = state.number
+            self._tried |= {version for version in (state.champion, state.challenger) if version is not None}
+        return frozenset(self._tried)

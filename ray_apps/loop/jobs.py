@@ -1,0 +1,83 @@
+"""The two things that the loop has done by child processes, one at a time each: training runs and evaluations.
+
+A job is started only when nothing of its kind runs, is tried again with growing pauses when it fails, and leaves its result on disk:
+a child that is killed at any moment costs time, never a model or a number.
+"""
+
+import json
+import time
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ray_apps.loop.child import Child, tail
+from ray_apps.loop.commands import child_environment, headrace
+from ray_apps.loop.plan import TrainingOrder
+from schemas.manifest import Evaluation
+from schemas.settings import Settings
+
+MAX_PAUSE_S = 300.0
+STOP_TIMEOUT_S = 10.0
+MAX_EVALUATION_ATTEMPTS = 3
+
+
+class Job:
+    """A command that is run to its end, again after a pause if it fails."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings = settings
+        self.log = Path(settings.root) / "logs" / f"{name}.log"
+        self._child: Child | None = None
+        self._not_before = 0.0
+        self.failures = 0
+        """Failures since the last success."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and its end was not collected yet."""
+        return self._child is not None
+
+    def start(self, command: str, *arguments: str) -> bool:
+        """Start the command unless one runs or the pause after a failure is not over; says whether it was started."""
+        if self._child is not None or time.monotonic() < self._not_before:
+            return False
+        line = headrace(self._settings, command, *arguments, "--json")
+        self._child = Child(line, self.log, environment=child_environment(self._settings), capture_output=True)
+        return True
+
+    def collect(self) -> tuple[int, bytes] | None:
+        """Exit code and output of a command that has ended since the last call."""
+        if self._child is None or (code := self._child.poll()) is None:
+            return None
+        output = self._child.output()
+        self._child.kill()  # what it may have left behind
+        self._child = None
+        self.failures = self.failures + 1 if code else 0
+        self._not_before = time.monotonic() + min(self._settings.loop.restart_backoff_s * 2**self.failures, MAX_PAUSE_S) if code else 0.0
+        return code, output
+
+    def stop(self) -> None:
+        """End the command now; it counts neither as done nor as failed."""
+        if self._child is not None:
+            self._child.stop(STOP_TIMEOUT_S)
+            self._child.kill()
+            self._child = None
+
+    def failure(self, code: int) -> str:
+        """What the end of the log says about a failure."""
+        return f"exit code {code}; the end of {self.log}:\n{tail(self.log)}"
+
+
+def train_arguments(order: TrainingOrder) -> list[str]:
+    """Arguments of ``headrace train`` for an order."""
+    parent = [] if order.parent_model is None else ["--parent", str(order.parent_model)]
+    return ["--dataset", str(order.dataset_version), *parent]
+
+
+def parse_evaluation(output: bytes) -> Evaluation | None:
+    """What ``headrace models evaluate --json`` printed; None if that is no evaluation."""
+    try:
+        value = json.loads(output)
+        return Evaluation.model_validate({name: value[name] for name in Evaluation.model_fields})
+    except (ValueError, KeyError, TypeError, ValidationError):
+        return None
