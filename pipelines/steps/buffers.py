@@ -28,7 +28,7 @@ class Source(NamedTuple):
 
     data: Bytes
     """UTF-8."""
-    flags: npt.NDArray[np.uint16]
+    flags: npt.NDArray[np.uint32]
     """Flags by code point."""
 
 

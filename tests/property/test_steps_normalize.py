@@ -1,0 +1,59 @@
+"""What normalization promises for every text."""
+
+import unicodedata
+
+import pyarrow as pa
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipelines.steps.characters import CONTROL, HIDDEN, character_flags
+from pipelines.steps.normalize import normalize
+
+# Everything that takes part in a rule, so that rules meet each other often.
+SPECIAL = st.sampled_from(
+    list("a é\n\r\t\x0b\x0c\x85\u2028\u3000\u00a0\u2009\u200b\u200c\u200d\ufe0f\ufe00\U000e0100\U000e0067\U000e007f\ufeff\u00ad\x00\x07\x08\x1b[m")
+    + list(
+        "\u0301\u0323\u0327\u093c\u0915\u094d\u0937\u0958\u0645\u06cc\u1100\u1161\u11a8가👩🚀🏽🏴❤中文。Ã©Â\u00a0â€™\u201cðŸ˜€ä¸\u00adÃ\u0083\ufffd\ufffe\u212b\u2126"
+    )
+)
+TEXTS = st.one_of(st.text(SPECIAL, max_size=40), st.text(max_size=40), st.text(st.characters(min_codepoint=0x80, max_codepoint=0x17F), max_size=40))
+
+
+def normalized(texts: list[str]) -> list[str]:
+    return normalize(pa.array(texts, pa.large_string())).texts.to_pylist()  # type: ignore[no-any-return]
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.lists(TEXTS, min_size=1, max_size=6))
+@example(["x\u0915\u200d ", "\u0645\u200d\x00", "\r\u200b\n", "Ã\u200b©"])
+def test_normalizing_twice_changes_nothing(texts: list[str]) -> None:
+    once = normalized(texts)
+    assert normalized(once) == once
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_the_result_is_nfc_without_controls_loose_ends_or_empty_line_runs(text: str) -> None:
+    (after,) = normalized([text])
+    flags = character_flags()
+    assert unicodedata.is_normalized("NFC", after)
+    assert not any(flags[ord(character)] & (CONTROL | HIDDEN) for character in after)
+    assert "\n\n\n" not in after
+    assert after == "\n".join(line.rstrip(" \t\u3000") for line in after.split("\n")).strip("\n")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(categories=["L", "N", "P", "Zs"]), max_size=60))
+def test_letters_and_numbers_are_never_lost(text: str) -> None:
+    def essence(value: str) -> str:
+        return "".join(character for character in unicodedata.normalize("NFC", value) if unicodedata.category(character)[0] in "LN")
+
+    (after,) = normalized([text])
+    if not any("\x80" <= character <= "\u02ff" for character in text):  # nothing that could be mojibake
+        assert essence(after) == essence(text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TEXTS, max_size=6))
+def test_a_text_is_normalized_the_same_way_in_any_batch(texts: list[str]) -> None:
+    assert normalized(texts) == [normalized([text])[0] for text in texts]
