@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.errors import AuthorizationError, KafkaError
+from kafka.errors import AuthorizationError, KafkaConfigurationError, KafkaError
 
 from schemas.errors import BrokerUnavailable, SettingsError
 from schemas.settings import KafkaSettings, Settings
@@ -33,7 +33,6 @@ def client_options(kafka: KafkaSettings) -> dict[str, Any]:
         "request_timeout_ms": timeout_ms,
         "connections_max_idle_ms": max(540_000, 2 * timeout_ms),
         "bootstrap_timeout_ms": timeout_ms,
-        "metrics_enabled": False,
         "sasl_plain_password": password.get_secret_value() if password is not None else None,
         **{name: getattr(kafka, name) for name in _PASSED_THROUGH},
     }
@@ -50,6 +49,7 @@ def open_consumer(settings: Settings, **overrides: Any) -> KafkaConsumer:
         "fetch_max_bytes": FETCH_BYTES,
         "max_partition_fetch_bytes": FETCH_BYTES,
         "max_poll_records": 1_000,
+        "metrics_enabled": False,
     }
     with broker_errors(settings.kafka, "connect"):
         consumer = KafkaConsumer(**(options | overrides))
@@ -94,6 +94,8 @@ def broker_errors(kafka: KafkaSettings, doing: str) -> Iterator[None]:
     except AuthorizationError as error:
         user = kafka.sasl_plain_username or "this client"
         raise BrokerUnavailable(f"{kafka.bootstrap_servers} does not allow {user} to {doing}: {error}; ask for the topic's or group's ACL") from error
+    except KafkaConfigurationError as error:
+        raise SettingsError(f"the [kafka] settings do not go together: {error}") from error
     except (KafkaError, OSError) as error:
         raise BrokerUnavailable(_unavailable(kafka, doing, error)) from error
 
