@@ -64,7 +64,8 @@ async def running_gateway(
     """A client of a gateway that follows ``root``; both end with the block."""
     app = build_gateway(settings or ServingSettings(), LocalEngines(engines), RolloutFollower(root), sink=sink, poll_interval_s=0.02)
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    async with lifespan(app), httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://test", headers=headers) as client:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
         yield client
 
 

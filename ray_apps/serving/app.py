@@ -5,125 +5,167 @@ the same log. So a restart of any part, or of all, ends in the same place. A ver
 the gateway has had time to see that, and Serve lets its running requests end.
 """
 
+import errno
 import logging
+import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from pipelines.cluster import ray_session
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
 from ray_apps.rollout.policy import Author, bootstrap
-from ray_apps.serving.engine.interface import Events, GenerationRequest
-from ray_apps.serving.engines import APPLICATION_PREFIX, GATEWAY, ServeEngines
-from ray_apps.serving.following import RolloutFollower, versions_of
-from schemas.errors import SettingsError
+from ray_apps.serving.deployments import LOGGING, gateway_application, model_application
+from ray_apps.serving.engines import APPLICATION_PREFIX, GATEWAY
+from ray_apps.serving.following import versions_of
+from schemas.errors import HeadraceError, SettingsError
 from schemas.rollout import RolloutState
-from schemas.settings import ServingSettings, Settings
+from schemas.settings import Settings
 
 _log = logging.getLogger(__name__)
 LINGER_POLLS = 6
 """Polls for which a version outlives its place in the rollout: the gateway polls as often, so it has stopped asking by then."""
-SPARE_REQUESTS = 8
-"""Requests beyond the engine's own limit that reach it, so that the engine refuses with 429 instead of Serve queueing without bound."""
-LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+BOOTSTRAP_GRACE_S = 10.0
+"""A first model that appears while we run is left to the loop for this long; where no loop runs, we put it into service."""
+SERVE_ENVIRONMENT = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # our handlers are asynchronous and engines have their own thread
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+"""One event loop per replica: saves a thread hop per message."""
 
 
-def close_internal_port() -> None:
-    """Keep Serve's replicas from opening their second way in.
-
-    Ray Serve 2.60 starts in every replica a gRPC server for calls between deployments, on all interfaces, without authentication, that
-    unpickles what it is sent. We call replicas through Ray's own authenticated actor calls, so the port is never bound.
-    """
-    from ray.serve._private import replica
-
-    replica.add_port_to_grpc_server = lambda _server, _address: 0
-
-
-class ModelReplica:
-    """The engine of one model version, as a Serve deployment."""
-
-    def __init__(self, folder: str, settings: ServingSettings) -> None:
-        close_internal_port()
-        from ray_apps.serving.engine.torch_engine import TorchEngine
-
-        self._engine = TorchEngine(Path(folder), settings)
-
-    async def submit(self, request: GenerationRequest) -> AsyncIterator[Events]:
-        """See ``interface.Engine.submit``."""
-        async for events in self._engine.submit(request):
-            yield events
-
-    def check_health(self) -> None:
-        """Serve replaces the replica if this raises."""
-        if not self._engine.is_alive:
-            raise RuntimeError("the engine's thread has ended")
-
-    def __del__(self) -> None:
-        with suppress(AttributeError):  # the engine was never built
-            self._engine.close()
-
-
-class GatewayReplica:
-    """The gateway, as a Serve deployment. Serve asks ``__serve_build_asgi_app__`` for the application."""
+class Reconciler:
+    """Keeps Serve's applications equal to what the rollout names."""
 
     def __init__(self, settings: Settings) -> None:
-        close_internal_port()
         self._settings = settings
+        self._rollouts = RolloutLog(Path(settings.root))
+        self._deployed: set[int] = set()
+        self._unwanted_polls: dict[int, int] = {}
+        self._modelless_since_s = time.monotonic()
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201  the name is Serve's
-        from ray_apps.serving.gateway import build_gateway
+    def poll(self) -> None:
+        """Compare and act once."""
+        state = self._rollouts.latest()
+        if state is None or state.champion is None:
+            self._bootstrap_later()
+        wanted = versions_of(state)
+        for version in sorted(wanted - self._deployed):
+            self._deploy(version)
+        self._unwanted_polls = {version: self._unwanted_polls.get(version, 0) + 1 for version in self._served() - wanted}
+        for version, polls in self._unwanted_polls.items():
+            if polls > LINGER_POLLS:
+                self._remove(version)
 
-        follower = RolloutFollower(Path(self._settings.root))
-        return build_gateway(
-            self._settings.serving, ServeEngines(), follower, sink=_open_sink(self._settings), poll_interval_s=self._settings.loop.poll_interval_s
-        )
+    def _deploy(self, version: int) -> None:
+        """Start a version's application; does not wait for it. One that is running with the same settings is left alone."""
+        from ray import serve
+
+        try:
+            application = model_application(self._settings, version)
+        except HeadraceError as error:
+            _log.error("model %d is named by the rollout but cannot be served: %s", version, error)
+            return
+        serve.run_many([application], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
+        self._deployed.add(version)
+
+    def _remove(self, version: int) -> None:
+        from ray import serve
+
+        serve.delete(f"{APPLICATION_PREFIX}{version}", _blocking=False)
+        self._deployed.discard(version)
+
+    def _served(self) -> set[int]:
+        from ray import serve
+
+        names = [name for name, application in serve.status().applications.items() if application.status != "DELETING"]
+        return {int(name.removeprefix(APPLICATION_PREFIX)) for name in names if name.startswith(APPLICATION_PREFIX)}
+
+    def _bootstrap_later(self) -> None:
+        if not Registry(Path(self._settings.root)).versions():
+            self._modelless_since_s = time.monotonic()
+        elif time.monotonic() - self._modelless_since_s > BOOTSTRAP_GRACE_S:
+            bootstrap_newest(self._settings)
 
 
-def _open_sink(settings: Settings) -> Any:
-    """Where inference.completed events go; None without Kafka."""
-    if not settings.kafka.bootstrap_servers:
-        return None
-    from pipelines.kafka.events import EventProducer
+def bootstrap_newest(settings: Settings) -> RolloutState | None:
+    """Make the newest model champion if there are models and no champion; returns the new state, if there is one."""
+    versions = Registry(Path(settings.root)).versions()
 
-    return EventProducer(settings).__enter__()
+    def first_champion(state: RolloutState | None) -> RolloutState | None:
+        if not versions or (state is not None and state.champion is not None):
+            return None
+        return bootstrap(state, versions[-1], Author(datetime.now(UTC), automatic=True), secrets.token_hex(4))
+
+    return RolloutLog(Path(settings.root)).transition(first_champion)
 
 
-def _deploy_model(settings: Settings, version: int) -> None:
-    """Start the application of a version; returns at once. Raises ModelNotFound."""
+def start(settings: Settings) -> str:
+    """Start Serve and the gateway on the Ray that this process is connected to; returns the URL once it answers.
+
+    Raises SettingsError if the port is taken.
+    """
     from ray import serve
 
-    serving = settings.serving
-    deployment = serve.deployment(
-        ModelReplica,
-        name="engine",
-        num_replicas=1,
-        max_ongoing_requests=serving.max_concurrent_sequences + serving.max_queued_requests + SPARE_REQUESTS,
-        graceful_shutdown_timeout_s=serving.request_timeout_s,
-        graceful_shutdown_wait_loop_s=0.2,
-        ray_actor_options={"num_cpus": serving.threads_per_engine, "num_gpus": 1 if serving.use_gpu else 0},
-    )
-    folder = Registry(Path(settings.root)).folder(version).resolve()
-    application = deployment.bind(str(folder), serving)
-    serve.run(application, name=f"{APPLICATION_PREFIX}{version}", route_prefix=None, blocking=False, _local_testing_mode=False)
+    host, port = settings.serving.host, settings.serving.port
+    if not serve.status().proxies:
+        port = _free_port(host, port)
+        options = {"host": host, "port": port}
+        serve.start(proxy_location="HeadOnly" if _is_loopback(host) else "EveryNode", http_options=options, logging_config=LOGGING)
+    serve.run_many([gateway_application(settings)])
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _deploy_gateway(settings: Settings) -> None:
-    """Start the gateway and wait until it answers."""
+def stop() -> None:
+    """Remove our applications, and Serve itself if nobody else uses it."""
     from ray import serve
 
-    deployment = serve.deployment(
-        serve.ingress()(GatewayReplica),
-        name="gateway",
-        num_replicas=1,
-        max_ongoing_requests=10_000,
-        graceful_shutdown_timeout_s=5,
-        graceful_shutdown_wait_loop_s=0.2,
-        ray_actor_options={"num_cpus": 0},
-    )
-    serve.run(deployment.bind(settings), name=GATEWAY, route_prefix="/")
+    names = set(serve.status().applications)
+    ours = {name for name in names if name == GATEWAY or name.startswith(APPLICATION_PREFIX)}
+    if names == ours:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        return
+    for name in sorted(ours):
+        serve.delete(name)
+
+
+def serve_forever(settings: Settings, stopping: threading.Event, on_ready: Callable[[str], None]) -> None:
+    """Serve until ``stopping`` is set. ``on_ready`` gets the URL when the gateway answers; models may still be loading."""
+    for name, value in SERVE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with ray_session(settings.ray):
+        url = start(settings)
+        try:
+            on_ready(url)
+            reconciler = Reconciler(settings)
+            while not stopping.is_set():
+                try:
+                    reconciler.poll()
+                except Exception:  # noqa: BLE001  Ray's controller may be restarting; the service goes on, and the next poll finds out
+                    _log.exception("the rollout could not be reconciled; trying again")
+                stopping.wait(settings.loop.poll_interval_s)
+        finally:
+            stop()
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("127.0.0.1", "::1", "localhost")
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port itself, or a free one for 0. Raises SettingsError if somebody listens there: Serve would only say that a proxy is unhealthy."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            problem = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
+            raise SettingsError(f"{host}:{port} {problem}; choose another with --set serving.port=PORT") from error
+        bound: int = probe.getsockname()[1]
+        return bound

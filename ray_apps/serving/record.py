@@ -26,7 +26,7 @@ Role = Literal["champion", "challenger"]
 class EventSink(Protocol):
     """Takes events without waiting; pipelines.kafka.events.EventProducer is one."""
 
-    def publish(self, event: Event, *, topic: str, key: str | None) -> None:
+    def publish(self, event: Event, *, topic: Literal["events", "inference"], key: str | None) -> None:
         """Queue the event."""
         ...
 

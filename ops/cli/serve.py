@@ -1,0 +1,38 @@
+"""``headrace serve``: the HTTP service, until Ctrl-C or SIGTERM."""
+
+import argparse
+import signal
+import sys
+import threading
+
+from ops.cli.output import print_json, say
+from schemas.settings import Settings
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser("serve", parents=[common], help="serve the champion (and a challenger) with the OpenAI API")
+    parser.add_argument("--json", action="store_true", help="print one JSON document when the service answers")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Serve until told to stop; prints the URL on standard output once it answers."""
+    from ray_apps.serving.app import bootstrap_newest, serve_forever
+
+    state = bootstrap_newest(settings)
+    if state is not None:
+        say(f"no rollout yet: model {state.champion}, the newest, is champion now (rollout entry {state.number})")
+    stopping = threading.Event()
+
+    def ready(url: str) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopping.set())
+        if args.json:
+            print_json({"url": url, "openai_base_url": f"{url}/v1", "health": f"{url}/health"})
+        else:
+            print(f"serving at {url} (OpenAI API: {url}/v1, state: {url}/health); Ctrl-C stops")
+        sys.stdout.flush()  # whoever started us may read from a pipe
+
+    serve_forever(settings, stopping, ready)
+    return 0

@@ -1,0 +1,122 @@
+"""The Serve deployments: an engine per model version, and the gateway."""
+
+import importlib
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ray_apps.models.registry import Registry
+from ray_apps.serving.engine.interface import Events, GenerationRequest
+from ray_apps.serving.engines import APPLICATION_PREFIX, GATEWAY, ServeEngines
+from ray_apps.serving.following import RolloutFollower
+from schemas.settings import ServingSettings, Settings
+
+SPARE_REQUESTS = 8
+"""Requests beyond the engine's own limit that reach it, so that the engine refuses with 429 instead of Serve queueing without bound."""
+MAX_GATEWAY_REQUESTS = 10_000
+"""HTTP requests under way; engines refuse what they cannot take long before."""
+DRAIN_POLL_S = 0.2
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+"""Serve's own access log repeats every request twice; counts are in the metrics."""
+
+
+def close_internal_port() -> None:
+    """Keep Serve's replicas from opening their second way in.
+
+    Ray Serve 2.60 starts in every replica a gRPC server for calls between deployments, on all interfaces, without authentication, that
+    unpickles what it is sent. We call replicas through Ray's own authenticated actor calls, so the port is never bound.
+    """
+    replica: Any = importlib.import_module("ray.serve._private.replica")
+    replica.add_port_to_grpc_server = lambda _server, _address: 0
+
+
+class ModelReplica:
+    """The engine of one model version, as a Serve deployment."""
+
+    def __init__(self, folder: str, settings: ServingSettings) -> None:
+        close_internal_port()
+        from ray_apps.serving.engine.torch_engine import TorchEngine
+
+        self._engine = TorchEngine(Path(folder), settings)
+
+    async def submit(self, request: GenerationRequest) -> AsyncIterator[Events]:
+        """See ``interface.Engine.submit``."""
+        async for events in self._engine.submit(request):
+            yield events
+
+    def check_health(self) -> None:
+        """Serve replaces the replica if this raises."""
+        if not self._engine.is_alive:
+            raise RuntimeError("the engine's thread has ended")
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # the engine was never built
+            self._engine.close()
+
+
+class GatewayReplica:
+    """The gateway, as a Serve deployment. Serve asks ``__serve_build_asgi_app__`` for the application."""
+
+    def __init__(self, settings: Settings) -> None:
+        close_internal_port()
+        self._settings = settings
+        self._sink = _event_sink(settings)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from ray_apps.serving.gateway import build_gateway
+
+        follower = RolloutFollower(Path(self._settings.root))
+        interval_s = self._settings.loop.poll_interval_s
+        return build_gateway(self._settings.serving, ServeEngines(), follower, sink=self._sink, poll_interval_s=interval_s)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):
+            if self._sink is not None:
+                self._sink.__exit__(None, None, None)
+
+
+def _event_sink(settings: Settings) -> Any:
+    """Where inference.completed events go; None without Kafka."""
+    if not settings.kafka.bootstrap_servers:
+        return None
+    from pipelines.kafka.events import EventProducer
+
+    return EventProducer(settings).__enter__()
+
+
+def model_application(settings: Settings, version: int) -> Any:
+    """What to run for a model version, under the name ``model-<version>``. Raises ModelNotFound."""
+    from ray import serve
+    from ray.serve import RunTarget
+
+    serving = settings.serving
+    folder = Registry(Path(settings.root)).folder(version).resolve()
+    deployment: Any = serve.deployment(
+        ModelReplica,
+        name="engine",
+        num_replicas=1,
+        max_ongoing_requests=serving.max_concurrent_sequences + serving.max_queued_requests + SPARE_REQUESTS,
+        graceful_shutdown_timeout_s=serving.request_timeout_s,
+        graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
+        ray_actor_options={"num_cpus": serving.threads_per_engine, "num_gpus": 1 if serving.use_gpu else 0},
+    )
+    target = deployment.bind(str(folder), serving)
+    return RunTarget(target=target, name=f"{APPLICATION_PREFIX}{version}", route_prefix=None, logging_config=LOGGING)
+
+
+def gateway_application(settings: Settings) -> Any:
+    """What to run as the gateway."""
+    from ray import serve
+    from ray.serve import RunTarget
+
+    deployment: Any = serve.deployment(
+        serve.ingress()(GatewayReplica),
+        name="gateway",
+        num_replicas=1,
+        max_ongoing_requests=MAX_GATEWAY_REQUESTS,
+        graceful_shutdown_timeout_s=settings.serving.request_timeout_s,
+        graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
+        ray_actor_options={"num_cpus": 0},
+    )
+    return RunTarget(target=deployment.bind(settings), name=GATEWAY, route_prefix="/", logging_config=LOGGING)
