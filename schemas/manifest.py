@@ -88,6 +88,8 @@ class TokenizerRef(Record):
     """End of text; ends every document."""
     pad_token_id: int = Field(ge=0)
     """Fills the last row of a shard."""
+    requested_vocab_size: int | None = None
+    """``tokenizer.vocab_size`` when it was trained (few texts give fewer ids); none if it was given."""
 
 
 class Totals(Record):

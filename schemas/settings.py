@@ -129,6 +129,8 @@ class DedupSettings(Section):
 class IngestSettings(Section):
     """Micro-batches from Kafka to shards."""
 
+    runner: Literal["ray", "local"] = "ray"
+    """``ray``: one task per slice on the cluster; ``local``: the same job in the ingesting process, for small machines and tests."""
     max_batch_records: int = Field(20_000, ge=1)
     """Most offsets that one dataset version takes in."""
     slice_records: int = Field(2_500, ge=1)

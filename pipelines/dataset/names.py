@@ -38,3 +38,10 @@ def data_files(root: Path) -> list[str]:
         if (root / folder).is_dir():
             found += [f"{folder}/{path.name}" for path in (root / folder).iterdir() if ours.fullmatch(path.name) and path.is_file()]
     return sorted(found)
+
+
+def version_of(path: str) -> int:
+    """Version in the name of one of the ``data_files``."""
+    found = re.search(r"v(\d{8})-", path)
+    assert found is not None
+    return int(found[1])

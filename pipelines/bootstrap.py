@@ -1,0 +1,54 @@
+"""The one tokenizer of a dataset: chosen with its first version, then never changed.
+
+A trained tokenizer is a pure function of the stream's first documents (in planned order, up to ``tokenizer.max_training_bytes``), so a
+first version that is tried again after a crash gets the same ids.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipelines.kafka.reading import Slice, read_blocks
+from pipelines.steps.prepare import clean
+from pipelines.tokenizer import TOKENIZER_FILE, read_tokenizer, write_tokenizer
+from schemas.errors import SettingsError, TokenizerMismatch
+from schemas.manifest import DatasetManifest, TokenizerRef
+from schemas.settings import Settings
+
+
+def create_tokenizer(parts: Sequence[Slice], settings: Settings) -> TokenizerRef:
+    """Import the tokenizer that the settings name, or train one on the first documents of the slices."""
+    root = Path(settings.root).resolve()
+    ref = write_tokenizer(root, first_texts(parts, settings), settings.tokenizer)
+    requested = None if settings.tokenizer.path else settings.tokenizer.vocab_size
+    return ref.model_copy(update={"requested_vocab_size": requested})
+
+
+def first_texts(parts: Sequence[Slice], settings: Settings) -> Iterator[str]:
+    """Cleaned texts in the order of the slices; reads no further than the caller asks."""
+    for part in parts:
+        for records in read_blocks(part, settings):
+            yield from clean(records, settings)["text"].drop_null().to_pylist()
+
+
+def check_unchanged(newest: DatasetManifest, settings: Settings) -> None:
+    """Refuse settings under which the next version would not fit the ones before.
+
+    Raises TokenizerMismatch or SettingsError, naming both values.
+    """
+    if newest.sequence_length != settings.packing.sequence_length:
+        raise SettingsError(
+            f"packing.sequence_length is {settings.packing.sequence_length}, but the rows of this dataset have {newest.sequence_length} tokens; "
+            "set it back, or start a new dataset under another --root"
+        )
+    tokenizer, ref = settings.tokenizer, newest.tokenizer
+    if tokenizer.path:
+        sha256 = hashlib.sha256(read_tokenizer(Path(tokenizer.path))[TOKENIZER_FILE]).hexdigest()
+        if sha256 != ref.sha256:
+            raise _mismatch(f"tokenizer.path {tokenizer.path!r} holds tokenizer {sha256[:12]}, but the dataset was made with {ref.sha256[:12]}")
+    elif ref.requested_vocab_size not in (None, tokenizer.vocab_size):
+        raise _mismatch(f"tokenizer.vocab_size is {tokenizer.vocab_size}, but the dataset's tokenizer was trained with {ref.requested_vocab_size}")
+
+
+def _mismatch(what: str) -> TokenizerMismatch:
+    return TokenizerMismatch(f"{what}; set it back, or start a new dataset under another --root")

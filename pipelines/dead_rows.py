@@ -1,0 +1,44 @@
+"""Dead records of a batch, put aside until every file of the version is durable: on disk, because a batch may hold more of them than memory.
+
+The file has no name, so a crash leaves nothing behind.
+"""
+
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.kafka.deadletters import publish_dead_letters
+from schemas.arrow import Outcome
+from schemas.settings import Settings
+
+
+class DeadRows:
+    """Use it in a ``with`` block: ``put`` blocks, then ``publish`` once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by __exit__)
+        self._num_blocks = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def put(self, block: pa.Table) -> None:
+        """Keep the dead rows of a prepared block."""
+        rows = block.filter(pc.equal(block["outcome"], Outcome.DEAD))
+        if len(rows):
+            with pa.ipc.new_stream(self._file, rows.schema) as writer:
+                writer.write_table(rows)
+            self._num_blocks += 1
+
+    def publish(self, settings: Settings) -> None:
+        """Produce them in order, block by block, each acknowledged. Raises BrokerUnavailable."""
+        self._file.seek(0)
+        for _ in range(self._num_blocks):
+            publish_dead_letters(settings, pa.ipc.open_stream(self._file).read_all())

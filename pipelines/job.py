@@ -1,0 +1,90 @@
+"""The job of one micro-batch: slices of offsets in, prepared blocks out, in the order of the slices.
+
+Two runners give the same rows: ``run_ray`` spreads read -> prepare over a Ray cluster as one fused task per slice, ``run_local`` does the
+same work in this process, for small machines and tests. Text stays in the worker that read it; what comes back are verdicts,
+fingerprints, token ids, and the bytes of dead records. Both are lazy and hold a bounded number of blocks: Ray's back-pressure stops
+reading while the committer is behind.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipelines.kafka.reading import Slice, read_blocks
+from pipelines.steps.prepare import prepare
+from pipelines.tokenizer import BatchTokenizer, load_tokenizer
+from schemas.errors import HeadraceError
+from schemas.manifest import TokenizerRef
+from schemas.settings import Settings
+
+Runner = Callable[[Sequence[Slice], Settings, TokenizerRef], Iterator[pa.Table]]
+"""Prepared blocks (schemas.arrow.prepared) in slice order, offset order within each; every offset of the slices is in exactly one row."""
+
+
+@lru_cache(maxsize=2)
+def cached_tokenizer(root: str, sha256: str, ref_json: str) -> BatchTokenizer:  # noqa: ARG001  (the hash is the key)
+    """One tokenizer per worker process: loading takes longer than encoding a small block."""
+    return load_tokenizer(Path(root), TokenizerRef.model_validate_json(ref_json))
+
+
+class Prepare:
+    """``prepare`` with its settings bound: picklable, so that Ray can send it to workers."""
+
+    def __init__(self, settings: Settings, tokenizer: TokenizerRef) -> None:
+        self._settings = settings
+        self._tokenizer = tokenizer
+
+    def __call__(self, records: pa.Table) -> pa.Table:
+        """One block of schemas.arrow.RECORDS -> one block of schemas.arrow.prepared."""
+        root = str(Path(self._settings.root).resolve())
+        tokenizer = cached_tokenizer(root, self._tokenizer.sha256, self._tokenizer.model_dump_json())
+        return prepare(records, self._settings, tokenizer)
+
+
+def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef) -> Iterator[pa.Table]:
+    """One slice after the other in this process."""
+    step = Prepare(settings, tokenizer)
+    for part in parts:
+        for records in read_blocks(part, settings):
+            yield step(records)
+
+
+def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef) -> Iterator[pa.Table]:
+    """One Ray task per slice. Ray must be running (pipelines.cluster.ray_session). Raises what the tasks raised, not Ray's wrapping of it."""
+    import ray
+
+    from pipelines.kafka.datasource import KafkaDatasource
+
+    quiet_ray_data()
+    # Without the override Ray would split the slices' output again when it has more processors than slices.
+    records = ray.data.read_datasource(KafkaDatasource(parts, settings), override_num_blocks=len(parts))
+    records.context.execution_options.preserve_order = True
+    blocks = records.map_batches(Prepare(settings, tokenizer), batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+    try:
+        yield from blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    except ray.exceptions.RayError as error:
+        raise _original(error) from error
+
+
+def quiet_ray_data() -> None:
+    """Ray Data's own bars and reports off: the command line has its own progress, and errors are raised here with what they say."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def _original(error: BaseException) -> BaseException:
+    """The HeadraceError that a task raised, if that is what happened, without the advice that Ray Data appends to its message."""
+    innermost: BaseException = error
+    while (inner := getattr(innermost, "cause", None) or innermost.__cause__) is not None and not type(innermost).__module__.startswith("schemas"):
+        innermost = inner
+    if not isinstance(innermost, HeadraceError):
+        return error
+    innermost.args = (str(innermost).partition("\n")[0],)
+    return innermost

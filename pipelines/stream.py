@@ -1,0 +1,281 @@
+"""The exactly-once micro-batch: from committed offsets to the next dataset version. The only place that orders the steps.
+
+The commit protocol. Its order is the argument for correctness: everything that a version consists of is durable before the one atomic
+act that makes it real, and everything that merely tells others comes after.
+
+ Step 1.  Read the newest manifest N: its ``next`` offsets are where reading goes on. Kafka's own group offsets are never read.
+          Compare the topic's id with the manifest's: offsets mean nothing in another topic of the same name.
+ Step 2.  Fix the range [start, end) of every partition. What comes later belongs to a later version, so that running this step's
+          outcome again gives the same rows.
+ Step 3.  The first version chooses the tokenizer, a pure function of the first documents or of the settings.
+ Step 4.  Run the job and write every file of the version under names that no other attempt uses: fsync, rename, fsync of the folder.
+ Step 5.  Compare the topic's id again: Kafka raises nothing when a topic is deleted and re-created under a reader.
+ Step 6.  Produce the dead letters and wait for their acknowledgement. A crash after this produces them again, equal in key and id.
+ Step 7.  Publish manifest N+1 by create-if-absent. This is the commit. Of two writers one fails here, and nothing of it is visible.
+ Step 8.  Group offsets and the ``dataset.committed`` event, for lag monitors and people. Never the truth: if they fail it is logged,
+          and the next start tells the newest version again.
+
+A crash before step 7 leaves files that no manifest lists (dataset/gc.py) and perhaps dead letters that will come again; a crash after
+it leaves a committed version. There is no third case.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pyarrow as pa
+
+from pipelines.announcer import Announcer
+from pipelines.bootstrap import check_unchanged, create_tokenizer
+from pipelines.cluster import ray_session
+from pipelines.crash import crash_point
+from pipelines.dataset.dataset import Dataset, latest_version
+from pipelines.dataset.duplicates import Duplicates
+from pipelines.dataset.gc import collect_garbage
+from pipelines.dataset.writer import ResolvedBlock, VersionFiles, VersionPlan, build_manifest, kept_rows, publish, write_version
+from pipelines.dead_rows import DeadRows
+from pipelines.job import run_local, run_ray
+from pipelines.kafka.planning import fair_shares, plan_ranges
+from pipelines.kafka.reading import Slice, slices
+from pipelines.kafka.topics import ensure_topics, topic_ids, topic_names
+from pipelines.progress import Progress
+from schemas.errors import BrokerUnavailable, TopicRecreated
+from schemas.manifest import DatasetManifest, OffsetRange
+from schemas.settings import Settings
+
+UNLIMITED = 2**62
+MAX_BACKOFF_S = 30.0
+Ranges = Mapping[int, OffsetRange]
+_log = logging.getLogger(__name__)
+
+
+class Abandoned(Exception):
+    """The batch was given up because the process was asked to stop; nothing of it is visible."""
+
+
+class Stream:
+    """One writer of the dataset under ``settings.root``; use it in a ``with`` block. Not for use by several threads."""
+
+    def __init__(self, settings: Settings, progress: Progress | None = None, stop: threading.Event | None = None) -> None:
+        self.settings = settings
+        self.root = Path(settings.root).resolve()
+        self.topic = topic_names(settings).documents
+        self._progress = progress or Progress()
+        self._stop = stop or threading.Event()
+        self._duplicates = Duplicates(settings.dedup)
+        self._resources = ExitStack()
+        self._announcer = self._resources.enter_context(Announcer(settings))
+        self._has_topics = False
+        self._has_ray = False
+
+    def __enter__(self) -> Self:
+        self.root.mkdir(parents=True, exist_ok=True)
+        collect_garbage(self.root, grace_s=self.settings.ingest.gc_grace_s)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._resources.close()
+        collect_garbage(self.root, grace_s=self.settings.ingest.gc_grace_s)
+
+    def dataset(self) -> Dataset | None:
+        """The newest committed version, read from disk."""
+        return Dataset(self.root) if latest_version(self.root) else None
+
+    def available(self) -> dict[int, OffsetRange]:
+        """Offsets of every partition that no version has read. Raises TopicMissing, TopicRecreated, OffsetsLost, BrokerUnavailable."""
+        dataset = self.dataset()
+        self._topic_id(dataset)
+        return self._available(dataset)
+
+    def commit_next(self, until: Mapping[int, int] | None = None) -> DatasetManifest | None:
+        """Take in the next micro-batch and commit it (the steps are in the module's docstring); None if nothing is new.
+
+        ``until`` limits it to offsets below the given ones. Raises SourceError, BrokerUnavailable, CommitConflict, SettingsError,
+        TokenizerMismatch, Abandoned; then nothing is committed.
+        """
+        # Step 1.
+        dataset = self.dataset()
+        topic_id = self._topic_id(dataset)
+        if dataset:
+            check_unchanged(dataset.manifest, self.settings)
+        # Step 2.
+        ranges = self._ranges(self._available(dataset), until)
+        parts = slices(self.topic, ranges, self.settings.ingest.slice_records)
+        if not parts:
+            return None
+        self._ensure_topics()
+        crash_point("planned")
+        # Step 3.
+        plan = self._plan(dataset, topic_id, ranges, parts)
+        crash_point("tokenizer_written")
+        with DeadRows(self.root) as dead:
+            # Step 4.
+            files = self._write(dataset, plan, parts, dead)
+            # Step 5.
+            self._topic_id(dataset, expected=topic_id)
+            crash_point("topic_checked")
+            # Step 6.
+            dead.publish(self.settings)
+            crash_point("dead_letters_acked")
+        # Step 7.
+        manifest = build_manifest(plan, files, self.settings, parent=dataset.manifest if dataset else None, now=datetime.now(UTC))
+        publish(self.root, manifest)
+        crash_point("published")
+        self._duplicates.committed(manifest.version)
+        self._progress.committed(manifest)
+        # Step 8.
+        self.announce()
+        return manifest
+
+    def announce(self) -> None:
+        """Tell lag monitors and people about the newest version. Never raises because of Kafka."""
+        dataset = self.dataset()
+        if dataset is not None:
+            self._announcer.announce(dataset, self.topic)
+
+    def _topic_id(self, dataset: Dataset | None, expected: str | None = None) -> str:
+        """The topic's id. Raises TopicRecreated if it is not the one that was read before, TopicMissing if there is none."""
+        found = topic_ids(self.settings, [self.topic])[self.topic]
+        known = expected or (dataset.manifest.topic_ids.get(self.topic) if dataset else None)
+        if known not in (None, found):
+            version = f"version {dataset.version}" if dataset else "this batch"
+            raise TopicRecreated(
+                f"topic {self.topic!r} was deleted and created again: its id is {found}, {version} was read from {known}, so offsets do not mean "
+                "the same any more; nothing was committed. Start a new dataset under another --root, or publish to a topic of another name"
+            )
+        return found
+
+    def _available(self, dataset: Dataset | None) -> dict[int, OffsetRange]:
+        return plan_ranges(self.settings, self.topic, dataset.next_offsets(self.topic) if dataset else {}, UNLIMITED)
+
+    def _ranges(self, available: Ranges, until: Mapping[int, int] | None) -> dict[int, OffsetRange]:
+        """What of the available offsets this version takes: a pure function of its arguments and ``max_batch_records``."""
+        ends = {partition: span.end if until is None else min(span.end, until.get(partition, 0)) for partition, span in available.items()}
+        waiting = {partition: max(0, ends[partition] - span.start) for partition, span in available.items()}
+        shares = fair_shares(waiting, max(self.settings.ingest.max_batch_records, len(waiting)))
+        return {partition: OffsetRange(start=span.start, end=span.start + shares[partition]) for partition, span in available.items()}
+
+    def _plan(self, dataset: Dataset | None, topic_id: str, ranges: dict[int, OffsetRange], parts: list[Slice]) -> VersionPlan:
+        return VersionPlan(
+            version=dataset.version + 1 if dataset else 1,
+            attempt=secrets.token_hex(6),
+            topic_ids={self.topic: topic_id},
+            offsets={self.topic: ranges},
+            tokenizer=dataset.tokenizer if dataset else create_tokenizer(parts, self.settings),
+        )
+
+    def _write(self, dataset: Dataset | None, plan: VersionPlan, parts: list[Slice], dead: DeadRows) -> VersionFiles:
+        """Run the job and write the version's files; dead records are put aside in ``dead``."""
+        self._progress.started(plan.version, sum(part.end - part.start for part in parts))
+        self._duplicates.open(dataset)
+        return write_version(self.root, plan, self.settings, self._resolved(plan, parts, dead), self._duplicates.new_segment)
+
+    def _resolved(self, plan: VersionPlan, parts: list[Slice], dead: DeadRows) -> Iterator[ResolvedBlock]:
+        for block in self._run(plan, parts):
+            if self._stop.is_set():
+                raise Abandoned(f"version {plan.version} was given up half-way; the next start takes it in from the beginning")
+            dead.put(block)
+            yield block, self._duplicates.resolve(kept_rows(block))
+            self._progress.advanced(len(block))
+
+    def _run(self, plan: VersionPlan, parts: list[Slice]) -> Iterator[pa.Table]:
+        if self.settings.ingest.runner == "local":
+            return run_local(parts, self.settings, plan.tokenizer)
+        if not self._has_ray:
+            self._resources.enter_context(ray_session(self.settings.ray))
+            self._has_ray = True
+        return run_ray(parts, self.settings, plan.tokenizer)
+
+    def _ensure_topics(self) -> None:
+        """Once per stream: the dead-letter and event topics, the documents topic being there already."""
+        if not self._has_topics:
+            ensure_topics(self.settings)
+            self._has_topics = True
+
+    def create_topic_of_new_dataset(self) -> None:
+        """Create the topics if no version has read any; a topic that was read and is gone is for ``available`` to complain about."""
+        dataset = self.dataset()
+        if dataset is None or self.topic not in dataset.manifest.topic_ids:
+            self._ensure_topics()
+
+
+def ingest_once(settings: Settings, progress: Progress | None = None) -> list[DatasetManifest]:
+    """Take in everything up to the ends of the partitions as they are now, in as many versions as ``max_batch_records`` makes of it."""
+    with Stream(settings, progress) as stream:
+        stream.announce()
+        until = {partition: span.end for partition, span in stream.available().items()}
+        return list(iter(lambda: stream.commit_next(until), None))
+
+
+def ingest_follow(settings: Settings, stop: threading.Event, progress: Progress | None = None) -> list[DatasetManifest]:
+    """Take in what comes until ``stop`` is set; returns what was committed.
+
+    Waits for a topic or a broker that is not there yet. Whatever else goes wrong ends it, CommitConflict included: two followers of one
+    dataset are a mistake that somebody should hear of.
+    """
+    progress = progress or Progress()
+    manifests: list[DatasetManifest] = []
+    backoff_s = settings.ingest.follow_interval_s
+    with Stream(settings, progress, stop) as stream:
+        follower = _Follower(stream, settings, stop)
+        while not stop.is_set():
+            try:
+                manifest = follower.turn()
+                backoff_s = settings.ingest.follow_interval_s
+            except BrokerUnavailable as error:
+                progress.waiting(str(error))
+                stop.wait(backoff_s)
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            except Abandoned as error:
+                _log.info("%s", error)
+            else:
+                manifests += [manifest] if manifest else []
+    return manifests
+
+
+class _Follower:
+    """Decides when enough has come for a batch, or it has waited long enough."""
+
+    def __init__(self, stream: Stream, settings: Settings, stop: threading.Event) -> None:
+        self._stream = stream
+        self._ingest = settings.ingest
+        self._stop = stop
+        self._is_prepared = False
+        self._seen_at: float | None = None
+        """Monotonic time at which the records that wait now were first seen."""
+
+    def turn(self) -> DatasetManifest | None:
+        """Commit a batch if one is due, else wait a little."""
+        self._prepare()
+        num_waiting = sum(len(span) for span in self._stream.available().values())
+        wait_s = self._wait_s(num_waiting, time.monotonic())
+        if wait_s > 0:
+            self._stop.wait(wait_s)
+            return None
+        self._seen_at = None
+        return self._stream.commit_next()
+
+    def _prepare(self) -> None:
+        if not self._is_prepared:
+            self._stream.create_topic_of_new_dataset()
+            self._stream.announce()
+            self._is_prepared = True
+
+    def _wait_s(self, num_waiting: int, now: float) -> float:
+        """Seconds until the next look; 0 if a batch is due."""
+        if num_waiting == 0:
+            self._seen_at = None
+            return self._ingest.follow_interval_s
+        if self._seen_at is None:
+            self._seen_at = now
+        if num_waiting >= self._ingest.min_batch_records:
+            return 0.0
+        left_s = self._seen_at + self._ingest.max_wait_s - now
+        return max(0.0, min(left_s, self._ingest.follow_interval_s))
