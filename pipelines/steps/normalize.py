@@ -5,7 +5,7 @@ In this order: (0) terminal output becomes what its reader saw (terminal.py); (1
 ``\\n``, other spaces become U+0020, controls and characters without a shape go, joiners stay where a script or an emoji needs them,
 spaces at line ends go, no two blank lines in a row, none at either end; (3) Unicode NFC (UAX #15). Repeated while (1) still finds something.
 
-Invariant: idempotent and deterministic, and no text gets longer in (1) or (2). Cost: about 100 MB/s on one core.
+Invariant: idempotent and deterministic, and no text gets longer in (1) or (2). Cost: about 30 MB/s on one core.
 NFC is Polars' (linear; pyarrow's utf8_normalize is quadratic in a run of combining marks: 1 s for 80 KB of them).
 """
 

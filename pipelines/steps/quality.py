@@ -18,7 +18,7 @@ spaces (Chinese, Japanese, Korean, Thai, Khmer …) is a word of its own, and fu
 as much as one spaced word in a 2-gram, because most of their words have two. Emoji are neutral: no word, no letter, no symbol.
 Lines without a letter or digit (``}``, ``---``) do not count as repeated.
 
-Cost: three passes over the bytes, about 100 MB/s on one core; scratch of 40 to 80 bytes per character of the longest document in the batch.
+Cost: four passes over the bytes, together about 50 MB/s on one core; scratch of 40 to 80 bytes per character of the longest document in the batch.
 """
 
 from typing import Any, NamedTuple

@@ -27,7 +27,8 @@ GOOD = {
     "German": "Donaudampfschifffahrtsgesellschaft und Rechtsschutzversicherungsgesellschaften stehen in diesem kurzen Satz nebeneinander.",
     "emoji": "今天天气真好😀😀😀😀😀😀😀😀😀😀😀😀😀😀😀😀！我们一起去公园吧🌳🌳🌳🌳🌳🌳🌳🌳",
     "full-width": "你好！！！真的吗？？？——是的……（笑）「好」，『行』。：；、～～～没有问题，我们明天再见。",
-    "table": "表一 浏览器列表如下所示\n┌────────────┬────────────────────────────────┐\n│ 名称 │ 说明 │\n└────────────┴────────────────────────────────┘\n这些浏览器都可以使用。",
+    "table": "表一 浏览器列表如下所示\n┌────────────┬──────────────────────┐\n│ 名称 │ 说明 │\n└────────────┴──────────────────────┘\n"
+    "这些浏览器都可以使用。",
     "code": 'def main(path: str) -> int:\n    """Count lines."""\n    with open(path) as file:\n        return sum(1 for _ in file)\n}\n}\n}\n}\n}\n',
     "New York": "New York is large. New York is loud. New York never sleeps. People love New York for it.",
 }
