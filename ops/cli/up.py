@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import sys
 import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -33,7 +34,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         if args.json:
             print_json(addresses(stack) | {"pids": {name: supervisor.pid(name) for name in stack.names}})
         else:
-            print("\n".join(summary(stack)), flush=True)
+            print("\n".join(summary(stack)))
+        sys.stdout.flush()
 
     run_up(settings, stop, tell, on_ready)
     return 0

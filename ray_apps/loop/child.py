@@ -106,6 +106,13 @@ class Child:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
+    def close(self) -> None:
+        """Kill what is left of the session and drop the captured output."""
+        self.kill()
+        self._process.wait()
+        if self._captured is not None:
+            self._captured.close()
+
 
 def _pump(reader: int, log: BoundedLog) -> None:
     """Copy until every holder of the pipe is gone."""

@@ -50,7 +50,7 @@ class Job:
         if self._child is None or (code := self._child.poll()) is None:
             return None
         output = self._child.output()
-        self._child.kill()  # what it may have left behind
+        self._child.close()
         self._child = None
         self.failures = self.failures + 1 if code else 0
         self._not_before = time.monotonic() + min(self._settings.loop.restart_backoff_s * 2**self.failures, MAX_PAUSE_S) if code else 0.0
@@ -60,7 +60,7 @@ class Job:
         """End the command now; it counts neither as done nor as failed."""
         if self._child is not None:
             self._child.stop(STOP_TIMEOUT_S)
-            self._child.kill()
+            self._child.close()
             self._child = None
 
     def failure(self, code: int) -> str:

@@ -4,7 +4,8 @@
        ^----------------- exit, or a service in dies_with went away ------'
 
 Invariants: a service starts only while everything it needs is ready; one that exits MAX_FIRST_ATTEMPTS times before it was ever
-ready, or says that its settings are wrong, ends the supervisor with the log's last lines; one that was ready once is restarted for ever. All children are started by the one thread that runs ``run``, and die with it.
+ready, or says that its settings are wrong, ends the supervisor with the log's last lines; one that was ready once is restarted for
+ever. All children are started by the one thread that runs ``run``, and die with it.
 """
 
 import threading
@@ -158,7 +159,7 @@ class Supervisor:
     def _ended(self, running: _Running, code: int, now: float) -> None:
         """A child is gone: take its dependents down, and plan the next start."""
         assert running.child is not None
-        running.child.kill()  # what it may have left behind in its session
+        running.child.close()
         running.child = None
         stable = running.status is Status.READY and now - running.started_at > STABLE_S
         running.failures = 1 if stable else running.failures + 1
@@ -174,7 +175,7 @@ class Supervisor:
         for other in self._services.values():
             if name in other.service.dies_with and other.child is not None:
                 other.child.stop(1.0)  # it may wait for ever for what is gone
-                other.child.kill()
+                other.child.close()
                 other.child = None
                 self._change(other, Status.WAITING, f"stopped because {name} went away")
 
@@ -182,7 +183,7 @@ class Supervisor:
         for running in reversed(self._services.values()):
             if running.child is not None:
                 running.child.stop(running.service.stop_timeout_s)
-                running.child.kill()
+                running.child.close()
                 running.child = None
             self._change(running, Status.STOPPED, "")
 

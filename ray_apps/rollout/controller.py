@@ -8,6 +8,7 @@ at the same tally. Events inform, they are not the truth: lost ones only make a 
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -120,6 +121,17 @@ class RolloutController:
         if self._reader is None:
             self._reader = read_events(self._settings, topic_names(self._settings).inference, start)
         return self._reader
+
+
+def read_tally(state: RolloutState, settings: Settings, timeout_s: float) -> TrialTally:
+    """What the events say about a state, read in one go up to now, for at most ``timeout_s``. Raises BrokerError, SourceError."""
+    tally = TrialTally(state)
+    deadline = time.monotonic() + timeout_s
+    with read_events(settings, topic_names(settings).inference, start_positions(state)) as reader:
+        while (now := time.monotonic()) < deadline and (events := reader.poll(min(1.0, deadline - now))):
+            for event in events:
+                tally.add(event)
+    return tally
 
 
 def by_the_loop() -> Author:

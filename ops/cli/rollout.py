@@ -1,0 +1,179 @@
+"""``headrace rollout``: which model versions answer, how the trial stands, and the transitions that a person may ask for."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ops.cli.output import print_json, say
+from schemas.rollout import Phase, RolloutState
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from ray_apps.rollout.evidence import Evidence
+
+EVIDENCE_TIMEOUT_S = 5.0
+"""How long ``show`` reads events; a long trial may have more than it reads in that time, and ``show`` says so."""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    """Define the command and its actions."""
+    parser = subparsers.add_parser("rollout", help="which models answer, and how the trial stands")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _add(actions, common, "show", "the state in force, the evidence so far, and what the next step waits for", show)
+    by_hand = _add(actions, common, "set", "set versions and shares by hand; the loop then guards, but does not promote", set_versions)
+    by_hand.add_argument("--champion", required=True, metavar="VERSION", help="model version that answers by default")
+    by_hand.add_argument("--challenger", metavar="VERSION", help="model version that gets a share")
+    by_hand.add_argument("--share", type=float, metavar="0..1", help="share of sticky keys for the challenger; 0: shadow copies only")
+    shadow = _add(actions, common, "shadow", "put a model on trial: shadow first, then the loop's rules", start_trial)
+    shadow.add_argument("version", metavar="VERSION", help="number, or latest")
+    _add(actions, common, "promote", "make the challenger champion now", promote)
+    _add(actions, common, "abort", "withdraw the challenger", abort).add_argument("--reason", default="a person said so", help="for the log")
+
+
+def _add(
+    actions: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    common: argparse.ArgumentParser,
+    name: str,
+    text: str,
+    run: Callable[[argparse.Namespace, Settings], int],
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, parents=[common], help=text)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def show(args: argparse.Namespace, settings: Settings) -> int:
+    """Phase, versions, shares, evidence, and what is missing."""
+    from ray_apps.rollout.log import RolloutLog
+    from ray_apps.rollout.policy import missing
+
+    settings = with_broker(settings)
+    state = RolloutLog(Path(settings.root)).latest()
+    if state is None:
+        if args.json:
+            print_json({"state": None, "evidence": None, "missing": ["a model"]})
+        else:
+            say(f"nothing is served under {settings.root} yet: the first registered model becomes champion")
+        return 0
+    evidence = None if state.phase is Phase.IDLE else _evidence(state, settings)
+    waits_for = missing(state, evidence, settings.rollout) if evidence else []
+    if args.json:
+        summary = evidence.summary() if evidence else None
+        print_json({"state": state.model_dump(mode="json"), "evidence": summary, "missing": waits_for})
+    else:
+        print("\n".join([*describe(state), *_describe_evidence(evidence, waits_for)]))
+    return 0
+
+
+def describe(state: RolloutState) -> list[str]:
+    """A state in a few lines."""
+    served = f"model {state.champion} is champion" if state.champion else "no model is served"
+    if state.phase is Phase.SHADOW:
+        served += f", model {state.challenger} gets copies of {state.shadow_fraction:.0%} of the requests (shadow)"
+    if state.phase is Phase.CANARY:
+        served += f", model {state.challenger} answers {state.canary_fraction:.0%} of the sticky keys (canary)"
+    who = "the loop" if state.automatic else "a person"
+    return [served, f"since {state.created_at:%Y-%m-%d %H:%M:%S} UTC, rollout {state.number}, {state.decision.value} by {who}: {state.reason}"]
+
+
+def _describe_evidence(evidence: "Evidence | None", waits_for: list[str]) -> list[str]:
+    if evidence is None:
+        return []
+    lines = []
+    for name, tally in (("champion", evidence.champion), ("challenger", evidence.challenger)):
+        median = tally.median_s_per_token()
+        speed = "" if median is None else f", {median * 1e3:.1f} ms per token (median)"
+        lines.append(f"{name}: {tally.answers:,} answers, {tally.errors:,} errors{speed}")
+    return lines + [f"waits for {sentence}" for sentence in waits_for]
+
+
+def _evidence(state: RolloutState, settings: Settings) -> "Evidence":
+    """Read from the broker what happened since the state was published; without a broker, the tallies are empty."""
+    from ray_apps.loop.evaluations import Evaluations
+    from ray_apps.rollout.controller import read_tally
+    from ray_apps.rollout.tally import TrialTally
+    from schemas.errors import BrokerError, SourceError
+
+    try:
+        tally = read_tally(state, settings, EVIDENCE_TIMEOUT_S)
+    except (BrokerError, SourceError) as error:
+        say(f"headrace rollout: the traffic is not known: {error}")
+        tally = TrialTally(state)
+    validation = Evaluations(Path(settings.root), settings.training.evaluate_rows).validation(state)
+    return tally.evidence(validation)
+
+
+def set_versions(args: argparse.Namespace, settings: Settings) -> int:
+    """What a person says."""
+    from ray_apps.models.registry import Registry
+    from ray_apps.rollout import policy
+    from ray_apps.rollout.controller import by_hand, new_salt
+
+    registry = Registry(Path(settings.root))
+    champion = registry.resolve(args.champion)
+    challenger = registry.resolve(args.challenger) if args.challenger else None
+
+    def change(state: RolloutState | None) -> RolloutState:
+        return policy.set_shares(
+            state, champion=champion, challenger=challenger, share=args.share, settings=settings.rollout, author=by_hand(), salt=new_salt()
+        )
+
+    return _apply(args, settings, change)
+
+
+def start_trial(args: argparse.Namespace, settings: Settings) -> int:
+    """Shadow first."""
+    from ray_apps.models.registry import Registry
+    from ray_apps.rollout import policy
+    from ray_apps.rollout.controller import by_hand, new_salt
+
+    version = Registry(Path(settings.root)).resolve(args.version)
+
+    def change(state: RolloutState | None) -> RolloutState:
+        reason = f"a person asked for a trial of model {version}"
+        return policy.start(state, version, settings.rollout, reason=reason, evidence={}, author=by_hand(), salt=new_salt())
+
+    return _apply(args, settings, change)
+
+
+def promote(args: argparse.Namespace, settings: Settings) -> int:
+    """Without waiting for more evidence."""
+    from ray_apps.rollout import policy
+    from ray_apps.rollout.controller import by_hand
+
+    return _apply(args, settings, lambda state: policy.promote(state, "a person asked for it", {}, by_hand()))
+
+
+def abort(args: argparse.Namespace, settings: Settings) -> int:
+    """The champion stays."""
+    from ray_apps.rollout import policy
+    from ray_apps.rollout.controller import by_hand
+
+    return _apply(args, settings, lambda state: policy.abort(state, args.reason, {}, by_hand()))
+
+
+def _apply(args: argparse.Namespace, settings: Settings, change: Callable[[RolloutState | None], RolloutState]) -> int:
+    """Publish the transition, tell the events topic if a broker is there, print the new state."""
+    from pipelines.kafka.events import EventProducer
+    from ray_apps.rollout.controller import announce
+    from ray_apps.rollout.log import RolloutLog
+
+    state = RolloutLog(Path(settings.root)).transition(change)
+    assert state is not None
+    with EventProducer(with_broker(settings)) as events:
+        announce(state, events)
+    if args.json:
+        print_json(state.model_dump(mode="json"))
+    else:
+        print("\n".join(describe(state)))
+    return 0
+
+
+def with_broker(settings: Settings) -> Settings:
+    """The embedded broker's address where no other is given."""
+    kafka = settings.kafka
+    if kafka.bootstrap_servers:
+        return settings
+    return settings.model_copy(update={"kafka": kafka.model_copy(update={"bootstrap_servers": settings.broker.listen})})

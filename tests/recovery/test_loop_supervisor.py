@@ -1,0 +1,188 @@
+"""Services that die, hang, lie or never start: the supervisor keeps what can be kept and leaves nothing behind. Real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ray_apps.loop.bound import bound
+from ray_apps.loop.child import BoundedLog, Child, tail
+from ray_apps.loop.supervisor import Service, Status, Supervisor
+from schemas.errors import ServiceFailed
+
+DEADLINE_S = 20.0
+IDLE = "import signal; signal.pause()"
+STUBBORN = "import signal, pathlib, sys\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\npathlib.Path(sys.argv[1]).touch()\nwhile True: signal.pause()"
+PARENT = """
+import sys
+from pathlib import Path
+from ray_apps.loop.child import Child
+print(Child([sys.executable, "-c", sys.argv[1]], Path(sys.argv[2])).pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def python(code: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-S", "-c", code, *arguments)
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def always() -> bool:
+    return True
+
+
+class Running:
+    """A supervisor in a thread, with everything that it said."""
+
+    def __init__(self, services: list[Service], logs: Path) -> None:
+        self.told: list[tuple[str, Status, str]] = []
+        self.supervisor = Supervisor(services, logs, 0.05, lambda *change: self.told.append(change))
+        self.thread = threading.Thread(target=self.supervisor.run)
+
+    def ready(self, *names: str) -> None:
+        assert self.supervisor.wait_ready(names, threading.Event())
+
+    def pid(self, name: str) -> int:
+        pid = self.supervisor.pid(name)
+        assert pid is not None
+        return pid
+
+
+@contextmanager
+def running(services: list[Service], logs: Path) -> Iterator[Running]:
+    result = Running(services, logs)
+    result.thread.start()
+    try:
+        yield result
+    finally:
+        result.supervisor.stop()
+        result.thread.join(DEADLINE_S)
+        assert not result.thread.is_alive()
+
+
+def test_a_killed_service_comes_back_and_the_others_go_on(tmp_path: Path) -> None:
+    with running([Service("one", python(IDLE), always), Service("two", python(IDLE), always)], tmp_path) as up:
+        up.ready("one", "two")
+        first, other = up.pid("one"), up.pid("two")
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: up.supervisor.pid("one") not in (None, first) and up.supervisor.status("one") is Status.READY, "restarted")
+        assert up.pid("two") == other
+        assert any(name == "one" and "killed by signal 9" in detail for name, _, detail in up.told)
+        last = up.pid("one")
+    assert not any(map(is_alive, (first, other, last)))
+
+
+def test_a_service_starts_only_after_what_it_needs_is_ready_and_stops_before_it(tmp_path: Path) -> None:
+    flag = tmp_path / "ready"
+    services = [Service("base", python(IDLE), flag.exists), Service("top", python(IDLE), always, needs=("base",))]
+    with running(services, tmp_path) as up:
+        wait_until(lambda: up.supervisor.status("base") is Status.STARTING, "base started")
+        assert up.supervisor.status("top") is Status.WAITING
+        flag.touch()
+        up.ready("base", "top")
+    stopped = [name for name, status, _ in up.told if status is Status.STOPPED]
+    assert stopped == ["top", "base"]
+
+
+def test_a_service_that_dies_with_another_is_restarted_after_it(tmp_path: Path) -> None:
+    services = [Service("base", python(IDLE), always), Service("top", python(IDLE), always, needs=("base",), dies_with=("base",))]
+    with running(services, tmp_path) as up:
+        up.ready("base", "top")
+        base, top = up.pid("base"), up.pid("top")
+        os.kill(base, signal.SIGKILL)
+        wait_until(lambda: up.supervisor.pid("top") not in (None, top), "top restarted")
+        assert up.pid("base") != base and not is_alive(top)
+
+
+def test_a_service_that_never_starts_ends_the_supervisor_with_its_last_words(tmp_path: Path) -> None:
+    bad = Service("bad", python("import sys; sys.exit('the port is taken')"), lambda: False)
+    with running([Service("good", python(IDLE), always), bad], tmp_path) as up:
+        up.thread.join(DEADLINE_S)
+        with pytest.raises(ServiceFailed, match=r"(?s)bad does not start: exited with code 1 .*the port is taken"):
+            up.supervisor.raise_failure()
+        assert up.supervisor.status("good") is Status.STOPPED
+
+
+def test_wrong_usage_is_not_tried_again(tmp_path: Path) -> None:
+    with running([Service("bad", python("import sys; sys.exit(2)"), always)], tmp_path) as up:
+        up.thread.join(DEADLINE_S)
+        with pytest.raises(ServiceFailed):
+            up.supervisor.raise_failure()
+        assert [status for _, status, _ in up.told].count(Status.STARTING) == 1
+
+
+def test_a_start_that_hangs_is_stopped_and_tried_again(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    code = "import pathlib, signal, sys; open(sys.argv[1], 'a').write('x'); signal.pause()"
+    service = Service("slow", python(code, str(marks)), lambda: marks.exists() and len(marks.read_text()) > 1, start_timeout_s=0.5, stop_timeout_s=5)
+    with running([service], tmp_path) as up:
+        up.ready("slow")
+        assert [status for _, status, _ in up.told].count(Status.STARTING) == 2
+
+
+def test_a_service_that_ignores_sigterm_is_killed_after_its_time(tmp_path: Path) -> None:
+    flag = tmp_path / "deaf"
+    with running([Service("deaf", python(STUBBORN, str(flag)), flag.exists, stop_timeout_s=0.3)], tmp_path) as up:
+        up.ready("deaf")
+        pid = up.pid("deaf")
+    assert not is_alive(pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel binds children to their parent on Linux only")
+def test_a_child_dies_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, IDLE, str(tmp_path / "log")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert parent.stdout is not None and parent.stdin is not None
+    pid = int(parent.stdout.readline())
+    assert is_alive(pid)
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not is_alive(pid), "the child died")
+    parent.stdout.close()
+    parent.stdin.close()
+
+
+def test_a_command_whose_parent_is_gone_already_does_not_start() -> None:
+    command = bound([sys.executable, "-c", "print('alive')"])
+    command[command.index(str(os.getpid()))] = "1"
+    result = subprocess.run(command, capture_output=True, check=False)
+    assert result.returncode == 1 and result.stdout == b""
+
+
+def test_output_goes_to_the_log_and_captured_output_does_not(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "job.log"
+    child = Child(python("import sys; print('result'); print('progress 进度', file=sys.stderr)"), log, capture_output=True)
+    wait_until(lambda: child.poll() is not None, "ended")
+    wait_until(lambda: "进度" in tail(log), "logged")
+    assert (child.poll(), child.output(), tail(log)) == (0, b"result\n", "progress 进度")
+    child.close()
+
+
+def test_a_log_never_grows_beyond_twice_its_bound(tmp_path: Path) -> None:
+    log = BoundedLog(tmp_path / "x.log", max_bytes=100)
+    for number in range(50):
+        log.write(f"line {number:02d} of fifty\n".encode())
+    log.close()
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["x.log", "x.log.1"]
+    assert all(file.stat().st_size <= 100 for file in files)
+    assert tail(tmp_path / "x.log", 1) == "line 49 of fifty"

@@ -1,0 +1,63 @@
+"""Children of the loop read exactly the settings of the loop."""
+
+import argparse
+
+from pydantic import SecretStr
+
+from ops.cli import train
+from ops.cli.main import common_flags, settings_from
+from ray_apps.loop.commands import child_environment, headrace
+from ray_apps.loop.jobs import parse_evaluation, train_arguments
+from ray_apps.loop.plan import TrainingOrder
+from ray_apps.loop.services import build_stack
+from schemas.settings import Settings, load_settings
+
+
+def test_the_environment_carries_every_setting_over_whatever_the_file_says() -> None:
+    settings = load_settings(
+        "", {}, {"root": "/data/数据", "training.learning_rate": 1e-4, "quality.languages": ("en", "zh"), "kafka.sasl_plain_password": "a=b,c"}
+    )
+    file = '[training]\nlearning_rate = 0.5\n[dedup]\nnear = false\n[quality]\nlanguages = ["de"]\n'
+    assert load_settings(file, child_environment(settings)) == settings
+
+
+def test_defaults_survive_the_way_through_the_environment() -> None:
+    assert load_settings("", child_environment(Settings())) == Settings()
+
+
+def test_secrets_stand_in_the_environment_and_not_on_the_command_line() -> None:
+    settings = load_settings("", {}, {"serving.api_keys": (SecretStr("geheim"),), "kafka.bootstrap_servers": "h:1"})
+    assert "geheim" in child_environment(settings).values()
+    assert not any("geheim" in word for word in headrace(settings, "serve"))
+
+
+def test_without_a_broker_and_ray_both_are_started_and_their_addresses_are_handed_on() -> None:
+    stack = build_stack(load_settings("", {}, {"broker.listen": "127.0.0.1:0", "serving.port": 0, "ray.dashboard_port": 0}))
+    assert stack.names == ["broker", "ray", "ingest", "serve"]
+    assert stack.settings.kafka.bootstrap_servers == stack.settings.broker.listen != "127.0.0.1:0"
+    assert stack.settings.serving.port > 0 and stack.settings.ray.address.startswith("127.0.0.1:")
+    assert stack.services[2].needs == ("broker", "ray") and stack.services[2].dies_with == ("ray",)
+
+
+def test_a_given_broker_and_a_given_ray_are_used() -> None:
+    stack = build_stack(load_settings("", {}, {"kafka.bootstrap_servers": "kafka:9092", "ray.address": "auto"}))
+    assert stack.names == ["ingest", "serve"] and stack.services[0].dies_with == ()
+    assert stack.dashboard_url is None
+
+
+def test_an_order_is_a_command_that_the_command_line_takes() -> None:
+    settings = load_settings("", {}, {"root": "/data", "kafka.bootstrap_servers": "h:1", "ray.address": "h:2"})
+    arguments = train_arguments(TrainingOrder(dataset_version=3, parent_model=2))
+    words = headrace(settings, "train", *arguments, "--json")
+    parser = argparse.ArgumentParser()
+    train.add_parser(parser.add_subparsers(), common_flags())
+    args = parser.parse_args(words[words.index("ops.cli.main") + 1 :])
+    assert (args.dataset, args.parent, args.json) == (3, "2", True)
+    read = settings_from(args)
+    assert (read.root, read.kafka.bootstrap_servers, read.ray.address) == ("/data", "h:1", "h:2")
+
+
+def test_only_an_evaluation_is_taken_for_one() -> None:
+    assert parse_evaluation(b'{"model": 1, "dataset_version": 2, "loss": 3.0, "perplexity": 20.1, "num_tokens": 5}') is not None
+    for output in (b"", b"[]", b"null", b'{"loss": 1}', b"\xff", b'{"dataset_version": 2, "loss": "x", "perplexity": 1, "num_tokens": 1}'):
+        assert parse_evaluation(output) is None
