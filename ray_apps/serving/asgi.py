@@ -7,6 +7,7 @@ wrong methods and failures of our own. Keys are compared in constant time. ``/he
 import hashlib
 import hmac
 import logging
+import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from schemas.openai import error_body
 _log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 4 * 2**20
 """Larger request bodies are refused with 413 before they are read to the end."""
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{8,128}$")
 OPEN_PATHS = frozenset({"/health"})
 
 Message = MutableMapping[str, Any]
@@ -32,16 +34,19 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-def new_request_id() -> str:
-    """An id that nobody can guess."""
-    return f"req_{secrets.token_hex(16)}"
+def _request_id(scope: Scope) -> str:
+    """The id that the client or a proxy gave the request, if it looks like one, else a new one. Clients may repeat themselves."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+    return given if _REQUEST_ID.match(given) else f"req_{secrets.token_hex(16)}"
 
 
 class Surroundings:
     """ASGI middleware: gives every request an id, asks for the key, counts statuses."""
 
-    def __init__(self, app: App, *, api_keys: Sequence[SecretStr], metrics: Metrics) -> None:
+    def __init__(self, app: App, *, api_keys: Sequence[SecretStr], metrics: Metrics, proxy_adds_id: bool) -> None:
+        """``proxy_adds_id``: what stands before us, as Serve's proxy does, puts x-request-id on answers itself."""
         self._app = app
+        self._proxy_adds_id = proxy_adds_id
         self._digests = [_digest(key.get_secret_value()) for key in api_keys]
         self._metrics = metrics
 
@@ -50,11 +55,12 @@ class Surroundings:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = scope.setdefault("state", {})["request_id"] = new_request_id()
+        request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
+        id_header = [] if self._proxy_adds_id else [(b"x-request-id", request_id.encode())]
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message.get("headers", ()), *id_header]
                 self._metrics.count_response(message["status"])
             await send(message)
 

@@ -68,7 +68,7 @@ class GatewayReplica:
 
         follower = RolloutFollower(Path(self._settings.root))
         interval_s = self._settings.loop.poll_interval_s
-        return build_gateway(self._settings.serving, ServeEngines(), follower, sink=self._sink, poll_interval_s=interval_s)
+        return build_gateway(self._settings.serving, ServeEngines(), follower, sink=self._sink, poll_interval_s=interval_s, proxy_adds_id=True)
 
     def __del__(self) -> None:
         with suppress(AttributeError):

@@ -53,6 +53,8 @@ class Job:
     """A request on its way."""
 
     request: GenerationRequest
+    request_id: str
+    """As the client sees it; ``request.id`` is ours and unique."""
     model: str
     sticky_key: str
     arrived_s: float
@@ -82,7 +84,7 @@ class Dispatcher:
         candidates = self._candidates(job, state, chosen.primary)
         for attempt, version in enumerate(candidates, start=1):
             role: Role = "champion" if version == state.champion else "challenger"
-            stream = self._observed(job, Assignment(version=version, role=role, shadow=False, rollout_number=state.number, arrived_s=job.arrived_s))
+            stream = self._observed(job, _assignment(job, state, version, role))
             try:
                 begun = [await anext(stream)]
                 if whole:
@@ -136,7 +138,7 @@ class Dispatcher:
         if version not in self.engines.ready or len(self._shadows) >= MAX_SHADOWS:
             self._recorder.metrics.drop_shadow()
             return
-        assignment = Assignment(version=version, role="challenger", shadow=True, rollout_number=state.number, arrived_s=job.arrived_s)
+        assignment = _assignment(job, state, version, "challenger", shadow=True)
         task = asyncio.create_task(self._shadow(job, assignment))
         self._shadows.add(task)
         self._recorder.metrics.set_shadows(len(self._shadows))
@@ -155,3 +157,7 @@ class Dispatcher:
             _log.info("the shadow copy of %s failed: %s", job.request.id, error)
         except Exception:  # noqa: BLE001  nobody waits for this task: its failure is logged here or nowhere
             _log.exception("the shadow copy of %s failed", job.request.id)
+
+
+def _assignment(job: Job, state: RolloutState, version: int, role: Role, *, shadow: bool = False) -> Assignment:
+    return Assignment(request_id=job.request_id, version=version, role=role, shadow=shadow, rollout_number=state.number, arrived_s=job.arrived_s)

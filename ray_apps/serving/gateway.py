@@ -7,6 +7,7 @@ generation is cancelled; a background task that follows the rollout never dies o
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
@@ -44,6 +45,7 @@ class Gateway:
         self._dispatcher = dispatcher
         self._poll_interval_s = poll_interval_s
         self._started = int(time.time())
+        self._unseeded = 0
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -69,10 +71,10 @@ class Gateway:
         arrived_s = time.perf_counter()
         parsed = parse_request(CompletionRequest, await read_body(request))
         work = GenerationRequest(
-            id=request.scope["state"]["request_id"],
+            id=secrets.token_hex(16),
             prompts=parsed.prompts,
             num_choices=parsed.n or 1,
-            sampling=self._sampling(parsed, parsed.token_limit, request.scope["state"]["request_id"]),
+            sampling=self._sampling(parsed, parsed.token_limit),
         )
         return await self._answer(request, parsed, work, arrived_s)
 
@@ -81,20 +83,19 @@ class Gateway:
         arrived_s = time.perf_counter()
         parsed = parse_request(ChatRequest, await read_body(request))
         work = GenerationRequest(
-            id=request.scope["state"]["request_id"],
+            id=secrets.token_hex(16),
             messages=tuple(Message(message.role, message.text) for message in parsed.messages),
             num_choices=parsed.n or 1,
-            sampling=self._sampling(parsed, parsed.token_limit, request.scope["state"]["request_id"]),
+            sampling=self._sampling(parsed, parsed.token_limit),
         )
         return await self._answer(request, parsed, work, arrived_s)
 
-    def _sampling(self, parsed: CompletionRequest | ChatRequest, max_tokens: int | None, request_id: str) -> Sampling:
+    def _sampling(self, parsed: CompletionRequest | ChatRequest, max_tokens: int | None) -> Sampling:
         limit = self._settings.max_completion_tokens
         if max_tokens is not None and max_tokens > limit:
             param = "max_tokens" if parsed.max_tokens else "max_completion_tokens"
             message = f"{param} is too large: {max_tokens}. This server gives at most {limit} completion tokens."
             raise ApiError(400, message, type="invalid_request_error", code="invalid_value", param=param)
-        seed = parsed.seed if parsed.seed is not None else xxhash.xxh3_64_intdigest(f"{self._settings.seed}:{request_id}".encode())
         return Sampling(
             max_tokens=max_tokens,
             temperature=1.0 if parsed.temperature is None else parsed.temperature,
@@ -103,19 +104,24 @@ class Gateway:
             presence_penalty=parsed.presence_penalty or 0.0,
             frequency_penalty=parsed.frequency_penalty or 0.0,
             stop=parsed.stops,
-            seed=seed,
+            seed=parsed.seed if parsed.seed is not None else self._next_seed(),
         )
+
+    def _next_seed(self) -> int:
+        """A seed for a request that brings none: another one each time, and the same series after each start."""
+        self._unseeded += 1
+        return xxhash.xxh3_64_intdigest(f"{self._settings.seed}:{self._unseeded}".encode())
 
     async def _answer(self, request: Request, parsed: CompletionRequest | ChatRequest, work: GenerationRequest, arrived_s: float) -> Response:
         sticky_key = parsed.user or request.headers.get(SESSION_HEADER) or work.id
-        job = Job(request=work, model=parsed.model, sticky_key=sticky_key, arrived_s=arrived_s)
+        job = Job(request=work, request_id=request.scope["state"]["request_id"], model=parsed.model, sticky_key=sticky_key, arrived_s=arrived_s)
         answer = await unless_gone(request, self._dispatcher.answer(job, whole=not parsed.stream))
         if answer is None:
             return Response(status_code=CLIENT_CLOSED)
         is_chat = isinstance(parsed, ChatRequest)
         form = Form(
             kind="chat" if is_chat else "completion",
-            id=work.id.replace("req_", "chatcmpl-" if is_chat else "cmpl-"),
+            id=f"{'chatcmpl' if is_chat else 'cmpl'}-{work.id}",
             model=f"{MODEL}-v{answer.version}",
             num_sequences=max(len(work.prompts), 1) * work.num_choices,
             num_choices=work.num_choices,
@@ -187,7 +193,13 @@ async def _stream(form: Form, answer: Answer) -> AsyncIterator[bytes]:
 
 
 def build_gateway(
-    settings: ServingSettings, engines: Engines, follower: RolloutFollower, *, sink: EventSink | None, poll_interval_s: float
+    settings: ServingSettings,
+    engines: Engines,
+    follower: RolloutFollower,
+    *,
+    sink: EventSink | None,
+    poll_interval_s: float,
+    proxy_adds_id: bool = False,
 ) -> Surroundings:
     """The ASGI application. ``sink`` takes inference.completed events; None: there is no Kafka to tell."""
     metrics = Metrics()
@@ -203,4 +215,4 @@ def build_gateway(
     app.get("/v1/models/{model}")(gateway.model)
     app.get("/health")(gateway.health)
     app.get("/metrics")(lambda: Response(metrics.render(), media_type=CONTENT_TYPE))
-    return Surroundings(app, api_keys=settings.api_keys, metrics=metrics)
+    return Surroundings(app, api_keys=settings.api_keys, metrics=metrics, proxy_adds_id=proxy_adds_id)

@@ -35,6 +35,7 @@ class EventSink(Protocol):
 class Assignment:
     """Who answers a request, as what, since when."""
 
+    request_id: str
     version: int
     role: Role
     shadow: bool
@@ -112,7 +113,7 @@ class Recorder:
             subject=f"model/{assignment.version}",
         )
         try:
-            self._sink.publish(event, topic="inference", key=request.id)
+            self._sink.publish(event, topic="inference", key=assignment.request_id)
         except Exception:  # noqa: BLE001  an event that cannot be told must not take the answer with it
             _log.exception("an inference.completed event was not published")
 
@@ -120,7 +121,7 @@ class Recorder:
         first_s = None if outcome.first_token_s is None else outcome.first_token_s - assignment.arrived_s
         told = {"prompt": _prompt_text(request), "completion": "\n".join(outcome.text.values())} if self._record_prompts else {}
         return InferenceCompleted(
-            request_id=request.id,
+            request_id=assignment.request_id,
             model_version=assignment.version,
             role=assignment.role,
             shadow=assignment.shadow,
