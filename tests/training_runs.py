@@ -1,14 +1,16 @@
 """Tiny training runs over committed datasets, for tests: a few hundred thousand parameters, milliseconds per step."""
 
+import multiprocessing
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-import torch.multiprocessing
+from torch.multiprocessing.spawn import start_processes
 
 from ray_apps.training.loop import TrainingLoop
 from ray_apps.training.losses import FILE_NAME, LossRecord, read_losses
-from ray_apps.training.parallel import Process, joined_process, prepare_device
+from ray_apps.training.parallel import CPU, Process, joined_process, prepare_device
 from ray_apps.training.run import TrainingRun, plan_run
 from schemas.manifest import TokenizerRef
 from schemas.settings import Settings, load_settings
@@ -16,11 +18,14 @@ from tests.factories import make_dataset
 from tests.model_factory import make_tokenizer
 
 
+torch.set_num_threads(1)  # two threads that wait for each other are slower than one on a busy machine
+
+
 def tiny_settings(root: Path, **training: object) -> Settings:
-    """Settings of a run that takes a second: 8 rows of 16 tokens per step."""
+    """Settings of a run that takes a second: 12 rows of 16 tokens per step."""
     chosen: dict[str, object] = {
         "max_steps": 8,
-        "global_batch_rows": 8,
+        "global_batch_rows": 12,
         "warmup_steps": 2,
         "checkpoint_every_steps": 3,
         "evaluate_rows": 8,
@@ -42,9 +47,7 @@ def tiny_dataset(root: Path, num_rows: int = 40, sequence_length: int = 16) -> T
 def run_alone(settings: Settings, dataset_version: int | None = None) -> TrainingRun:
     """Train in this process, without Ray, from the newest checkpoint to the end."""
     run = plan_run(settings, dataset_version)
-    root = Path(settings.root)
-    run.folder(root).mkdir(parents=True, exist_ok=True)
-    TrainingLoop(run, root, Process()).run()
+    train_until(run, Path(settings.root), Process(), None)
     return run
 
 
@@ -58,20 +61,38 @@ def records(root: Path, run: TrainingRun) -> list[LossRecord]:
     return read_losses(run.folder(root) / FILE_NAME)
 
 
-def run_together(settings: Settings, num_processes: int) -> TrainingRun:
-    """Train in several gloo processes on this machine, without Ray."""
-    run = plan_run(settings)
-    folder = run.folder(Path(settings.root))
-    folder.mkdir(parents=True, exist_ok=True)
+class Interrupted(Exception):
+    """Stands for whatever stopped a process in the middle of a run."""
+
+
+def train_until(run: TrainingRun, root: Path, process: Process, stop_at: int | None) -> None:
+    """Train to the end, or stop dead when the checkpoint at or after step ``stop_at`` is written."""
+
+    def stop(record: LossRecord) -> None:
+        if stop_at is not None and record.step >= stop_at:
+            raise Interrupted
+
+    run.folder(root).mkdir(parents=True, exist_ok=True)
+    with suppress(Interrupted):
+        TrainingLoop(run, root, process).run(on_checkpoint=stop)
+
+
+def run_together(roots: list[Path], stops: list[int | None], num_processes: int) -> None:
+    """Train in several gloo processes, without Ray: for each root the default tiny run, up to each of its stops.
+
+    All of it happens in one group of processes; they are forked from a clean server that imports torch and transformers once.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     with tempfile.TemporaryDirectory() as meeting:
-        torch.multiprocessing.spawn(_member, (num_processes, f"file://{meeting}/group", settings.root, run.model_dump_json()), nprocs=num_processes)
-    return run
+        arguments = (num_processes, f"file://{meeting}/group", roots, stops)
+        start_processes(_member, arguments, nprocs=num_processes, start_method="forkserver")  # type: ignore[no-untyped-call]
 
 
-def _member(rank: int, num_processes: int, meeting: str, root: str, run: str) -> None:
-    prepare_device(torch.device("cpu"), num_threads=1)
+def _member(rank: int, num_processes: int, meeting: str, roots: list[Path], stops: list[int | None]) -> None:
+    prepare_device(CPU, num_threads=1)
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_processes)
     try:
-        TrainingLoop(TrainingRun.model_validate_json(run), Path(root), joined_process(torch.device("cpu"))).run()
+        for root, stop_at in zip(roots, stops, strict=True):
+            train_until(plan_run(tiny_settings(root)), root, joined_process(CPU), stop_at)
     finally:
         torch.distributed.destroy_process_group()

@@ -137,7 +137,7 @@ def _trainer(run: TrainingRun, settings: Settings) -> Any:
         train_loop_config={"root": settings.root, "run": run.model_dump_json()},
         scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray's older class
             name=f"{run.run_id}-{secrets.token_hex(4)}",
             storage_path=str(run.folder(Path(settings.root)) / RAY_FOLDER),
             failure_config=FailureConfig(max_failures=training.max_failures),

@@ -10,6 +10,7 @@ is killed at any moment and started again goes through the same numbers, bit for
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -63,19 +64,17 @@ class TrainingLoop:
         """
         prime(self.stepper.module, self._dummy_loss)
         step = self.resume()
-        curve = LossCurve(self.folder, step) if self.process.is_first else None
         self.loss_module.train()
-        while step < self.spec.training.max_steps:
-            record = self._step(step)
-            step += 1
-            if curve:
-                curve.append(record)
-            if self._is_due(step):
-                self._checkpoint(step, curve)
-                if on_checkpoint:
-                    on_checkpoint(record)
-        if curve:
-            curve.close()
+        with LossCurve(self.folder, step) if self.process.is_first else nullcontext() as curve:
+            while step < self.spec.training.max_steps:
+                record = self._step(step)
+                step += 1
+                if curve:
+                    curve.append(record)
+                if self._is_due(step):
+                    self._checkpoint(step, curve)
+                    if on_checkpoint:
+                        on_checkpoint(record)
         self._finish()
 
     def resume(self) -> int:

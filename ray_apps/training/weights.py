@@ -18,7 +18,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 def hide_progress_bars() -> None:
     """Keep transformers from drawing its own progress bars over ours."""
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def build_model(run: TrainingRun, root: Path) -> LlamaForCausalLM:
