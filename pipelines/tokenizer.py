@@ -55,8 +55,8 @@ WORDS = (
 _MIN_FREQUENCY = 2
 _MAX_TOKEN_BYTES = 48
 """A line of dashes is no word worth an id."""
-_ENCODE_CHARS = 1 << 20
-"""Characters (and at least one document) per call into the tokenizer: bounds the memory that its encodings take, about 50 times the text."""
+_ENCODE_CHARS = 1 << 18
+"""Characters (and at least one document) per call into the tokenizer: bounds the memory that its encodings take, up to 200 times the text."""
 
 
 def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> dict[str, bytes]:
