@@ -7,7 +7,6 @@ import pytest
 from kafka.protocol.admin import (
     CreatePartitionsRequest,
     CreateTopicsRequest,
-    DeleteRecordsRequest,
     DeleteTopicsRequest,
     DescribeClusterRequest,
     DescribeConfigsRequest,
@@ -34,12 +33,6 @@ def configs_of(wire: Wire, name: str) -> dict[str, tuple[str, int]]:
     answer = wire.call(DescribeConfigsRequest(resources=[resource], include_synonyms=False, include_documentation=False), 4).results[0]
     assert answer.error_code == 0, answer.error_message
     return {config.name: (config.value, config.config_source) for config in answer.configs}
-
-
-def delete_records(wire: Wire, topic: str, offset: int) -> Any:
-    topic_class = DeleteRecordsRequest.DeleteRecordsTopic
-    part = topic_class.DeleteRecordsPartition(partition_index=0, offset=offset)
-    return wire.call(DeleteRecordsRequest(topics=[topic_class(name=topic, partitions=[part])], timeout_ms=10_000), 2).topics[0].partitions[0]
 
 
 def test_a_created_topic_has_partitions_an_id_and_its_configs(wire: Wire, topic_prefix: str) -> None:
@@ -134,14 +127,14 @@ def test_deleted_records_move_the_log_start(wire: Wire, topic_prefix: str) -> No
     wire.create_topic(topic_prefix)
     for value in (b"a", b"b", b"c"):
         wire.produce(topic_prefix, batch([value, value]))
-    answer = delete_records(wire, topic_prefix, 3)
+    answer = wire.delete_records(topic_prefix, 3)
     assert (answer.error_code, answer.low_watermark) == (0, 3)
     assert wire.list_offset(topic_prefix, -2).offset == 3
     assert wire.fetch(topic_prefix, 2).error_code == OUT_OF_RANGE
     assert wire.fetch(topic_prefix, 3).error_code == 0
-    assert delete_records(wire, topic_prefix, 7).error_code == OUT_OF_RANGE
-    assert delete_records(wire, topic_prefix, 1).low_watermark == 3
-    assert delete_records(wire, topic_prefix, -1).low_watermark == 6
+    assert wire.delete_records(topic_prefix, 7).error_code == OUT_OF_RANGE
+    assert wire.delete_records(topic_prefix, 1).low_watermark == 3
+    assert wire.delete_records(topic_prefix, -1).low_watermark == 6
     assert (wire.list_offset(topic_prefix, -2).offset, wire.list_offset(topic_prefix, -1).offset) == (6, 6)
     assert wire.produce(topic_prefix, batch([b"d"])).base_offset == 6
     assert wire.list_offset(topic_prefix, 0).offset == 6

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from kafka.protocol.admin import CreateTopicsRequest, DeleteTopicsRequest, DescribeGroupsRequest
+from kafka.protocol.admin import CreateTopicsRequest, DeleteRecordsRequest, DeleteTopicsRequest, DescribeGroupsRequest
 from kafka.protocol.api_header import ResponseClassRegistry
 from kafka.protocol.consumer import FetchRequest, ListOffsetsRequest
 from kafka.protocol.metadata import ApiVersionsRequest, FindCoordinatorRequest, MetadataRequest
@@ -117,6 +117,13 @@ class Wire:
         request = DeleteTopicsRequest(topics=[DeleteTopicsRequest.DeleteTopicState(name=name, topic_id=None)], timeout_ms=10_000)
         assert self.call(request, 6).responses[0].error_code == 0
         eventually(lambda: bool(self.metadata(name).error_code == 3), f"topic {name} is still there")
+
+    def delete_records(self, topic: str, offset: int) -> Any:
+        """Move the log start of partition 0; returns the partition's answer."""
+        topic_class = DeleteRecordsRequest.DeleteRecordsTopic
+        part = topic_class.DeleteRecordsPartition(partition_index=0, offset=offset)
+        request = DeleteRecordsRequest(topics=[topic_class(name=topic, partitions=[part])], timeout_ms=10_000)
+        return self.call(request, 2).topics[0].partitions[0]
 
     def metadata(self, name: str, *, create: bool = False) -> Any:
         """Metadata of one topic."""

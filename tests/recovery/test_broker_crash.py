@@ -1,0 +1,193 @@
+"""SIGKILL of the embedded broker: nothing acknowledged is lost, nothing is doubled, groups and ids go on where they were."""
+
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+
+from ops.broker.app import BrokerProcess, start_broker
+from schemas.errors import BrokerError
+from schemas.settings import BrokerSettings, Settings
+from tests.apache_kafka import free_port
+from tests.contract.test_broker_groups import GroupMember
+from tests.contract.wire import Wire, batch, eventually
+
+SMALL_SEGMENTS = Settings(broker=BrokerSettings(segment_bytes=200_000, num_partitions=2))
+
+
+class Load:
+    """An idempotent producer that sends numbered values until it is told to stop, and remembers which were acknowledged."""
+
+    def __init__(self, bootstrap_servers: str, topic: str) -> None:
+        self.acknowledged: set[int] = set()
+        self.sent = 0
+        self._stop = threading.Event()
+        self._producer = KafkaProducer(
+            bootstrap_servers=bootstrap_servers, linger_ms=2, batch_size=4_000, retry_backoff_ms=20, reconnect_backoff_ms=20
+        )
+        self._topic = topic
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            number = self.sent
+            self.sent += 1
+            future = self._producer.send(self._topic, str(number).encode().ljust(200), partition=number % 2)
+            future.add_callback(lambda _metadata, number=number: self.acknowledged.add(number))
+            if number % 200 == 0:
+                self._stop.wait(0.002)
+
+    def wait_for(self, num_acknowledged: int) -> None:
+        """Wait until so many have been acknowledged."""
+        eventually(lambda: len(self.acknowledged) > num_acknowledged, "the producer is stuck", timeout_s=40)
+
+    def finish(self) -> None:
+        """Stop sending and wait until everything sent is settled."""
+        self._stop.set()
+        self._thread.join()
+        self._producer.flush(60)
+        self._producer.close()
+
+
+def read_all(bootstrap_servers: str, topic: str) -> list[int]:
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap_servers, auto_offset_reset="none", enable_auto_commit=False, check_crcs=True)
+    partitions = [TopicPartition(topic, index) for index in range(2)]
+    consumer.assign(partitions)
+    consumer.seek_to_beginning(*partitions)
+    ends = consumer.end_offsets(partitions)
+    found: list[int] = []
+    while any(consumer.position(partition) < ends[partition] for partition in partitions):
+        for records in consumer.poll(timeout_ms=500).values():
+            found += [int(record.value) for record in records]
+    consumer.close()
+    return found
+
+
+def test_sigkill_under_load_loses_nothing_and_doubles_nothing(tmp_path: Path, topic_prefix: str) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    dice = random.Random(7)
+    broker = start_broker(SMALL_SEGMENTS, listen=listen, data_dir=tmp_path)
+    load = Load(listen, topic_prefix)
+    for _ in range(4):
+        goal = len(load.acknowledged) + dice.randrange(500, 3_000)
+        load.wait_for(goal)
+        broker.kill()
+        broker = start_broker(SMALL_SEGMENTS, listen=listen, data_dir=tmp_path)
+    load.finish()
+    found = read_all(listen, topic_prefix)
+    broker.stop()
+    assert load.acknowledged <= set(found)
+    assert len(found) == len(set(found))
+    for partition in range(2):
+        numbers = [number for number in found if number % 2 == partition]
+        assert numbers == sorted(numbers)
+
+
+def test_everything_durable_is_there_after_sigkill(tmp_path: Path, topic_prefix: str) -> None:
+    broker = start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path)
+    with Wire(broker.bootstrap_servers) as wire:
+        topic_id = wire.create_topic(topic_prefix, retention_ms="99999999")
+        producer_id = wire.init_producer_id().producer_id
+        sent = [batch([b"a", b"b"], producer=(producer_id, 0, 0)), batch([b"c"], producer=(producer_id, 0, 2))]
+        assert [wire.produce(topic_prefix, one).base_offset for one in sent] == [0, 2]
+        wire.delete_records(topic_prefix, 1)
+    member = GroupMember(broker.bootstrap_servers, "readers")
+    assert member.commit(topic_prefix, 2, metadata="水") == 0
+    member.wire.socket.close()
+    broker.kill()
+
+    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path) as broker, Wire(broker.bootstrap_servers) as wire:
+        assert wire.metadata(topic_prefix).topic_id == topic_id
+        assert (wire.list_offset(topic_prefix, -2).offset, wire.list_offset(topic_prefix, -1).offset) == (1, 3)
+        assert [wire.produce(topic_prefix, one).base_offset for one in sent] == [0, 2]
+        assert wire.produce(topic_prefix, batch([b"d"], producer=(producer_id, 0, 9))).error_code == 45
+        assert wire.init_producer_id().producer_id > producer_id
+        member = GroupMember(broker.bootstrap_servers, "readers")
+        assert member.committed(topic_prefix) == [(topic_prefix, 0, 2, "水")]
+        member.wire.socket.close()
+
+
+def test_a_deleted_topic_stays_deleted_and_leaves_no_files(tmp_path: Path, topic_prefix: str) -> None:
+    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path) as broker, Wire(broker.bootstrap_servers) as wire:
+        wire.create_topic(topic_prefix)
+        wire.delete_topic(topic_prefix)
+        broker.kill()
+    (tmp_path / "topics" / "left-by-a-crash").mkdir()
+    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path) as broker, Wire(broker.bootstrap_servers) as wire:
+        assert wire.metadata(topic_prefix).error_code == 3
+        assert list((tmp_path / "topics").iterdir()) == []
+
+
+def test_a_consumer_group_goes_on_after_a_restart(tmp_path: Path, topic_prefix: str) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    broker = start_broker(Settings(), listen=listen, data_dir=tmp_path)
+    producer = KafkaProducer(bootstrap_servers=listen)
+    consumer = KafkaConsumer(topic_prefix, bootstrap_servers=listen, group_id="g", auto_offset_reset="earliest", metadata_max_age_ms=500)
+    seen: list[bytes] = []
+
+    def read_until(count: int) -> bool:
+        try:
+            seen.extend(record.value for records in consumer.poll(timeout_ms=100).values() for record in records)
+        except KafkaError:
+            return False
+        return len(seen) >= count
+
+    for value in (b"1", b"2"):
+        producer.send(topic_prefix, value)
+    eventually(lambda: read_until(2), "the first records do not come")
+    consumer.commit()
+    broker.kill()
+    broker = start_broker(Settings(), listen=listen, data_dir=tmp_path)
+    for value in (b"3", b"4"):
+        producer.send(topic_prefix, value)
+    eventually(lambda: read_until(4), "the records after the restart do not come", timeout_s=40)
+    assert sorted(seen) == [b"1", b"2", b"3", b"4"]
+    consumer.close()
+    producer.close()
+    broker.stop()
+
+
+def test_a_broker_does_not_outlive_its_parent(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from schemas.settings import Settings; from ops.broker.app import start_broker\n"
+        "broker = start_broker(Settings(), listen='127.0.0.1:0', data_dir=Path(sys.argv[1]))\n"
+        "print(broker.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True, check=False)
+    pid = int(done.stdout)
+    eventually(lambda: not _is_running(pid), "the broker outlives its parent")
+    start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path).stop()
+
+
+def _is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_two_brokers_cannot_share_a_folder_and_the_error_says_so(tmp_path: Path) -> None:
+    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path), pytest.raises(BrokerError, match="another broker is using"):
+        start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path)
+
+
+def test_a_port_in_use_is_named_in_the_error(tmp_path: Path) -> None:
+    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path / "a") as broker, pytest.raises(BrokerError, match="cannot listen on"):
+        start_broker(Settings(), listen=broker.bootstrap_servers, data_dir=tmp_path / "b")
+
+
+def test_a_broker_started_from_a_thread_lives_on_when_the_thread_ends(tmp_path: Path) -> None:
+    started: list[BrokerProcess] = []
+    thread = threading.Thread(target=lambda: started.append(start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path)))
+    thread.start()
+    thread.join()
+    with started[0] as broker, Wire(broker.bootstrap_servers) as wire:
+        assert wire.metadata("x").error_code == 3
+        assert broker.is_running
