@@ -1,0 +1,1 @@
+"""Documents from files, standard input and this machine's own documentation, published as CloudEvents."""
