@@ -42,6 +42,6 @@ def data_files(root: Path) -> list[str]:
 
 def version_of(path: str) -> int:
     """Version in the name of one of the ``data_files``."""
-    found = re.search(r"v(\d{8})-", path)
+    found = re.search(r"v(\d{8})-", Path(path).name)
     assert found is not None
     return int(found[1])

@@ -161,3 +161,12 @@ def open_shard(path: Path) -> Tokens:
     tokens = read_batch(path).column("tokens")
     view: Tokens = tokens.values.to_numpy(zero_copy_only=True).reshape(len(tokens), tokens.type.list_size)
     return view
+
+
+def read_span(root: Path, shard_path: str, row: int, start: int, length: int) -> Tokens:
+    """Token ids of one document, the end-of-text token last; a view of the mapped shard. Raises ShardCorrupt if they are not all there."""
+    rows = open_shard(root / shard_path)
+    first = row * rows.shape[1] + start
+    if first + length > rows.size:
+        raise ShardCorrupt(f"{shard_path} ends before row {row}, position {start}, {length} tokens; restore the file from a copy")
+    return rows.reshape(-1)[first : first + length]

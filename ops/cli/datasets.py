@@ -1,0 +1,101 @@
+"""``headrace datasets list | show | verify``: the committed versions of the dataset under the root."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ops.cli.output import print_json, print_table, progress_bar, say
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from pipelines.dataset.verify import Report
+    from schemas.manifest import DatasetManifest
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("datasets", help="list, show and verify dataset versions")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", parents=[common], help="all versions")
+    showing = actions.add_parser("show", parents=[common], help="one version: offsets, outcomes, shards")
+    showing.add_argument("version", nargs="?", type=int, help="default: the newest")
+    verifying = actions.add_parser("verify", parents=[common], help="hash every file, add up every count, decode a sample")
+    for action, function in ((listing, run_list), (showing, run_show), (verifying, run_verify)):
+        action.add_argument("--json", action="store_true", help="one JSON document on standard output")
+        action.set_defaults(run=function)
+
+
+def outcome_counts(manifest: "DatasetManifest") -> str:
+    """``kept 12, duplicate 3``: the outcomes that occurred."""
+    return ", ".join(f"{outcome} {count:,}" for outcome, count in manifest.outcomes.items() if count)
+
+
+def summary(manifest: "DatasetManifest") -> dict[str, Any]:
+    """A version as ``show --json`` prints it; the first fields are a contract (DESIGN §9)."""
+    value = manifest.model_dump(mode="json")
+    first = ("version", "parent", "offsets", "outcomes", "num_records", "num_tokens", "shards", "tokenizer", "settings_fingerprint", "created_at")
+    return {name: value[name] for name in first} | {name: value[name] for name in value if name not in first}
+
+
+def run_list(args: argparse.Namespace, settings: Settings) -> int:
+    """All versions, oldest first."""
+    from pipelines.dataset.dataset import Dataset
+
+    dataset = Dataset(Path(settings.root))
+    if args.json:
+        print_json({"versions": [summary(manifest) for manifest in dataset.manifests()]})
+        return 0
+    rows = [
+        (manifest.version, f"{manifest.created_at:%Y-%m-%d %H:%M:%S}", manifest.num_records, outcome_counts(manifest), manifest.num_tokens)
+        for manifest in dataset.manifests()
+    ]
+    print_table(("version", "created (UTC)", "records", "outcomes", "tokens"), rows, title=f"dataset {dataset.root}")
+    return 0
+
+
+def run_show(args: argparse.Namespace, settings: Settings) -> int:
+    """One version."""
+    from pipelines.dataset.dataset import Dataset
+
+    manifest = Dataset(Path(settings.root), args.version).manifest
+    if args.json:
+        print_json(summary(manifest))
+        return 0
+    facts: list[tuple[str, object]] = [
+        ("created", f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC"),
+        ("records", manifest.num_records),
+        ("tokens", manifest.num_tokens),
+        ("tokens of versions 1..N", manifest.totals.num_tokens),
+        ("tokenizer", f"{manifest.tokenizer.sha256[:12]}, {manifest.tokenizer.vocab_size:,} ids"),
+        ("settings", manifest.settings_fingerprint[:12]),
+    ]
+    facts += [(f"outcome {outcome}", count) for outcome, count in manifest.outcomes.items()]
+    facts += [(f"reason {reason}", count) for reason, count in manifest.reasons.items()]
+    facts += [(f"language {language}", count) for language, count in manifest.languages.items()]
+    print_table(("", "value"), facts, title=f"version {manifest.version}")
+    spans = [(topic, partition, span.start, span.end) for topic, spans in manifest.offsets.items() for partition, span in spans.items()]
+    print_table(("topic", "partition", "start", "end"), spans)
+    print_table(("shard", "rows", "tokens", "documents"), [(entry.path, entry.rows, entry.tokens, entry.documents) for entry in manifest.shards])
+    return 0
+
+
+def run_verify(args: argparse.Namespace, settings: Settings) -> int:
+    """0 if everything is as promised, else 1."""
+    from pipelines.dataset.verify import verify
+
+    with progress_bar() as bar:
+        task = bar.add_task("verify", total=None)
+        report = verify(Path(settings.root), lambda version, newest: bar.update(task, completed=version, total=newest))
+    _print_report(report, as_json=args.json)
+    return 1 if report.problems else 0
+
+
+def _print_report(report: "Report", *, as_json: bool) -> None:
+    if as_json:
+        print_json({"ok": not report.problems} | asdict(report))
+        return
+    for problem in report.problems:
+        print(f"version {problem.version}: {problem.path}: {problem.what}; {problem.fix}")
+    checked = f"{report.versions:,} versions, {report.files:,} files, {report.size_bytes:,} bytes, {report.documents_decoded:,} documents decoded"
+    say(f"{checked}: {len(report.problems)} problems" if report.problems else f"{checked}: all as promised")

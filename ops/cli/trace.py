@@ -1,0 +1,68 @@
+"""``headrace trace <document id | topic/partition/offset>``: what became of a document, and which models trained on it."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ops.cli.output import print_json
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from pipelines.dataset.lineage import Fate
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("trace", parents=[common], help="tell a document's fate, from offset to model")
+    parser.add_argument("document", help="a document id, or topic/partition/offset")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Print every record that carried the document; exit code 1 if there is none."""
+    from pipelines.dataset.lineage import trace
+    from pipelines.kafka.topics import topic_names
+
+    fates = trace(Path(settings.root), args.document, deadletter_topic=topic_names(settings).deadletter)
+    if args.json:
+        print_json(_as_json(args.document, fates))
+    else:
+        for fate in fates:
+            print(sentence(fate))
+    return 0
+
+
+def _as_json(query: str, fates: "list[Fate]") -> dict[str, Any]:
+    """The fields of the record that counts (the kept one, else the newest), and all records in commit order."""
+    decisive = next((fate for fate in fates if fate.outcome == "kept"), fates[-1])
+    return {"query": query, **decisive.as_json(), "records": [fate.as_json() for fate in fates]}
+
+
+def sentence(fate: "Fate") -> str:
+    """One record's fate in words."""
+    name = f"{fate.topic}/{fate.partition}/{fate.offset}" + (f" (document {fate.doc_id})" if fate.doc_id else "")
+    return f"{name}, dataset version {fate.dataset_version}: {_outcome(fate)}"
+
+
+def _outcome(fate: "Fate") -> str:
+    if fate.outcome == "kept":
+        place = f"kept for {fate.split}: {fate.shard} row {fate.row} position {fate.start}, {fate.length} tokens"
+        return f"{place}; {_models(fate)}"
+    if fate.outcome == "duplicate":
+        return f"dropped as {fate.reason} duplicate of document {fate.duplicate_of} (similarity {fate.similarity:.2f})"
+    if fate.dead_letter is not None:
+        return f"dead ({fate.reason}); its dead letter is in topic {fate.dead_letter['topic']} under key {fate.dead_letter['key']}"
+    if fate.outcome == "rejected":
+        return f"rejected by rule {fate.reason}"
+    if fate.outcome == "retracted":
+        return "a retraction of the document was recorded"
+    return "no record to read at this offset (transaction marker, aborted or compacted away)"
+
+
+def _models(fate: "Fate") -> str:
+    if fate.split == "validation":
+        return "held out for validation, no model trained on it"
+    if not fate.models:
+        return "no model has trained on it yet"
+    return "trained into model version" + ("s " if len(fate.models) > 1 else " ") + ", ".join(map(str, fate.models))

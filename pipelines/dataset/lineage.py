@@ -1,0 +1,123 @@
+"""The fate of a document: from its id, or from where it stood in Kafka, to its outcome, its tokens and the models that trained on them.
+
+Reads manifests and the audit trail, never Kafka. By position the manifests say in which version to look; by id all audit files are
+scanned, with the predicate pushed down into Parquet: about 10 ms per million rows and version.
+"""
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import ValidationError
+
+from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.log import CommitLog
+from pipelines.dataset.names import version_of
+from schemas.arrow import DOCUMENTS, Outcome, Split
+from schemas.errors import DatasetError, ManifestCorrupt
+from schemas.manifest import DatasetManifest, ModelManifest
+
+MODEL_LOG = "models/log"
+_POSITION = re.compile(r"^(?P<topic>.+)/(?P<partition>\d{1,9})/(?P<offset>\d{1,18})$")
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of one record. The fields up to ``length`` are those of the audit trail."""
+
+    doc_id: str | None
+    topic: str
+    partition: int
+    offset: int
+    outcome: str
+    reason: str | None
+    duplicate_of: str | None
+    similarity: float | None
+    fingerprint: int | None
+    language: str | None
+    num_tokens: int | None
+    shard: str | None
+    row: int | None
+    start: int | None
+    length: int | None
+    dataset_version: int
+    """Version that took the record in."""
+    split: str | None
+    """Train or validation, for kept documents."""
+    models: list[int]
+    """Model versions that were trained on it."""
+    dead_letter: dict[str, str] | None
+    """Topic and key of its dead letter."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def trace(root: Path, query: str, *, deadletter_topic: str) -> list[Fate]:
+    """Every record that carried this document id or stood at this ``topic/partition/offset``, in commit order.
+
+    Raises DatasetNotFound if there is no dataset, DatasetError if no committed version knows the document.
+    """
+    dataset = Dataset(root)
+    rows = _rows(dataset, query)
+    if rows.is_empty():
+        raise DatasetError(
+            f"no document or position {query!r} in versions 1 to {dataset.version} of {root}: give a document id or topic/partition/offset; "
+            "what was published after the last ingest is not known yet"
+        )
+    models = _trained_models(root)
+    return [_fate(dataset, row, models, deadletter_topic) for row in rows.to_dicts()]
+
+
+def _rows(dataset: Dataset, query: str) -> pl.DataFrame:
+    by_id = _scan(dataset, dataset.manifests()).filter(pl.col("doc_id") == query)
+    found = [by_id.collect()]
+    if match := _POSITION.match(query):
+        topic, partition, offset = match["topic"], int(match["partition"]), int(match["offset"])
+        covering = [manifest for manifest in dataset.manifests() if _covers(manifest, topic, partition, offset)]
+        at = (pl.col("topic") == topic) & (pl.col("partition") == partition) & (pl.col("offset") == offset)
+        found += [_scan(dataset, covering).filter(at).collect()] if covering else []
+    return pl.concat(found).unique(["topic", "partition", "offset"]).sort("file", "partition", "offset")
+
+
+def _scan(dataset: Dataset, manifests: list[DatasetManifest]) -> pl.LazyFrame:
+    paths = [dataset.root / entry.path for manifest in manifests for entry in manifest.documents]
+    return pl.scan_parquet(paths, include_file_paths="file").select(*DOCUMENTS.names, "file")
+
+
+def _covers(manifest: DatasetManifest, topic: str, partition: int, offset: int) -> bool:
+    span = manifest.offsets.get(topic, {}).get(partition)
+    return span is not None and span.start <= offset < span.end
+
+
+def _trained_models(root: Path) -> list[tuple[int, int]]:
+    """(model version, dataset version that it was trained on) of every registered model."""
+    log = CommitLog(root / MODEL_LOG)
+    return [(number, _model(log, number).dataset.version) for number in range(1, log.latest() + 1)]
+
+
+def _model(log: CommitLog, number: int) -> ModelManifest:
+    try:
+        return ModelManifest.model_validate_json(log.read(number))
+    except ValidationError as error:
+        raise ManifestCorrupt(f"{log.path(number)} is not a valid manifest: {error.errors()[0]['msg']}; restore it from a copy") from error
+
+
+def _fate(dataset: Dataset, row: dict[str, Any], models: list[tuple[int, int]], deadletter_topic: str) -> Fate:
+    version = version_of(row.pop("file"))
+    split = _split(dataset.manifests()[version - 1], row["shard"])
+    is_dead = row["outcome"] == Outcome.DEAD
+    return Fate(
+        **row,
+        dataset_version=version,
+        split=split,
+        models=[model for model, trained_on in models if split == Split.TRAIN and trained_on >= version],
+        dead_letter={"topic": deadletter_topic, "key": f"{row['topic']}/{row['partition']}/{row['offset']}"} if is_dead else None,
+    )
+
+
+def _split(manifest: DatasetManifest, shard: str | None) -> str | None:
+    return next((str(entry.split) for entry in manifest.shards if entry.path == shard), None)

@@ -1,0 +1,194 @@
+"""Checks that a dataset is what its manifests promise: every byte, every count, every span. Reads everything once; changes nothing.
+
+For each version: files are there and hash to what is listed; the audit trail has each offset of the ranges exactly once and adds up to
+the outcomes; the spans tile each shard without gap or overlap, end in the end-of-text token, and padding follows the last; a sample of
+documents decodes to the text whose hash the index keeps. Between versions: offsets join, topics and tokenizer stay, totals add up.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from pipelines.dataset.dataset import latest_version, read_manifest
+from pipelines.dataset.durable import sha256_file
+from pipelines.dataset.gc import orphans
+from pipelines.dataset.shards import open_shard, read_batch, read_span
+from pipelines.dedup.fingerprint import content_hashes
+from pipelines.tokenizer import BatchTokenizer, load_tokenizer
+from schemas.arrow import Outcome, Split
+from schemas.errors import DatasetError, DatasetNotFound, ManifestCorrupt
+from schemas.manifest import DatasetManifest, FileEntry, ShardEntry, Totals
+
+SAMPLE_DOCUMENTS = 64
+"""Documents that are decoded per version."""
+RESTORE = "restore the file from a copy"
+START_AGAIN = "the dataset was changed by something else than Headrace; start a new one under another --root"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not as promised."""
+
+    version: int
+    path: str
+    what: str
+    fix: str
+
+
+@dataclass
+class Report:
+    """What was checked, and what was found."""
+
+    versions: int = 0
+    files: int = 0
+    size_bytes: int = 0
+    documents_decoded: int = 0
+    orphans: int = 0
+    """Files that no manifest lists: harmless, removed by a later ingest."""
+    problems: list[Problem] = field(default_factory=list)
+
+
+def verify(root: Path, on_version: Callable[[int, int], None] | None = None) -> Report:
+    """Check all versions under a root. ``on_version(version, newest)`` is called after each. Raises DatasetNotFound if there are none."""
+    newest = latest_version(root)
+    if newest == 0:
+        raise DatasetNotFound(f"there is no dataset under {root}; run `headrace ingest --once` first, or name another --root")
+    report = Report(versions=newest)
+    before: DatasetManifest | None = None
+    for version in range(1, newest + 1):
+        try:
+            manifest = read_manifest(root, version)
+        except (ManifestCorrupt, DatasetNotFound) as error:
+            report.problems.append(Problem(version, f"log/{version:08d}.json", str(error), RESTORE))
+            return report
+        report.problems += [Problem(version, *found) for found in _joins(before, manifest)]
+        report.problems += [Problem(version, *found) for found in _version_problems(root, manifest, report)]
+        before = manifest
+        if on_version is not None:
+            on_version(version, newest)
+    report.orphans = len(orphans(root))
+    return report
+
+
+Found = tuple[str, str, str]
+"""path, what, fix"""
+
+
+def _joins(before: DatasetManifest | None, manifest: DatasetManifest) -> Iterator[Found]:
+    """What must hold between a manifest and the one before it."""
+    path = f"log/{manifest.version:08d}.json"
+    totals = before.totals if before else Totals()
+    if manifest.totals != _added(totals, manifest):
+        yield path, f"totals are not those of version {manifest.parent} plus this one's counts", START_AGAIN
+    if before is None:
+        return
+    if (manifest.tokenizer, manifest.sequence_length) != (before.tokenizer, before.sequence_length):
+        yield path, f"tokenizer or sequence length differ from version {before.version}", START_AGAIN
+    for topic, partitions in before.offsets.items():
+        if manifest.topic_ids.get(topic) != before.topic_ids.get(topic):
+            yield path, f"topic {topic} has another id than in version {before.version}", START_AGAIN
+        for partition, span in partitions.items():
+            found = manifest.offsets.get(topic, {}).get(partition)
+            if topic in manifest.offsets and (found is None or found.start != span.end):
+                yield path, f"{topic}[{partition}] does not go on at offset {span.end}, where version {before.version} ended", START_AGAIN
+
+
+def _added(before: Totals, manifest: DatasetManifest) -> Totals:
+    return Totals(
+        num_records=before.num_records + manifest.num_records,
+        num_tokens=before.num_tokens + manifest.num_tokens,
+        num_train_tokens=before.num_train_tokens + sum(entry.tokens for entry in manifest.shards if entry.split == Split.TRAIN),
+        outcomes={outcome: before.outcomes.get(outcome, 0) + manifest.outcomes.get(outcome, 0) for outcome in Outcome},
+    )
+
+
+def _version_problems(root: Path, manifest: DatasetManifest, report: Report) -> list[Found]:
+    """Files first: what does not hash right is not looked into."""
+    entries: list[FileEntry] = [*manifest.shards, *manifest.documents, *manifest.dedup_segments]
+    report.files += len(entries)
+    report.size_bytes += sum(entry.size_bytes for entry in entries)
+    found = [problem for entry in entries for problem in _file_problems(root, entry)]
+    if found:
+        return found
+    documents = pl.concat([pl.read_parquet(root / entry.path) for entry in manifest.documents])
+    found += _count_problems(manifest, documents)
+    kept = documents.filter(pl.col("outcome") == Outcome.KEPT)
+    found += [problem for entry in manifest.shards for problem in _shard_problems(root, manifest, entry, kept)]
+    return found or list(_text_problems(root, manifest, kept, report))
+
+
+def _file_problems(root: Path, entry: FileEntry) -> Iterator[Found]:
+    path = root / entry.path
+    if not path.is_file():
+        yield entry.path, "the file is missing", RESTORE
+    elif (sha256 := sha256_file(path)) != entry.sha256:
+        yield entry.path, f"SHA-256 is {sha256} ({path.stat().st_size} bytes), the manifest says {entry.sha256} ({entry.size_bytes} bytes)", RESTORE
+
+
+def _count_problems(manifest: DatasetManifest, documents: pl.DataFrame) -> Iterator[Found]:
+    path = manifest.documents[0].path
+    outcomes = dict(documents.group_by("outcome").len().iter_rows())
+    if outcomes != {str(outcome): count for outcome, count in manifest.outcomes.items() if count}:
+        yield path, f"outcomes are {outcomes}, the manifest says {manifest.outcomes}", START_AGAIN
+    for topic, partitions in manifest.offsets.items():
+        for partition, span in partitions.items():
+            rows = documents.filter((pl.col("topic") == topic) & (pl.col("partition") == partition))
+            if not np.array_equal(rows["offset"].to_numpy(), np.arange(span.start, span.end)):
+                yield path, f"{topic}[{partition}]: rows are not the offsets {span.start} to {span.end - 1}, each once", START_AGAIN
+
+
+def _shard_problems(root: Path, manifest: DatasetManifest, entry: ShardEntry, kept: pl.DataFrame) -> Iterator[Found]:
+    """The spans of a shard tile it, as the ``starts`` column repeats."""
+    rows = open_shard(root / entry.path)
+    spans = kept.filter(pl.col("shard") == entry.path)
+    first = spans["row"].to_numpy() * manifest.sequence_length + spans["start"].to_numpy()
+    ends = first + spans["length"].to_numpy()
+    if rows.shape != (entry.rows, manifest.sequence_length) or entry.rows != -(-entry.tokens // manifest.sequence_length):
+        yield entry.path, f"shape is {rows.shape}, the manifest says {entry.rows} rows for {entry.tokens} tokens", START_AGAIN
+        return
+    if len(spans) != entry.documents or [0, *ends[:-1]] != first.tolist() or ends[-1] != entry.tokens:
+        yield entry.path, "the documents' spans do not tile the shard", START_AGAIN
+        return
+    flat = rows.reshape(-1)
+    if not (flat[ends - 1] == manifest.tokenizer.eos_token_id).all():
+        yield entry.path, "a document does not end in the end-of-text token", START_AGAIN
+    if not (flat[entry.tokens :] == manifest.tokenizer.pad_token_id).all():
+        yield entry.path, "something else than padding follows the last document", START_AGAIN
+    starts = read_batch(root / entry.path).column("starts")
+    listed = np.repeat(np.arange(entry.rows), starts.value_lengths().to_numpy()) * manifest.sequence_length + starts.flatten().to_numpy()
+    if not np.array_equal(listed, first):
+        yield entry.path, "the starts column does not list where documents begin", START_AGAIN
+
+
+def _text_problems(root: Path, manifest: DatasetManifest, kept: pl.DataFrame, report: Report) -> Iterator[Found]:
+    """Decode a sample. Where the tokenizer was trained here, and so loses nothing, compare with the content hashes in the index."""
+    if kept.is_empty():
+        return
+    try:
+        tokenizer = load_tokenizer(root, manifest.tokenizer)
+    except DatasetError as error:
+        yield manifest.tokenizer.path, str(error), RESTORE
+        return
+    with pa.memory_map(str(root / manifest.dedup_segments[0].path)) as source:
+        segment = pa.ipc.open_file(source).read_all()
+    if segment["doc_id"].to_pylist() != kept["doc_id"].to_list():
+        yield manifest.dedup_segments[0].path, "its rows are not the kept documents in commit order", START_AGAIN
+        return
+    chosen = np.random.default_rng(manifest.version).permutation(len(kept))[:SAMPLE_DOCUMENTS]
+    texts = [_text(root, tokenizer, kept.row(int(index), named=True)) for index in chosen]
+    report.documents_decoded += len(texts)
+    if manifest.tokenizer.requested_vocab_size is None:
+        return
+    hashes = content_hashes(pa.array(texts, pa.large_string()))
+    for index, found, listed in zip(chosen, hashes.to_pylist(), segment["content_hash"].take(chosen).to_pylist(), strict=True):
+        if found != listed:
+            yield kept["shard"][int(index)], f"document {kept['doc_id'][int(index)]!r} does not decode to the text that was ingested", START_AGAIN
+
+
+def _text(root: Path, tokenizer: BatchTokenizer, document: dict[str, object]) -> str:
+    span = {name: document[name] for name in ("row", "start", "length")}
+    return tokenizer.decode(read_span(root, str(document["shard"]), **span)[:-1])  # type: ignore[arg-type]
