@@ -4,17 +4,21 @@ Invariant: no client that is opened here creates a topic by looking at it, commi
 of range. Opening costs one bootstrap, about 0.1 s.
 """
 
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import AuthorizationError, KafkaConfigurationError, KafkaError
+from kafka.net.compat import KafkaNetClient
 
-from schemas.errors import BrokerUnavailable, SettingsError
+from schemas.errors import BrokerUnavailable, HeadraceError, SettingsError
 from schemas.settings import KafkaSettings, Settings
 
 CLIENT_ID = "headrace"
+LISTENER_PAUSE_S = 0.1
 FETCH_BYTES = 4 * 2**20
 """Most bytes of one fetch, except that a single larger batch still comes whole; a consumer holds about three fetches."""
 _PASSED_THROUGH = ("security_protocol", "sasl_mechanism", "sasl_plain_username", "ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
@@ -51,10 +55,8 @@ def open_consumer(settings: Settings, **overrides: Any) -> KafkaConsumer:
         "max_poll_records": 1_000,
         "metrics_enabled": False,
     }
-    with broker_errors(settings.kafka, "connect"):
-        consumer = KafkaConsumer(**(options | overrides))
-    _forbid_topic_creation(consumer._cluster)
-    return consumer
+    with _connecting(settings.kafka) as network:
+        return KafkaConsumer(**(options | network | overrides))
 
 
 def open_producer(settings: Settings, **overrides: Any) -> KafkaProducer:
@@ -66,24 +68,58 @@ def open_producer(settings: Settings, **overrides: Any) -> KafkaProducer:
         "max_block_ms": int(settings.kafka.request_timeout_s * 1000),
         "linger_ms": 5,
     }
-    with broker_errors(settings.kafka, "connect"):
-        producer = KafkaProducer(**(options | overrides))
-    _forbid_topic_creation(producer._metadata)
-    return producer
+    with _connecting(settings.kafka) as network:
+        return KafkaProducer(**(options | network | overrides))
 
 
 def open_admin(settings: Settings) -> KafkaAdminClient:
     """An admin client."""
-    with broker_errors(settings.kafka, "connect"):
-        return KafkaAdminClient(**client_options(settings.kafka))
+    with _connecting(settings.kafka) as network:
+        return KafkaAdminClient(**(client_options(settings.kafka) | network))
 
 
-def _forbid_topic_creation(cluster: Any) -> None:
-    """kafka-python 3.0.12 takes ``allow_auto_create_topics`` but does not hand it to the part that asks for metadata.
+@contextmanager
+def _connecting(kafka: KafkaSettings) -> Iterator[dict[str, Any]]:
+    """Options for a client that is opened inside the block. Makes up for two things that kafka-python 3.0.12 leaves open.
 
-    Without this, reading a topic that somebody has just deleted brings it back empty, with the broker's default configuration.
+    A client that cannot connect keeps a thread, its sockets and four more descriptors: a reader that tries again until the broker is
+    back would run out of them, so a client is opened only when somebody listens, and closed when it still fails.
+    And ``allow_auto_create_topics`` never reaches the part that asks for metadata: reading a topic that somebody has just deleted would
+    bring it back empty, with the broker's default configuration.
     """
-    cluster.config["allow_auto_create_topics"] = False
+    opened: list[KafkaNetClient] = []
+
+    def network_client(**options: Any) -> KafkaNetClient:
+        client = KafkaNetClient(**options)
+        opened.append(client)
+        client.cluster.config["allow_auto_create_topics"] = False
+        return client
+
+    _await_listener(kafka)
+    try:
+        with broker_errors(kafka, "connect"):
+            yield {"kafka_client": network_client}
+    except HeadraceError:
+        for client in opened:
+            client.close()
+        raise
+
+
+def _await_listener(kafka: KafkaSettings) -> None:
+    """Return once one of the bootstrap servers takes a TCP connection; BrokerUnavailable after ``kafka.request_timeout_s``."""
+    deadline = time.monotonic() + kafka.request_timeout_s
+    while True:
+        for server in kafka.bootstrap_servers.split(","):
+            host, _, port = server.strip().rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=max(0.1, deadline - time.monotonic())).close()
+            except (OSError, ValueError) as error:
+                failure = error
+            else:
+                return
+        if time.monotonic() > deadline:
+            raise BrokerUnavailable(_unavailable(kafka, "connect", failure)) from failure
+        time.sleep(LISTENER_PAUSE_S)
 
 
 @contextmanager

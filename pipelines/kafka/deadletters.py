@@ -44,7 +44,7 @@ def publish_dead_letters(settings: Settings, rows: pa.Table) -> int:
     if not rows.num_rows:
         return 0
     topic = topic_names(settings).deadletter
-    with broker_errors(settings.kafka, f"publish to {topic}"), open_producer(settings) as producer:
+    with broker_errors(settings.kafka, f"publish to {topic}"), open_producer(settings, enable_idempotence=False) as producer:
         for window in _windows(_letters(rows)):
             _publish_window(producer, topic, window)
     return int(rows.num_rows)

@@ -92,7 +92,7 @@ class EventProducer:
         """Try until it works or the block ends; events wait in the meantime."""
         while not self._closing.is_set():
             try:
-                return open_producer(self._settings)
+                return open_producer(self._settings, enable_idempotence=False)
             except BrokerUnavailable as error:
                 _log.warning("events wait: %s", error)
                 self._closing.wait(RECONNECT_PAUSE_S)
