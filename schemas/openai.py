@@ -299,7 +299,8 @@ def error_body(error: ApiError) -> ErrorBody:
 
 
 RequestT = TypeVar("RequestT", bound=GenerationParameters)
-_BRANCH = re.compile(r"^(str|int|list\[|function-|constrained-|nullable|TextPart|json-)")
+_BRANCH = re.compile(r"^(str$|int$|list\[|function-|constrained-)")
+"""Names that pydantic gives the branches of a union."""
 
 
 def parse_request(model: type[RequestT], body: bytes) -> RequestT:
