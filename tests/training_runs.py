@@ -17,7 +17,6 @@ from schemas.settings import Settings, load_settings
 from tests.factories import make_dataset
 from tests.model_factory import make_tokenizer
 
-
 torch.set_num_threads(1)  # two threads that wait for each other are slower than one on a busy machine
 
 
@@ -59,6 +58,12 @@ def curve(root: Path, run: TrainingRun) -> list[tuple[int, float, float | None]]
 def records(root: Path, run: TrainingRun) -> list[LossRecord]:
     """The recorded steps."""
     return read_losses(run.folder(root) / FILE_NAME)
+
+
+def final_files(root: Path, run: TrainingRun) -> dict[str, str]:
+    """SHA-256 of the last checkpoint's weights and optimizer state."""
+    store = run.checkpoints(root)
+    return store.manifest(store.steps()[-1]).files
 
 
 class Interrupted(Exception):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from pipelines.crash import crash_point
 from pipelines.dataset.durable import TEMPORARY_PREFIX, create_durably, sync_folder
 from pipelines.dataset.log import CommitLog
 from pipelines.dataset.shards import file_entry
@@ -32,6 +33,8 @@ from schemas.rollout import RolloutState
 
 FOLDER = "models"
 MANIFEST_FILE = "manifest.json"
+REGISTRATION_CRASH_POINTS = ("model_staged", "model_described", "model_renamed", "model_published")
+"""Every step of a registration, in its order; the recovery tests kill the process there (pipelines/crash.py)."""
 _VERSION_FOLDER = re.compile(r"^\d{8}$")
 
 BuildManifest = Callable[[int, list[FileEntry]], ModelManifest]
@@ -120,17 +123,21 @@ class Registry:
         """
         # Step 1: the files are durable.
         _sync_files(staging)
+        crash_point("model_staged")
         with self._lock():
             # Step 2: the next number; what a crash left under it goes.
             version = self.log.latest() + 1
             self._remove_orphans()
             # Step 3: the card, and a hash of everything.
             manifest = self._describe(staging, version, build_manifest)
+            crash_point("model_described")
             # Step 4: the files get their final place.
             staging.rename(self._folder(version))
             sync_folder(self.models)
+            crash_point("model_renamed")
             # Step 5: the version exists from here on.
             self.log.publish(version, manifest.model_dump_json(indent=2).encode())
+            crash_point("model_published")
         return manifest
 
     def _describe(self, staging: Path, version: int, build_manifest: BuildManifest) -> ModelManifest:

@@ -18,7 +18,7 @@ from ray_apps.training.step import Stepper, StepResult, SummedLoss, accumulate, 
 from schemas.errors import TrainingError
 from schemas.settings import ModelSettings, TrainingSettings
 from tests.factories import make_dataset, tokenizer_ref
-from tests.training_runs import curve, records, run_alone, run_together, tiny_dataset, tiny_settings
+from tests.training_runs import curve, final_files, records, run_alone, run_together, tiny_dataset, tiny_settings
 
 TOKENIZER = tokenizer_ref(60)
 
@@ -112,3 +112,4 @@ def test_one_and_three_processes_train_alike_and_three_resume_bit_for_bit(tmp_pa
     assert [record.num_tokens for record in ours] == [record.num_tokens for record in theirs]
     assert [record.loss for record in ours] == pytest.approx([record.loss for record in theirs], rel=1e-4)
     assert curve(interrupted, run) == curve(straight, run)
+    assert final_files(interrupted, run) == final_files(straight, run)

@@ -1,0 +1,182 @@
+"""The registry as a reader sees it: versions, aliases, the card, lineage."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.dataset.durable import sha256_file
+from pipelines.dataset.log import CommitLog
+from ray_apps.models.card import model_card
+from ray_apps.models.lineage import language_counts, lineage
+from ray_apps.models.registry import Registry
+from ray_apps.training.evaluate import evaluate_model
+from ray_apps.training.export import register_run
+from schemas.errors import ManifestCorrupt, ModelNotFound, NotEnoughData, TokenizerMismatch, TrainingError
+from schemas.manifest import ModelManifest
+from schemas.rollout import Decision, Phase, RolloutState
+from tests.factories import make_dataset
+from tests.model_factory import make_model
+from tests.training_runs import curve, run_alone, tiny_dataset, tiny_settings
+
+NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelManifest]:
+    """A root with two dataset versions and a model trained on the second."""
+    root = tmp_path_factory.mktemp("trained")
+    tiny_dataset(root)
+    tiny_dataset(root)
+    run = run_alone(tiny_settings(root))
+    return root, register_run(run, root, lambda: NOW)
+
+
+def set_rollout(root: Path, champion: int, challenger: int | None) -> None:
+    log = CommitLog(root / "rollout")
+    number = log.latest() + 1
+    state = RolloutState(
+        number=number,
+        created_at=NOW,
+        phase=Phase.SHADOW if challenger else Phase.IDLE,
+        champion=champion,
+        challenger=challenger,
+        salt="0" * 8,
+        decision=Decision.SET,
+        reason="test",
+    )
+    log.publish(number, state.model_dump_json().encode())
+
+
+def test_an_empty_registry_has_no_versions_and_says_what_to_run(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    assert registry.versions() == []
+    assert registry.aliases() == {}
+    with pytest.raises(ModelNotFound, match="headrace train"):
+        registry.manifest(1)
+
+
+def test_aliases_are_those_of_the_newest_rollout(tmp_path: Path) -> None:
+    for version in (1, 2, 3):
+        make_model(tmp_path, version=version)
+    registry = Registry(tmp_path)
+    assert registry.aliases() == {"latest": 3}
+    set_rollout(tmp_path, champion=1, challenger=2)
+    assert registry.aliases() == {"champion": 1, "challenger": 2, "latest": 3}
+    set_rollout(tmp_path, champion=2, challenger=None)
+    assert [registry.resolve(name) for name in ("champion", "latest", "1")] == [2, 3, 1]
+    with pytest.raises(ModelNotFound, match="challenger"):
+        registry.resolve("challenger")
+    with pytest.raises(ModelNotFound, match="versions 1 to 3"):
+        registry.resolve("4")
+
+
+def test_a_broken_entry_is_named(tmp_path: Path) -> None:
+    make_model(tmp_path)
+    (tmp_path / "models/log/00000001.json").write_text("{}")
+    with pytest.raises(ManifestCorrupt, match=r"00000001\.json"):
+        Registry(tmp_path).manifest(1)
+
+
+def test_a_folder_without_a_log_entry_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "models/00000001").mkdir(parents=True)
+    with pytest.raises(ModelNotFound):
+        Registry(tmp_path).folder(1)
+
+
+def test_the_manifest_lists_every_file_with_its_hash(trained: tuple[Path, ModelManifest]) -> None:
+    root, manifest = trained
+    listed = {entry.path: entry.sha256 for entry in manifest.files}
+    folder = root / "models/00000001"
+    found = {path.relative_to(root).as_posix(): sha256_file(path) for path in folder.iterdir() if path.name != "manifest.json"}
+    assert listed == found
+    names = {Path(path).name for path in listed}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
+    assert ModelManifest.model_validate_json((folder / "manifest.json").read_bytes()) == manifest == Registry(root).manifest(1)
+
+
+def test_the_manifest_says_what_the_loss_curve_and_the_dataset_say(trained: tuple[Path, ModelManifest]) -> None:
+    root, manifest = trained
+    run = manifest.training
+    assert (run.steps, manifest.dataset.version, run.parent_model) == (8, 2, None)
+    assert run.first_loss > run.last_loss
+    assert manifest.evaluation is not None
+    assert manifest.evaluation == evaluate_model(tiny_settings(root), 1, 2)
+    assert manifest.num_parameters > 100_000
+
+
+def test_checkpoints_go_when_the_model_is_registered_and_losses_stay(trained: tuple[Path, ModelManifest]) -> None:
+    root, manifest = trained
+    folder = root / "training" / manifest.training.run_id
+    assert not (folder / "checkpoints").exists()
+    assert len((folder / "losses.jsonl").read_text().splitlines()) == 8
+
+
+def test_a_run_without_its_last_checkpoint_is_not_registered(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path)
+    run = run_alone(tiny_settings(tmp_path))
+    (run.folder(tmp_path) / "checkpoints/00000008.json").unlink()
+    with pytest.raises(TrainingError, match="no whole checkpoint of its last step 8"):
+        register_run(run, tmp_path, lambda: NOW)
+    assert len(curve(tmp_path, run)) == 8
+    assert Registry(tmp_path).versions() == []
+
+
+def test_a_child_starts_from_its_parents_weights(trained: tuple[Path, ModelManifest]) -> None:
+    from safetensors.torch import load_file
+
+    from ray_apps.training.run import plan_run
+    from ray_apps.training.weights import build_model
+
+    root, _ = trained
+    run = plan_run(tiny_settings(root), parent_model=1)
+    assert run.run_id != plan_run(tiny_settings(root)).run_id
+    weights = load_file(root / "models/00000001/model.safetensors")
+    assert all(bool((parameter == weights[name]).all()) for name, parameter in build_model(run, root).named_parameters())
+
+
+def test_the_card_has_a_header_that_hugging_face_reads(trained: tuple[Path, ModelManifest]) -> None:
+    root, manifest = trained
+    text = (root / "models/00000001/README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["library_name"] == "transformers"
+    assert header["language"] == ["en"]
+    assert header["model-index"][0]["results"][0]["metrics"][1]["type"] == "perplexity"
+    for fact in (manifest.dataset.manifest_sha256, manifest.training.run_id, "headrace.documents | 0 | 0 |", "perplexity", "## Limits"):
+        assert fact in text
+    assert text == model_card(manifest.model_copy(update={"files": []}), language_counts(root, 2))
+
+
+def test_lineage_leads_back_to_the_shards_and_offsets_of_every_dataset_version(trained: tuple[Path, ModelManifest]) -> None:
+    root, manifest = trained
+    traced = json.loads(json.dumps(lineage(root, [manifest])))
+    assert (traced["model"], traced["dataset"]["version"], traced["dataset"]["matches"]) == (1, 2, True)
+    assert [version["version"] for version in traced["versions"]] == [1, 2]
+    spans = [version["offsets"]["headrace.documents"]["0"] for version in traced["versions"]]
+    assert spans[0]["end"] == spans[1]["start"]
+    assert traced["dataset"]["offsets"]["headrace.documents"]["0"] == {"start": 0, "end": spans[1]["end"]}
+    shards = [shard for version in traced["versions"] for shard in version["shards"]]
+    assert sum(shard["tokens"] for shard in shards) == manifest.dataset.num_train_tokens
+    assert all((root / shard["path"]).is_file() for shard in shards)
+    assert traced["dataset"]["languages"]["en"] == sum(version["languages"]["en"] for version in traced["versions"])
+
+
+def test_a_model_is_not_evaluated_on_ids_of_another_tokenizer(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    make_model(tmp_path)
+    with pytest.raises(TokenizerMismatch, match="would mean nothing"):
+        evaluate_model(tiny_settings(tmp_path), 1)
+
+
+def test_without_validation_rows_there_is_nothing_to_evaluate(tmp_path: Path) -> None:
+    tokenizer = tiny_dataset(tmp_path / "one")
+    make_dataset(tmp_path / "one" / "other", num_validation_rows=0, tokenizer=tokenizer)
+    (tmp_path / "one/tokenizer").rename(tmp_path / "one/other/tokenizer")
+    root = tmp_path / "one/other"
+    manifest = register_run(run_alone(tiny_settings(root, max_steps=1)), root, lambda: NOW)
+    assert manifest.evaluation is None
+    assert "no validation rows" in (root / "models/00000001/README.md").read_text()
+    with pytest.raises(NotEnoughData, match="validation_fraction"):
+        evaluate_model(tiny_settings(root), 1)
