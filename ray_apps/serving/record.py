@@ -4,6 +4,7 @@ Invariant: every answer that an engine began, primary or shadow, is told exactly
 waits for nobody: the event goes to a bounded queue, and is dropped and counted when a broker does not keep up.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -91,8 +92,11 @@ class Recorder:
         except ApiError as error:
             outcome.error = error
             raise
-        except BaseException:
+        except (asyncio.CancelledError, GeneratorExit):
             outcome.finish_reason = FinishReason.CANCELLED
+            raise
+        except Exception as error:
+            outcome.error = ApiError(500, str(error), type="server_error", code="internal_error")
             raise
         finally:
             self._tell(request, assignment, outcome)

@@ -1,0 +1,55 @@
+"""When a rollout state comes into force at the gateway."""
+
+from pathlib import Path
+
+from ray_apps.serving.following import ACTIVATION_TIMEOUT_S, RolloutFollower
+from tests.serving_harness import publish_state
+
+
+def follow(follower: RolloutFollower, *ready: int, now_s: float) -> tuple[int, int | None] | None:
+    follower.poll()
+    follower.activate(frozenset(ready), now_s)
+    return (follower.active.number, follower.active.champion) if follower.active else None
+
+
+def test_nothing_is_in_force_before_the_first_state(tmp_path: Path) -> None:
+    assert follow(RolloutFollower(tmp_path), 1, now_s=0) is None
+
+
+def test_the_first_state_is_in_force_at_once(tmp_path: Path) -> None:
+    publish_state(tmp_path, champion=1)
+    assert follow(RolloutFollower(tmp_path), now_s=0) == (1, 1)
+
+
+def test_a_new_state_waits_until_all_its_models_answer(tmp_path: Path) -> None:
+    follower = RolloutFollower(tmp_path)
+    publish_state(tmp_path, champion=1)
+    follow(follower, 1, now_s=0)
+    publish_state(tmp_path, champion=1, challenger=2, shadow_fraction=1.0)
+    assert follow(follower, 1, now_s=1) == (1, 1)
+    assert follow(follower, 1, 2, now_s=2) == (2, 1)
+
+
+def test_a_model_that_never_comes_up_holds_a_state_back_for_a_limited_time(tmp_path: Path) -> None:
+    follower = RolloutFollower(tmp_path)
+    publish_state(tmp_path, champion=1)
+    follow(follower, 1, now_s=100)
+    publish_state(tmp_path, champion=1, challenger=2, shadow_fraction=1.0)
+    assert follow(follower, 1, now_s=100 + ACTIVATION_TIMEOUT_S) == (1, 1)
+    assert follow(follower, 1, now_s=101 + ACTIVATION_TIMEOUT_S) == (2, 1)
+
+
+def test_a_lost_champion_makes_way_at_once(tmp_path: Path) -> None:
+    follower = RolloutFollower(tmp_path)
+    publish_state(tmp_path, champion=1)
+    follow(follower, 1, now_s=0)
+    publish_state(tmp_path, champion=2)
+    assert follow(follower, now_s=1) == (2, 2)
+
+
+def test_an_entry_that_does_not_parse_leaves_the_last_state_in_force(tmp_path: Path) -> None:
+    follower = RolloutFollower(tmp_path)
+    publish_state(tmp_path, champion=1)
+    follow(follower, 1, now_s=0)
+    (tmp_path / "rollout" / "00000002.json").write_text("{}")
+    assert follow(follower, 1, now_s=1) == (1, 1)
