@@ -66,12 +66,12 @@ def _embedded_broker(settings: Settings) -> tuple[Settings, Service]:
         }
     )
     command = headrace(settings, "broker", "--listen", listen)
-    return settings, Service("broker", command, _accepts(host.strip("[]"), number), environment=child_environment(settings))
+    return settings, Service("broker", command, accepts(host.strip("[]"), number), environment=child_environment(settings))
 
 
 def _ray_head(settings: Settings, ports: RayPorts) -> Service:
     def is_ready() -> bool:
-        return _accepts("127.0.0.1", ports.gcs)() and _answers(ports.dashboard_url)()
+        return accepts("127.0.0.1", ports.gcs)() and answers(ports.dashboard_url)()
 
     command = head_command(settings.ray, ports, head_folder(Path(settings.root)))
     return Service("ray", command, is_ready, environment=head_environment())
@@ -83,7 +83,7 @@ def _headrace_service(settings: Settings, name: str, needs: tuple[str, ...], por
     return Service(
         name,
         headrace(settings, name, *arguments),
-        _answers(address) if name == "serve" else _always,
+        answers(address) if name == "serve" else _always,
         needs=needs,
         dies_with=("ray",) if ports else (),
         environment=child_environment(settings),
@@ -95,7 +95,9 @@ def _always() -> bool:
     return True
 
 
-def _accepts(host: str, port: int) -> Callable[[], bool]:
+def accepts(host: str, port: int) -> Callable[[], bool]:
+    """Whether somebody listens there."""
+
     def probe() -> bool:
         try:
             with socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S):
@@ -106,7 +108,7 @@ def _accepts(host: str, port: int) -> Callable[[], bool]:
     return probe
 
 
-def _answers(url: str) -> Callable[[], bool]:
+def answers(url: str) -> Callable[[], bool]:
     """Whether somebody speaks HTTP there; what it says is its own affair."""
 
     def probe() -> bool:

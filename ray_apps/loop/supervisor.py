@@ -164,7 +164,7 @@ class Supervisor:
         stable = running.status is Status.READY and now - running.started_at > STABLE_S
         running.failures = 1 if stable else running.failures + 1
         name, log = running.service.name, self._logs / f"{running.service.name}.log"
-        if code == WRONG_USAGE or (not running.was_ready and running.failures >= MAX_FIRST_ATTEMPTS):
+        if not running.was_ready and (code == WRONG_USAGE or running.failures >= MAX_FIRST_ATTEMPTS):
             raise ServiceFailed(f"{name} does not start: {_ending(code, log)}; the end of {log}:\n{tail(log)}")
         pause = min(self._backoff_s * 2 ** (running.failures - 1), MAX_BACKOFF_S)
         running.next_start = now + pause

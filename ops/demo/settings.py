@@ -1,0 +1,41 @@
+"""The demo's settings: small enough for two cores and five minutes. What a person has set differently stays as they set it."""
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from ray_apps.loop.ray_head import free_ports, is_free
+from schemas.settings import Settings
+
+ROUND_DOCUMENTS = 1_500
+"""Documents of one round: some 4 MB, about 600,000 tokens."""
+DEMO_VALUES: dict[str, dict[str, Any]] = {
+    "ingest": {"min_batch_records": 20_000, "max_wait_s": 4.0, "follow_interval_s": 0.5},  # one version per round: wait until a round is complete
+    "training": {"max_steps": 100, "checkpoint_every_steps": 25, "evaluate_rows": 64},
+    "loop": {"min_new_tokens": 50_000},
+    "rollout": {"min_shadow_requests": 12, "canary_fraction": 0.5, "min_canary_requests": 12},
+    "ray": {"object_store_bytes": 256 * 2**20},
+}
+
+
+def demo_settings(settings: Settings) -> Settings:
+    """The given settings with the demo's values wherever they are still at their defaults, under ``<root>/demo``."""
+    defaults, changes = Settings(), {}
+    for section, values in DEMO_VALUES.items():
+        given, default = getattr(settings, section), getattr(defaults, section)
+        untouched = {name: value for name, value in values.items() if getattr(given, name) == getattr(default, name)}
+        changes[section] = given.model_copy(update=untouched)
+    return settings.model_copy(update={**changes, "root": str((Path(settings.root) / "demo").resolve()), **_places(settings)})
+
+
+def _places(settings: Settings) -> dict[str, Any]:
+    """Where things listen: the usual ports, or free ones where somebody else has them; on a given Kafka, topics of our own."""
+    kafka, broker, serving = settings.kafka, settings.broker, settings.serving
+    if kafka.bootstrap_servers:
+        kafka = kafka.model_copy(update={"topic_prefix": f"{kafka.topic_prefix}-demo-{secrets.token_hex(3)}"})
+    host, _, port = broker.listen.rpartition(":")
+    if not is_free(int(port)):
+        broker = broker.model_copy(update={"listen": f"{host}:{free_ports(1)[0]}"})
+    if not is_free(serving.port):
+        serving = serving.model_copy(update={"port": free_ports(1)[0]})
+    return {"kafka": kafka, "broker": broker, "serving": serving}
