@@ -1,8 +1,6 @@
 """Brokers for integration tests: the embedded one and a real Apache Kafka that compacts and expires within seconds."""
 
-import gc
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -64,15 +62,6 @@ def stream_settings(bootstrap_servers: str, prefix: str) -> Settings:
             "ingest.stall_timeout_s": 1.0,
         },
     )
-
-
-@pytest.fixture
-def forgotten_sockets() -> Iterator[None]:
-    """kafka-python leaves the sockets of failed connections to the garbage collector: collect them here, not in somebody else's test."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.fixture(scope="session")

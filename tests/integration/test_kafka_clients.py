@@ -64,8 +64,6 @@ def test_settings_that_do_not_go_together_are_a_settings_error(stream: Stream) -
         open_consumer(stream.settings, fetch_max_wait_ms=20_000)
 
 
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-@pytest.mark.usefixtures("forgotten_sockets")
 def test_a_wrong_password_is_among_the_causes_that_are_named_and_a_right_one_works(tmp_path: Path) -> None:
     with running_apache_kafka(tmp_path, users=["alice=correct"]) as kafka:
         common = {

@@ -13,6 +13,8 @@ from schemas.arrow import RECORDS
 from schemas.settings import RaySettings
 from tests.integration.conftest import Stream
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, of its own settings
+
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:

@@ -27,7 +27,7 @@ NUMERIC = (
     "ray_apps/rollout/statistics.py",
 )
 """Tested in milliseconds, runs on any machine: no Ray, no Kafka, no network (DESIGN §2)."""
-KAFKA_ROOMS = ("pipelines/kafka", "ops/broker", "ops/cli")
+KAFKA_ROOMS = ("pipelines/kafka", "ops")
 """The only places that know the Kafka client."""
 
 
