@@ -109,7 +109,11 @@ class Publisher:
             return
         self._wait_for_turn()
         with broker_errors(self._settings.kafka, f"publish to {self.topic}"):
-            acknowledgement = self._producer.send(self.topic, key=record.key, value=record.value, headers=record.headers)
+            try:
+                acknowledgement = self._producer.send(self.topic, key=record.key, value=record.value, headers=record.headers)
+            except MessageSizeTooLargeError:  # beyond kafka.max_request_bytes, where the topic's own limit is not known
+                self.tally.too_large.append(TooLarge(found.origin, size_bytes))
+                return
         self._pending.append(_Pending(found.origin, size_bytes, acknowledgement))
         self._pending_bytes += size_bytes
         while self._pending and (self._is_full() or self._pending[0].acknowledgement.is_done):
@@ -161,7 +165,8 @@ def batch_bytes(record: KafkaRecord) -> int:
 def _open_for(settings: Settings, limit_bytes: int | None) -> KafkaProducer:
     if limit_bytes is None:
         return open_producer(settings, enable_idempotence=False)
-    return open_producer(settings, batch_size=min(BATCH_BYTES, limit_bytes))
+    # kafka-python's own size check rounds up by a few bytes; ours is exact.
+    return open_producer(settings, batch_size=min(BATCH_BYTES, limit_bytes), max_request_size=limit_bytes + 1024)
 
 
 def _limit_changed(topic: str, limit_bytes: int, num_published: int) -> str:

@@ -13,9 +13,9 @@ a second to list them, then about 1 ms per document.
 
 import hashlib
 import json
+import os
 import pydoc_data.topics
 import re
-import site
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -121,31 +121,29 @@ def _document(doc_id: str, text: str, title: str) -> DocumentReceived | None:
 
 
 def _modules() -> Iterator[_Source]:
-    roots = dict.fromkeys([sysconfig.get_paths()["stdlib"], *site.getsitepackages(), sysconfig.get_paths()["purelib"]])
-    for root in map(Path, roots):
-        if root.is_dir():
-            for file in _python_files(root):
-                name = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-                yield _module_source(f"sample/docstrings/{name}", file, name)
+    paths = sysconfig.get_paths()
+    for root in dict.fromkeys([paths["stdlib"], paths["purelib"], paths["platlib"]]):
+        for file in _python_files(root):
+            name = file[len(root) + 1 : -len(".py")].replace(os.sep, ".").removesuffix(".__init__")
+            yield _module_source(f"sample/docstrings/{name}", file, name)
 
 
-def _python_files(folder: Path) -> Iterator[Path]:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            if entry.name not in _SKIPPED_FOLDERS and not entry.is_symlink():
-                yield from _python_files(entry)
-        elif entry.suffix == ".py":
-            yield entry
+def _python_files(root: str) -> Iterator[str]:
+    """Source files below a folder, in no order; tests and other roots are left out. 20,000 files take 0.3 s."""
+    for folder, folders, files_here in os.walk(root):
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+        yield from (f"{folder}{os.sep}{name}" for name in files_here if name.endswith(".py"))
 
 
-def _module_source(doc_id: str, file: Path, name: str) -> _Source:
+def _module_source(doc_id: str, file: str, name: str) -> _Source:
     return _Source(doc_id, lambda: _document(doc_id, _docstrings(file, name), name))
 
 
-def _docstrings(file: Path, name: str) -> str:
+def _docstrings(file: str, name: str) -> str:
     """The module's name and its docstrings in their order; empty where the source cannot be read."""
     try:
-        source = file.read_bytes() if file.stat().st_size <= MAX_SOURCE_BYTES else b""
+        path = Path(file)
+        source = path.read_bytes() if path.stat().st_size <= MAX_SOURCE_BYTES else b""
     except OSError:
         return ""
     found = [cleandoc(match.group(1)) for match in _DOCSTRING.finditer(source.decode("utf-8", "replace"))]
