@@ -1,0 +1,137 @@
+"""Kill ``headrace ingest`` anywhere: after a restart the dataset is the one that an uninterrupted run would have made.
+
+Children are the real command with the in-process runner (the commit protocol is the same; Ray costs seconds per start, so a few kills
+with it are in tests/integration). They are killed; the restart that follows runs in this process.
+"""
+
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.broker.app import BrokerProcess
+from pipelines.crash import CRASH_POINTS
+from pipelines.dataset.gc import orphans
+from pipelines.dataset.verify import verify
+from schemas.arrow import Outcome
+from tests.ingest_harness import Ingest, finish, is_stopped, sample_records, state, wait_until
+
+NUM_RECORDS = 300
+NUM_VERSIONS = 3
+
+
+@pytest.fixture(scope="module")
+def source(broker: BrokerProcess, tmp_path_factory: pytest.TempPathFactory) -> Ingest:
+    """A topic with documents, and the dataset that an uninterrupted run made of it."""
+    ingest = Ingest(tmp_path_factory.mktemp("reference"), broker.bootstrap_servers, "crashes")
+    ingest.publish(sample_records(NUM_RECORDS))
+    assert len(ingest.once()) == NUM_VERSIONS
+    return ingest
+
+
+@pytest.fixture(scope="module")
+def reference(source: Ingest) -> list[dict[str, Any]]:
+    return state(source.root)
+
+
+@pytest.fixture
+def ingest(source: Ingest, tmp_path: Path) -> Ingest:
+    """An empty root that reads the same topic."""
+    return Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix)
+
+
+def assert_recovered(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
+    assert state(ingest.root) == reference
+    assert verify(ingest.root).problems == []
+
+
+def test_the_uninterrupted_run_has_every_offset_once_and_meets_every_outcome(source: Ingest, reference: list[dict[str, Any]]) -> None:
+    totals = reference[-1]["totals"]
+    assert totals.num_records == sum(totals.outcomes.values()) == NUM_RECORDS
+    assert all(totals.outcomes[outcome] for outcome in Outcome if outcome != Outcome.CONTROL)
+    assert {"duplicate/exact", "rejected/too_short"} <= set().union(*(version["reasons"] for version in reference))
+    assert verify(source.root).problems == []
+    assert source.once() == []
+
+
+@pytest.mark.parametrize("point", CRASH_POINTS)
+def test_crash_at_every_step_of_the_commit_protocol_changes_nothing(ingest: Ingest, reference: list[dict[str, Any]], point: str) -> None:
+    crashed = ingest.run(crash_at=point)
+    assert crashed.returncode == -signal.SIGKILL, crashed.stderr
+    is_committed = CRASH_POINTS.index(point) >= CRASH_POINTS.index("published")
+    assert state(ingest.root) == reference[: int(is_committed)]
+    ingest.once()
+    assert_recovered(ingest, reference)
+
+
+def test_two_crashes_in_a_row_change_nothing(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
+    for point in ("segment_written:2", "topic_checked"):
+        assert ingest.run(crash_at=point).returncode == -signal.SIGKILL
+        assert state(ingest.root) == reference[:1]
+    ingest.once()
+    assert_recovered(ingest, reference)
+
+
+def kill_at_random(ingest: Ingest, kills: int) -> None:
+    rng = random.Random(seed := time.time_ns())
+    print(f"seed {seed}")
+    for _ in range(kills):
+        child = ingest.start()
+        try:
+            child.wait(timeout=rng.uniform(0.5, 5.0))
+        except Exception:
+            child.kill()
+        finally:
+            finish(child)
+
+
+def test_kills_at_random_moments_change_nothing(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
+    kill_at_random(ingest, 5)
+    ingest.once()
+    assert_recovered(ingest, reference)
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments_change_nothing(source: Ingest, reference: list[dict[str, Any]], tmp_path: Path) -> None:
+    for number in range(6):  # a new root each time: after a few kills there is nothing left to do
+        ingest = Ingest(tmp_path / str(number), source.bootstrap_servers, source.prefix)
+        kill_at_random(ingest, 5)
+        ingest.once()
+        assert_recovered(ingest, reference)
+
+
+def test_a_writer_that_was_overtaken_is_fenced_and_changes_nothing(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
+    """The slower writer is suspended one step before its publication while another one commits the same version."""
+    slow = ingest.start(crash_at="stop@dead_letters_acked")
+    wait_until(lambda: is_stopped(slow.pid), "the first writer to be about to publish")
+    ingest.once()
+    slow.send_signal(signal.SIGCONT)
+    fenced = finish(slow)
+    assert fenced.returncode == 1
+    assert "was published by another writer" in fenced.stderr
+    assert "Traceback" not in fenced.stderr
+    assert_recovered(ingest, reference)
+
+
+def test_of_two_writers_at_once_at_most_one_commits_each_version(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
+    children = [ingest.start(), ingest.start()]
+    ended = [finish(child) for child in children]
+    assert 0 in [child.returncode for child in ended]
+    assert all(child.returncode == 0 or "another writer" in child.stderr for child in ended), [child.stderr for child in ended]
+    assert_recovered(ingest, reference)
+
+
+def test_what_crashes_leave_behind_is_removed_when_its_grace_is_over(source: Ingest, reference: list[dict[str, Any]], tmp_path: Path) -> None:
+    patient = Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix)
+    impatient = Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix, {"ingest.gc_grace_s": 0})
+    assert patient.run(crash_at="segment_written").returncode == -signal.SIGKILL
+    left_behind = orphans(patient.root)
+    assert {path.split("/")[0] for path in left_behind} == {"shards", "documents", "dedup"}
+    patient.once()
+    assert orphans(patient.root) == left_behind
+    impatient.once()
+    assert orphans(patient.root) == []
+    assert_recovered(patient, reference)
