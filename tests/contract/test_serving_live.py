@@ -1,0 +1,259 @@
+"""``headrace serve`` as a user meets it: a real process, Ray Serve, the openai client, a broker. One instance serves all tests, in order.
+
+The order matters: the rollout moves from A/B over shadow to promotion, and a replica is killed on the way.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import httpx
+import openai
+import pytest
+
+from pipelines.kafka.events import read_events
+from schemas.events import InferenceCompleted
+from schemas.settings import KafkaSettings, Settings
+from tests.model_factory import make_model
+from tests.serving_harness import publish_state
+
+START_TIMEOUT_S = 120
+pytestmark = pytest.mark.timeout(280)
+
+
+@dataclass
+class Live:
+    """A running service."""
+
+    root: Path
+    url: str
+    bootstrap_servers: str
+    client: openai.OpenAI
+
+    def replicas(self, application: str) -> list[int]:
+        """Process ids of an application's replicas: Ray puts their names into the process title."""
+        return [pid for pid, title in processes() if title.startswith(f"ray::ServeReplica:{application}:") and is_below(pid, os.getpid())]
+
+    def metric(self, name: str) -> float:
+        lines = [line for line in httpx.get(f"{self.url}/metrics").text.splitlines() if line.startswith(name)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def processes() -> list[tuple[int, str]]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                found.append((int(folder.name), (folder / "cmdline").read_bytes().split(b"\0")[0].decode()))
+            except OSError:
+                continue  # it ended while we looked
+    return found
+
+
+def is_below(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            return False
+    return False
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "the condition did not come true in time"
+        time.sleep(0.05)
+
+
+@contextmanager
+def headrace(log: IO[bytes], *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A headrace command as a child; ended with SIGTERM, which it must obey with exit code 0."""
+    process = subprocess.Popen([sys.executable, "-m", "ops.cli.main", *arguments], stdout=subprocess.PIPE, stderr=log)
+    try:
+        yield process
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout
+        process.stdout.close()
+
+
+def first_document(process: "subprocess.Popen[bytes]") -> dict[str, str]:
+    """The JSON document that the command prints when it is ready."""
+    assert process.stdout
+    text = b""
+    while True:
+        line = process.stdout.readline()
+        assert line, f"the command ended with {process.wait()} before it was ready"
+        text += line
+        try:
+            document: dict[str, str] = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        return document
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    root = tmp_path_factory.mktemp("live")
+    make_model(root, version=1, seed=1)
+    make_model(root, version=2, seed=2)
+    publish_state(root, champion=1, challenger=2, canary_fraction=0.5)
+    common = ["--json", "--root", str(root)]
+    small = ["serving.port=0", "ray.dashboard_port=0", f"ray.object_store_bytes={80 * 2**20}", "serving.max_completion_tokens=200"]
+    flags = [word for assignment in small for word in ("--set", assignment)]
+    with (
+        (root / "log").open("wb") as log,
+        headrace(log, "broker", "--listen", "127.0.0.1:0", *common) as broker,
+    ):
+        bootstrap_servers = first_document(broker)["bootstrap_servers"]
+        with headrace(log, "serve", *common, "--bootstrap-servers", bootstrap_servers, *flags) as serve:
+            url = first_document(serve)["url"]
+            wait_for(lambda: len(httpx.get(f"{url}/v1/models").json().get("data", [])) == 3, START_TIMEOUT_S)
+            with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+                yield Live(root, url, bootstrap_servers, client)
+
+
+def test_the_openai_client_lists_models(live: Live) -> None:
+    assert [model.id for model in live.client.models.list()] == ["headrace", "headrace-v1", "headrace-v2"]
+    assert live.client.models.retrieve("headrace-v2").owned_by == "headrace"
+
+
+def test_the_openai_client_completes_and_streams_the_same_text(live: Live) -> None:
+    def ask(model: str) -> str:
+        return live.client.completions.create(model=model, prompt="水渠", max_tokens=30, seed=4, temperature=1).choices[0].text
+
+    whole = ask("headrace-v1")
+    parts = live.client.completions.create(model="headrace-v1", prompt="水渠", max_tokens=30, seed=4, temperature=1, stream=True)
+    assert "".join(part.choices[0].text for part in parts) == whole == ask("headrace-v1")
+
+
+def test_the_openai_client_chats_and_streams_the_same_text(live: Live) -> None:
+    messages: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "你好"}]
+    answer = live.client.chat.completions.create(model="headrace-v1", messages=messages, max_tokens=20, seed=9)
+    stream = live.client.chat.completions.create(
+        model="headrace-v1", messages=messages, max_tokens=20, seed=9, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == answer.choices[0].message.content
+    assert chunks[-1].usage == answer.usage
+
+
+def test_the_openai_client_raises_its_own_errors(live: Live) -> None:
+    with pytest.raises(openai.BadRequestError) as bad:
+        live.client.completions.create(model="headrace", prompt="x", logprobs=3)
+    assert (bad.value.param, bad.value.code) == ("logprobs", "unsupported_parameter")
+    assert bad.value.request_id and "," not in bad.value.request_id
+    with pytest.raises(openai.BadRequestError) as long:
+        live.client.completions.create(model="headrace", prompt="x " * 3000)
+    assert long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.NotFoundError) as missing:
+        live.client.completions.create(model="gpt-4", prompt="x")
+    assert missing.value.code == "model_not_found"
+
+
+def test_many_requests_at_once_are_all_answered(live: Live) -> None:
+    async def main() -> list[int]:
+        async with openai.AsyncOpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
+            work = [client.completions.create(model="headrace", prompt=f"{n}", max_tokens=20 + n, extra_body={"top_k": 20}) for n in range(24)]
+            return [answer.usage.completion_tokens for answer in await asyncio.gather(*work) if answer.usage]
+
+    assert len(asyncio.run(main())) == 24
+
+
+def test_traffic_is_split_and_a_users_variant_stays(live: Live) -> None:
+    def variant(user: str) -> str:
+        raw = live.client.completions.with_raw_response.create(model="headrace", prompt="x", max_tokens=1, user=user)
+        return raw.headers["x-headrace-variant"]
+
+    first = [variant(f"user-{n}") for n in range(20)]
+    assert set(first) == {"champion", "challenger"}
+    assert [variant(f"user-{n}") for n in range(20)] == first
+
+
+def test_a_client_that_disconnects_cancels_the_generation(live: Live) -> None:
+    cancelled = 'headrace_answers_total{outcome="cancelled"'
+    body = {"model": "headrace-v1", "prompt": ["x"] * 100, "max_tokens": 200, "stream": True}
+    before = live.metric(cancelled)
+    with httpx.stream("POST", f"{live.url}/v1/completions", json=body) as response:
+        assert response.status_code == 200
+        next(response.iter_bytes())
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{live.url}/v1/completions", json=body | {"stream": False}, timeout=0.1)
+    wait_for(lambda: live.metric(cancelled) == before + 2)
+
+
+def test_shadow_answers_reach_kafka_and_not_the_client(live: Live) -> None:
+    state = publish_state(live.root, champion=1, challenger=2, shadow_fraction=1.0)
+    wait_for(lambda: httpx.get(f"{live.url}/health").json()["rollout_number"] == state.number)
+    raws = [live.client.completions.with_raw_response.create(model="headrace", prompt="水渠", max_tokens=5) for _ in range(5)]
+    assert {raw.headers["x-headrace-model-version"] for raw in raws} == {"1"}
+    wanted = {(raw.headers["x-request-id"], shadow) for raw in raws for shadow in (False, True)}
+    told: dict[tuple[str, bool], InferenceCompleted] = {}
+    settings = Settings(root=str(live.root), kafka=KafkaSettings(bootstrap_servers=live.bootstrap_servers))
+    with read_events(settings, "headrace.inference") as reader:
+        deadline_s = time.monotonic() + 30
+        while not wanted <= set(told) and time.monotonic() < deadline_s:
+            data = [event.data for event in reader.poll(0.5)]
+            told |= {(item.request_id, item.shadow): item for item in data if isinstance(item, InferenceCompleted)}
+    assert wanted <= set(told)
+    assert {told[key].model_version for key in wanted if key[1]} == {2}
+    assert {told[key].rollout_number for key in wanted} == {state.number}
+
+
+def test_replicas_listen_on_rays_own_port_only(live: Live) -> None:
+    for application in ("gateway", "model-1", "model-2"):
+        (pid,) = live.replicas(application)
+        inodes = {link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+        listening = set()
+        for table in ("tcp", "tcp6"):
+            rows = [line.split() for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]]
+            listening |= {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
+        assert len(listening) == 1, "Ray's authenticated worker port, and not Serve's unauthenticated one"
+
+
+def test_a_killed_champion_is_replaced_and_requests_go_on(live: Live) -> None:
+    (pid,) = live.replicas("model-1")
+    body = {"model": "headrace", "prompt": ["x"] * 16, "max_tokens": 200, "stream": True}
+    with httpx.stream("POST", f"{live.url}/v1/completions", json=body, timeout=60) as response:
+        events = response.iter_text()
+        next(events)
+        os.kill(pid, signal.SIGKILL)
+        rest = "".join(events)
+    assert '"error"' in rest and "[DONE]" not in rest
+    deadline_s = time.monotonic() + 60
+    statuses: list[int] = []
+    while not statuses or statuses[-1] != 200:
+        assert time.monotonic() < deadline_s
+        answer = httpx.post(f"{live.url}/v1/completions", json={"model": "headrace", "prompt": "x", "max_tokens": 2}, timeout=60)
+        assert answer.status_code == 200 or answer.json()["error"]["code"] == "engine_unavailable"
+        statuses.append(answer.status_code)
+        time.sleep(0.05)
+    assert live.replicas("model-1") != [pid]
+    wait_for(lambda: httpx.get(f"{live.url}/health").status_code == 200)
+
+
+def test_a_promotion_loses_no_request_and_the_old_version_goes(live: Live) -> None:
+    publish_state(live.root, champion=2)
+    seen: list[str] = []
+    while len(httpx.get(f"{live.url}/v1/models").json()["data"]) > 2 or seen[-1:] != ["2"]:
+        raw = live.client.completions.with_raw_response.create(model="headrace", prompt="x", max_tokens=2)
+        seen.append(raw.headers["x-headrace-model-version"])
+        assert len(seen) < 3000
+    assert seen == sorted(seen), "once the new champion answers, the old one does not"
+    assert [model.id for model in live.client.models.list()] == ["headrace", "headrace-v2"]
+    wait_for(lambda: not live.replicas("model-1"))
