@@ -23,7 +23,7 @@ from ray_apps.rollout.policy import Author, bootstrap
 from ray_apps.serving.deployments import LOGGING, gateway_application, model_application
 from ray_apps.serving.engines import APPLICATION_PREFIX, GATEWAY
 from ray_apps.serving.following import versions_of
-from schemas.errors import HeadraceError, SettingsError
+from schemas.errors import BrokerError, HeadraceError, SettingsError
 from schemas.rollout import RolloutState
 from schemas.settings import Settings
 
@@ -138,6 +138,7 @@ def serve_forever(settings: Settings, stopping: threading.Event, on_ready: Calla
     """Serve until ``stopping`` is set. ``on_ready`` gets the URL when the gateway answers; models may still be loading."""
     for name, value in SERVE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    threading.Thread(target=_ensure_topics, args=(settings,), name="topics", daemon=True).start()
     with ray_session(settings.ray):
         url = start(settings)
         try:
@@ -151,6 +152,18 @@ def serve_forever(settings: Settings, stopping: threading.Event, on_ready: Calla
                 stopping.wait(settings.loop.poll_interval_s)
         finally:
             stop()
+
+
+def _ensure_topics(settings: Settings) -> None:
+    """Create the topic of the events where it is missing; beside the service, which does not need a broker to answer."""
+    if not settings.kafka.bootstrap_servers:
+        return
+    from pipelines.kafka.topics import ensure_topics
+
+    try:
+        ensure_topics(settings)
+    except BrokerError as error:
+        _log.warning("the topics were not checked, events may be lost: %s", error)
 
 
 def _is_loopback(host: str) -> bool:
