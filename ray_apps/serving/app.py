@@ -106,19 +106,27 @@ def bootstrap_newest(settings: Settings) -> RolloutState | None:
 
 
 def start(settings: Settings) -> str:
-    """Start Serve and the gateway on the Ray that this process is connected to; returns the URL once it answers.
+    """Start Serve's proxy on the Ray that this process is connected to; returns its URL. Nothing answers there before ``deploy_gateway``.
 
-    Raises SettingsError if the port is taken.
+    A Serve that is running is used. Raises SettingsError if the port is taken, or if that Serve listens elsewhere.
     """
     from ray import serve
 
     host, port = settings.serving.host, settings.serving.port
-    if not serve.status().proxies:
+    if serve.status().proxies:
+        port = _running_port(host, port)
+    else:
         port = _free_port(host, port)
-        options = {"host": host, "port": port}
-        serve.start(proxy_location="HeadOnly" if _is_loopback(host) else "EveryNode", http_options=options, logging_config=LOGGING)
-    serve.run_many([gateway_application(settings)])
+        location = "HeadOnly" if _is_loopback(host) else "EveryNode"
+        serve.start(proxy_location=location, http_options={"host": host, "port": port}, logging_config=LOGGING)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def deploy_gateway(settings: Settings) -> None:
+    """Start the gateway, or replace a running one without losing requests; returns when it answers."""
+    from ray import serve
+
+    serve.run_many([gateway_application(settings)])
 
 
 def stop() -> None:
@@ -142,16 +150,21 @@ def serve_forever(settings: Settings, stopping: threading.Event, on_ready: Calla
     with ray_session(settings.ray):
         url = start(settings)
         try:
-            on_ready(url)
             reconciler = Reconciler(settings)
-            while not stopping.is_set():
-                try:
-                    reconciler.poll()
-                except Exception:  # noqa: BLE001  Ray's controller may be restarting; the service goes on, and the next poll finds out
-                    _log.exception("the rollout could not be reconciled; trying again")
-                stopping.wait(settings.loop.poll_interval_s)
+            reconciler.poll()  # the models load while the gateway starts
+            deploy_gateway(settings)
+            on_ready(url)
+            _reconcile_until(stopping, reconciler, settings.loop.poll_interval_s)
         finally:
             stop()
+
+
+def _reconcile_until(stopping: threading.Event, reconciler: Reconciler, interval_s: float) -> None:
+    while not stopping.wait(interval_s):
+        try:
+            reconciler.poll()
+        except Exception:  # noqa: BLE001  Ray's controller may be restarting; the service goes on, and the next poll finds out
+            _log.exception("the rollout could not be reconciled; trying again")
 
 
 def _ensure_topics(settings: Settings) -> None:
@@ -168,6 +181,22 @@ def _ensure_topics(settings: Settings) -> None:
 
 def _is_loopback(host: str) -> bool:
     return host in ("127.0.0.1", "::1", "localhost")
+
+
+def _running_port(host: str, port: int) -> int:
+    """The port of the Serve that runs on this Ray. Raises SettingsError if it is not the one that the settings name."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    assert client is not None
+    options = client.http_config
+    if options.host != host or port not in (0, options.port):
+        raise SettingsError(
+            f"Ray Serve is running on this Ray already, at {options.host}:{options.port}, not at {host}:{port}; "
+            f"set serving.host and serving.port to that, or end it with `serve shutdown`"
+        )
+    running: int = options.port
+    return running
 
 
 def _free_port(host: str, port: int) -> int:

@@ -206,7 +206,9 @@ def load_llama(folder: Path, *, num_slots: int, max_length: int, device: str = "
     Raises RegistryError for an architecture that this engine does not compute.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # it would be drawn into the log of every replica
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     rope = (config.rope_parameters or {}).get("rope_type", "default") if config.model_type == "llama" else None
     if rope not in FIXED_ROPE or config.hidden_act != "silu":

@@ -1,0 +1,45 @@
+"""Putting the first model into service, and ports."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from ray_apps.rollout.log import RolloutLog
+from ray_apps.serving.app import _free_port, bootstrap_newest
+from schemas.errors import SettingsError
+from schemas.rollout import Decision
+from schemas.settings import Settings
+from tests.model_factory import make_model
+from tests.serving_harness import publish_state
+
+
+def test_without_models_nothing_is_put_into_service(tmp_path: Path) -> None:
+    assert bootstrap_newest(Settings(root=str(tmp_path))) is None
+    assert RolloutLog(tmp_path).latest() is None
+
+
+def test_the_newest_model_becomes_champion_once(tmp_path: Path) -> None:
+    make_model(tmp_path, version=1)
+    make_model(tmp_path, version=2)
+    state = bootstrap_newest(Settings(root=str(tmp_path)))
+    assert state is not None and (state.champion, state.decision, state.number) == (2, Decision.BOOTSTRAP, 1)
+    assert RolloutLog(tmp_path).latest() == state
+    make_model(tmp_path, version=3)
+    assert bootstrap_newest(Settings(root=str(tmp_path))) is None
+
+
+def test_a_rollout_that_a_person_began_is_left_alone(tmp_path: Path) -> None:
+    make_model(tmp_path, version=1)
+    publish_state(tmp_path, champion=1)
+    assert bootstrap_newest(Settings(root=str(tmp_path))) is None
+
+
+def test_a_port_that_is_taken_is_an_error_that_says_so() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=rf"127.0.0.1:{port} is in use"):
+            _free_port("127.0.0.1", port)
+    assert _free_port("127.0.0.1", 0) > 0
