@@ -5,6 +5,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,15 @@ RAY_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
 }
 """Environment of every process of a Ray that Headrace starts; a variable that is set already wins."""
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this loopback port."""
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -42,7 +52,7 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
             object_store_memory=settings.object_store_bytes,
             include_dashboard=settings.dashboard_port > 0,
             dashboard_host="127.0.0.1",
-            dashboard_port=settings.dashboard_port or None,
+            dashboard_port=settings.dashboard_port if is_free(settings.dashboard_port) else None,  # None: the next free one
             **common,
         )
     else:

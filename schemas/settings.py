@@ -299,7 +299,7 @@ class RaySettings(Section):
     object_store_bytes: int = Field(512 * 2**20, ge=80 * 2**20)
     """Shared memory of a local Ray."""
     dashboard_port: int = Field(8265, ge=0, le=65_535)
-    """Port of the dashboard of a local Ray."""
+    """Port of the dashboard of a local Ray, or the next free one if it is taken; 0: no dashboard."""
 
 
 class TelemetrySettings(Section):

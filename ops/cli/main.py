@@ -56,13 +56,20 @@ def settings_from(args: argparse.Namespace) -> Settings:
     return load_settings(text, os.environ, overrides, source=str(path))
 
 
+def start_logging(level: str) -> None:
+    """Log lines go to standard error. kafka-python's remarks on its own event loop say nothing about the stream: errors only."""
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if level != "DEBUG":
+        logging.getLogger("kafka").setLevel(logging.WARNING)
+        logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     args = build_parser().parse_args(argv)
     try:
         settings = settings_from(args)
-        logging.basicConfig(level=settings.telemetry.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-        logging.getLogger("kafka").setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[settings.telemetry.log_level]))
+        start_logging(settings.telemetry.log_level)
         return int(args.run(args, settings))
     except HeadraceError as error:
         print(f"headrace {args.command}: {error}", file=sys.stderr)

@@ -4,7 +4,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from ray_apps.loop.ray_head import free_ports, is_free
+from pipelines.cluster import is_free
+from ray_apps.loop.ray_head import free_ports
 from schemas.settings import Settings
 
 ROUND_DOCUMENTS = 1_500

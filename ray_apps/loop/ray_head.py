@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.cluster import RAY_ENVIRONMENT
+from pipelines.cluster import RAY_ENVIRONMENT, is_free
 from schemas.errors import ServiceFailed
 from schemas.settings import RaySettings
 
@@ -55,15 +55,6 @@ def free_ports(count: int) -> list[int]:
     finally:
         for listening in sockets:
             listening.close()
-
-
-def is_free(port: int) -> bool:
-    """Whether a server could listen on this loopback port."""
-    try:
-        with socket.create_server(("127.0.0.1", port)):
-            return True
-    except OSError:
-        return False
 
 
 def choose_ports(settings: RaySettings) -> RayPorts:
