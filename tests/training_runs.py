@@ -82,22 +82,22 @@ def train_until(run: TrainingRun, root: Path, process: Process, stop_at: int | N
         TrainingLoop(run, root, process).run(on_checkpoint=stop)
 
 
-def run_together(roots: list[Path], stops: list[int | None], num_processes: int) -> None:
-    """Train in several gloo processes, without Ray: for each root the default tiny run, up to each of its stops.
+def run_together(roots: list[Path], stops: list[int | None], num_processes: int, **training: object) -> None:
+    """Train in several gloo processes, without Ray: for each root the tiny run of these settings, up to each of its stops.
 
     All of it happens in one group of processes; they are forked from a clean server that imports torch and transformers once.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     with tempfile.TemporaryDirectory() as meeting:
-        arguments = (num_processes, f"file://{meeting}/group", roots, stops)
+        arguments = (num_processes, f"file://{meeting}/group", roots, stops, training)
         start_processes(_member, arguments, nprocs=num_processes, start_method="forkserver")  # type: ignore[no-untyped-call]
 
 
-def _member(rank: int, num_processes: int, meeting: str, roots: list[Path], stops: list[int | None]) -> None:
+def _member(rank: int, num_processes: int, meeting: str, roots: list[Path], stops: list[int | None], training: dict[str, object]) -> None:
     prepare_device(CPU, num_threads=1)
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_processes)
     try:
         for root, stop_at in zip(roots, stops, strict=True):
-            train_until(plan_run(tiny_settings(root)), root, joined_process(CPU), stop_at)
+            train_until(plan_run(tiny_settings(root, **training)), root, joined_process(CPU), stop_at)
     finally:
         torch.distributed.destroy_process_group()

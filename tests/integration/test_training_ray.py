@@ -1,0 +1,175 @@
+"""Ray Train for real: a killed worker, a killed command, Ctrl-C; the curve is that of a run that nobody disturbed.
+
+One scenario, because starting Ray costs more than everything else: (1) `headrace train` starts, one worker is SIGKILLed at a random
+step, Ray starts the workers again; (2) the whole command is SIGKILLed at a random later step; (3) the same command finishes the run;
+(4) a further one trains nothing. The reference comes from two plain gloo processes without Ray.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ray_apps.models.registry import Registry
+from ray_apps.training.losses import FILE_NAME, read_losses
+from ray_apps.training.run import TrainingRun, plan_run
+from tests.training_runs import curve, run_together, tiny_dataset, tiny_settings
+
+pytestmark = pytest.mark.timeout(900)  # a minute on two idle cores; deadlines are for busy ones
+REPOSITORY = Path(__file__).parents[2]
+STEPS = 60
+SETTINGS = {"max_steps": STEPS, "checkpoint_every_steps": 7}
+TRAIN_ONLY = """
+import argparse, sys
+from ops.cli import main, train
+parser = argparse.ArgumentParser()
+train.add_parser(parser.add_subparsers(dest="command"), main.common_flags())
+main.build_parser = lambda: parser
+sys.exit(main.main())
+"""
+
+
+class Command:
+    """`headrace train` as a child process, in a session of its own so that Ctrl-C can be sent to all of it."""
+
+    def __init__(self, root: Path) -> None:
+        flags = [f"--set=training.{name}={value}" for name, value in {**tiny_overrides(), **SETTINGS}.items()]
+        arguments = ["train", "--json", "--root", str(root), "--set=ray.dashboard_port=0", *flags]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", TRAIN_ONLY, *arguments],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def workers(self) -> list[int]:
+        """Process ids of Ray Train's workers among the descendants."""
+        return [pid for pid in descendants(self.process.pid) if b"RayTrainWorker" in read(pid, "cmdline")]
+
+    def finish(self, timeout_s: float = 240.0) -> tuple[int, str, str]:
+        """Exit code, standard output, standard error."""
+        try:
+            out, err = self.process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        return self.process.returncode, out, err
+
+    def kill(self) -> None:
+        """SIGKILL the command; Ray's processes notice."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def read(pid: int, name: str) -> bytes:
+    """A file of /proc; empty for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def parents() -> dict[int, int]:
+    """Process id -> parent's id, of all processes that are no zombies."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            state, parent, *_ = read(int(entry.name), "stat").rpartition(b")")[2].split() or [b"Z", b"0"]
+            if state != b"Z":
+                found[int(entry.name)] = int(parent)
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children, and so on."""
+    parent_of, found = parents(), {pid}
+    while more := {child for child, parent in parent_of.items() if parent in found} - found:
+        found |= more
+    return sorted(found - {pid})
+
+
+def all_gone(pids: list[int]) -> bool:
+    return not set(pids) & parents().keys()
+
+
+def tiny_overrides() -> dict[str, object]:
+    return tiny_settings(Path()).training.model_dump(exclude_unset=True)
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for: {what}"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, TrainingRun]]:
+    root = tmp_path_factory.mktemp("reference")
+    tiny_dataset(root)
+    run_together([root], [None], num_processes=2, **SETTINGS)
+    yield root, plan_run(tiny_settings(root, **SETTINGS))
+
+
+def test_a_killed_worker_and_a_killed_command_leave_the_curve_of_an_undisturbed_run(tmp_path: Path, reference: tuple[Path, TrainingRun]) -> None:
+    tiny_dataset(tmp_path)
+    run = plan_run(tiny_settings(tmp_path, **SETTINGS))
+    losses = run.folder(tmp_path) / FILE_NAME
+    rng = random.Random()
+    first_kill, second_kill = rng.randrange(8, 20), rng.randrange(25, 40)
+
+    def num_steps() -> int:
+        return len(read_losses(losses))
+
+    # Step 1: a worker dies; Ray starts the group again.
+    command = Command(tmp_path)
+    try:
+        wait_for(lambda: num_steps() >= first_kill, f"step {first_kill}")
+        victim = rng.choice(command.workers())
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda: num_steps() >= second_kill, f"step {second_kill} after a worker was killed at step {first_kill}")
+    finally:
+        # Step 2: the command dies.
+        orphans = command.workers()
+        command.kill()
+    wait_for(lambda: all_gone(orphans), "the workers of the killed command end")
+    # Step 3: the same command finishes the run.
+    code, out, err = Command(tmp_path).finish()
+    assert code == 0, err[-3000:]
+    manifest = json.loads(out)
+    assert curve(tmp_path, run) == curve(*reference), f"killed at steps {first_kill} and {second_kill}"
+    assert (manifest["version"], manifest["training"]["run_id"], manifest["training"]["steps"]) == (1, run.run_id, STEPS)
+    assert f"step {STEPS}/{STEPS}" in err
+    # Step 4: nothing is trained or registered twice.
+    code, out, err = Command(tmp_path).finish()
+    assert (code, json.loads(out)) == (0, manifest)
+    assert "registered before as model version 1" in err
+    assert Registry(tmp_path).versions() == [1]
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path)
+    run = plan_run(tiny_settings(tmp_path, **SETTINGS))
+    command = Command(tmp_path)
+    try:
+        wait_for(lambda: len(read_losses(run.folder(tmp_path) / FILE_NAME)) >= 8, "step 8")
+        workers = command.workers()
+        os.killpg(command.process.pid, signal.SIGINT)
+        code, out, err = command.finish()
+    finally:
+        command.kill()
+    assert (code, out) == (130, "")
+    assert "run the same command again to go on" in err
+    assert "Traceback" not in err
+    wait_for(lambda: all_gone(workers), "the workers end")
+    assert run.checkpoints(tmp_path).steps()
+    assert Registry(tmp_path).versions() == []
