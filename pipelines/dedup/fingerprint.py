@@ -7,8 +7,8 @@ sketch        32 bytes that estimate the overlap of two documents (sketch.py).
 content hash  xxh3-128 of the text's UTF-8 bytes.
 
 A document without features has fingerprint 0 and an all-zero sketch; the resolver never takes it for a near duplicate.
-Cost: one pass over the bytes, then about ten operations per feature. Scratch memory is 4 times the longest document's bytes,
-plus 13 bytes times at most four times its distinct features. The kernels release the interpreter lock.
+Cost: one pass over the bytes, then one hash table access and some ten operations per feature. Scratch memory is 4 times the longest
+document's bytes, plus 13 bytes for each of at most eight slots per distinct feature. The kernels release the interpreter lock.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from schemas.settings import DedupSettings
 
 NUM_PLANES = 32
 """Bit planes of the vertical counters: total weights up to 2**32 - 1, far above the features of the largest document."""
-INITIAL_SLOTS = 4096
+INITIAL_SLOTS = 1024
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,11 @@ def _fingerprint_batch(batch, cap, fingerprint, sketch):  # type: ignore[no-unty
     smallest = np.zeros(SKETCH_BYTES, np.uint64)
     for row in range(len(batch.offsets) - 1):
         count = hash_features(batch.data, batch.offsets[row], batch.offsets[row + 1], batch.table, batch.features)
-        total, table = _add_capped(batch.features[:count], cap, table, np.uint32(row + 1), planes)
-        fingerprint[row] = _majority(planes, total)
         sketch_features(batch.features, count, smallest, sketch[row])
+        total, used = _cap_weights(batch.features[:count], cap, _part(table, count), np.uint32(row + 1))
+        if len(used.keys) > len(table.keys):
+            table = used
+        fingerprint[row] = _majority(batch.features[:total], planes)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -117,9 +119,17 @@ def _empty_table(num_slots):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_capped(features, cap, table, stamp, planes):  # type: ignore[no-untyped-def]
-    """Count each feature's bits into the cleared planes, at most ``cap`` times; returns the total weight and the (grown) table."""
-    planes[:] = 0
+def _part(table, count):  # type: ignore[no-untyped-def]
+    """The first slots of the table, enough for this many features if it has them: a small table stays in the cache."""
+    num_slots = 16
+    while num_slots < 2 * count and num_slots < len(table.keys):
+        num_slots *= 2
+    return _Weights(table.keys[:num_slots], table.weights[:num_slots], table.stamps[:num_slots])
+
+
+@numba.njit(cache=True, nogil=True)
+def _cap_weights(features, cap, table, stamp):  # type: ignore[no-untyped-def]
+    """Move the first ``cap`` occurrences of each feature to the front; returns how many these are, and the (grown) table."""
     total = 0
     distinct = 0
     for key in features:
@@ -131,8 +141,8 @@ def _add_capped(features, cap, table, stamp, planes):  # type: ignore[no-untyped
             distinct += 1
         if table.weights[slot] < cap:
             table.weights[slot] += 1
+            features[total] = key
             total += 1
-            _count_bits(planes, key)
     return total, table
 
 
@@ -158,20 +168,49 @@ def _grow(table, stamp):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_bits(planes, value):  # type: ignore[no-untyped-def]
-    """Add one to the counter of each set bit. Plane p holds bit p of all 64 counters; on average about eight carries."""
-    plane = 0
-    while value:
-        carry = planes[plane] & value
-        planes[plane] ^= value
-        value = carry
+def _majority(features, planes):  # type: ignore[no-untyped-def]
+    """Bits that more than half of the features have set.
+
+    Counts in vertical counters: plane p holds bit p of all 64 counters (``planes`` is scratch). Eight features at a time go
+    through a tree of carry-save adders (Harley-Seal), so that only every eighth carry ripples. Then all 64 counters
+    are compared with the threshold at once, from the highest plane down.
+    """
+    planes[:] = 0
+    in_blocks = len(features) - len(features) % 8
+    for index in range(0, in_blocks, 8):
+        ones, twos_a = _add_three(planes[0], features[index], features[index + 1])
+        ones, twos_b = _add_three(ones, features[index + 2], features[index + 3])
+        twos, fours_a = _add_three(planes[1], twos_a, twos_b)
+        ones, twos_a = _add_three(ones, features[index + 4], features[index + 5])
+        planes[0], twos_b = _add_three(ones, features[index + 6], features[index + 7])
+        planes[1], fours_b = _add_three(twos, twos_a, twos_b)
+        planes[2], eights = _add_three(planes[2], fours_a, fours_b)
+        _ripple(planes, 3, eights)
+    for index in range(in_blocks, len(features)):
+        _ripple(planes, 0, features[index])
+    return _above(planes, np.uint64(len(features) // 2))  # for integers, count > total / 2 iff count > total // 2
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_three(first, second, third):  # type: ignore[no-untyped-def]
+    """64 full adders: (sum bits, carry bits)."""
+    half = first ^ second
+    return half ^ third, (first & second) | (half & third)
+
+
+@numba.njit(cache=True, nogil=True)
+def _ripple(planes, plane, carry):  # type: ignore[no-untyped-def]
+    """Add 2**plane to the counter of each bit that is set in ``carry``."""
+    while carry:
+        carry_out = planes[plane] & carry
+        planes[plane] ^= carry
+        carry = carry_out
         plane += 1
 
 
 @numba.njit(cache=True, nogil=True)
-def _majority(planes, total):  # type: ignore[no-untyped-def]
-    """Bits whose counter is above half of the total: all 64 comparisons at once, from the highest plane down."""
-    threshold = np.uint64(total // 2)  # for integers, count > total / 2 iff count > total // 2
+def _above(planes, threshold):  # type: ignore[no-untyped-def]
+    """Bits whose counter is above the threshold."""
     above = np.uint64(0)
     equal = ~np.uint64(0)
     for plane in range(NUM_PLANES - 1, -1, -1):
