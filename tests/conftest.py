@@ -6,13 +6,14 @@ from collections.abc import Iterator
 import pytest
 
 from ops.broker.app import BrokerProcess, start_broker
-from schemas.settings import Settings
+from schemas.settings import BrokerSettings, Settings
 
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
     """An embedded broker as a child process on a free loopback port, shared by all tests of the run: use topics of your own."""
-    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path_factory.mktemp("broker")) as process:
+    settings = Settings(broker=BrokerSettings(retention_check_interval_s=0.5))
+    with start_broker(settings, listen="127.0.0.1:0", data_dir=tmp_path_factory.mktemp("broker")) as process:
         yield process
 
 

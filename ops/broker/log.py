@@ -95,7 +95,7 @@ class PartitionLog:
 
     def roll(self) -> Segment:
         """Seal the last segment and start a new one."""
-        self._segments[-1].sync()
+        self._segments[-1].seal()
         self._segments.append(Segment(self.folder, self.next_offset))
         sync_folder(self.folder)
         return self._segments[-1]

@@ -30,7 +30,7 @@ class KafkaUnderTest:
 @pytest.fixture(scope="session")
 def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
     """One Apache Kafka for the whole run (3 s to start); skips where it is missing."""
-    with running_apache_kafka(tmp_path_factory.mktemp("apache"), settings=("num.partitions=2",)) as kafka:
+    with running_apache_kafka(tmp_path_factory.mktemp("apache"), settings=("num.partitions=2", "log.retention.check.interval.ms=500")) as kafka:
         yield kafka
 
 
