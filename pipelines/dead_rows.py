@@ -15,6 +15,9 @@ from pipelines.kafka.deadletters import publish_dead_letters
 from schemas.arrow import Outcome
 from schemas.settings import Settings
 
+WINDOW_BYTES = 16 * 2**20
+"""Dead rows are read back and published in portions of about this size."""
+
 
 class DeadRows:
     """Use it in a ``with`` block: ``put`` blocks, then ``publish`` once."""
@@ -38,7 +41,13 @@ class DeadRows:
             self._num_blocks += 1
 
     def publish(self, settings: Settings) -> None:
-        """Produce them in order, block by block, each acknowledged. Raises BrokerUnavailable."""
+        """Produce them in order, each acknowledged. Raises BrokerUnavailable."""
         self._file.seek(0)
+        window: list[pa.Table] = []
         for _ in range(self._num_blocks):
-            publish_dead_letters(settings, pa.ipc.open_stream(self._file).read_all())
+            window.append(pa.ipc.open_stream(self._file).read_all())
+            if sum(rows.nbytes for rows in window) >= WINDOW_BYTES:
+                publish_dead_letters(settings, pa.concat_tables(window))
+                window = []
+        if window:
+            publish_dead_letters(settings, pa.concat_tables(window))

@@ -1,0 +1,236 @@
+"""A stream that breaks its promises stops ingest with exit code 1 and a sentence; the committed version stays as it was."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from kafka import TopicPartition
+
+from ops.broker.app import BrokerProcess, start_broker
+from pipelines.announcer import group_id
+from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
+from pipelines.kafka.clients import open_admin, open_consumer
+from pipelines.kafka.events import read_events
+from pipelines.kafka.topics import topic_names
+from schemas.arrow import Outcome
+from schemas.errors import SettingsError, TokenizerMismatch, TopicMissing
+from schemas.settings import Settings
+from tests.ingest_harness import Ingest, Record, document, finish, is_stopped, sample_records, state, wait_until
+
+TEXT = "water comes down from the hill and the mill turns, so that grain is ground between two stones number"
+
+
+@pytest.fixture
+def ingest(broker: BrokerProcess, topic_prefix: str, tmp_path: Path) -> Ingest:
+    return Ingest(tmp_path / "data", broker.bootstrap_servers, topic_prefix)
+
+
+def documents(first: int, number: int) -> list[Record]:
+    return [document(f"doc-{index}", f"{TEXT} {index} {'x' * (index % 7)}", index % 2) for index in range(first, first + number)]
+
+
+def delete_records(ingest: Ingest, partition: int, before: int) -> None:
+    """What retention does, at once."""
+    with open_admin(ingest.settings) as admin:
+        admin.delete_records({TopicPartition(ingest.topic, partition): before})
+
+
+def assert_stopped(done: "subprocess.CompletedProcess[str]", sentence: str) -> None:
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_topic_recreated_between_runs_stops_ingest(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 20))
+    ingest.once()
+    before = state(ingest.root)
+    ingest.recreate_topic()
+    ingest.publish(documents(0, 40))  # offsets that fit: only the topic's id tells
+    assert_stopped(ingest.run(), "was deleted and created again")
+    assert state(ingest.root) == before
+
+
+@pytest.mark.parametrize("has_dataset", [False, True])
+def test_a_topic_recreated_during_a_run_stops_ingest(ingest: Ingest, has_dataset: bool) -> None:
+    ingest.publish(documents(0, 20))
+    if has_dataset:
+        ingest.once()
+        ingest.publish(documents(20, 20))
+    before = state(ingest.root)
+    child = ingest.start(crash_at="stop@segment_written")
+    wait_until(lambda: is_stopped(child.pid), "the run to have read everything")
+    ingest.recreate_topic()
+    child.send_signal(signal.SIGCONT)
+    assert_stopped(finish(child), "was deleted and created again")
+    assert state(ingest.root) == before
+
+
+def test_offsets_lost_to_retention_stop_ingest(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 20))
+    ingest.once()
+    before = state(ingest.root)
+    ingest.publish(documents(20, 40))
+    delete_records(ingest, 0, before=15)
+    assert_stopped(ingest.run(), "offsets 10 to 14")
+    assert state(ingest.root) == before
+
+
+def test_offsets_lost_while_they_are_read_stop_ingest(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 20))
+    child = ingest.start(crash_at="stop@planned")
+    wait_until(lambda: is_stopped(child.pid), "the ranges to be fixed")
+    delete_records(ingest, 1, before=5)
+    child.send_signal(signal.SIGCONT)
+    assert_stopped(finish(child), "no longer holds offsets")
+    assert latest_version(ingest.root) == 0
+
+
+def test_a_partition_that_retention_emptied_after_it_was_read_is_no_loss(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 20))
+    ingest.once()
+    delete_records(ingest, 0, before=10)
+    assert ingest.once() == []
+    ingest.publish(documents(20, 2))
+    (manifest,) = ingest.once()
+    assert manifest.num_records == 2
+
+
+def test_a_first_version_starts_where_the_log_starts(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 20))
+    delete_records(ingest, 0, before=4)
+    (manifest,) = ingest.once()
+    assert [(span.start, span.end) for span in manifest.offsets[ingest.topic].values()] == [(4, 10), (0, 10)]
+
+
+def test_a_missing_topic_stops_ingest_and_is_not_created(ingest: Ingest) -> None:
+    assert_stopped(ingest.run(), f"there is no topic '{ingest.topic}'")
+    with pytest.raises(TopicMissing):
+        ingest.once()
+    with open_admin(ingest.settings) as admin:
+        assert ingest.topic not in admin.list_topics()
+
+
+def test_a_deleted_topic_stops_ingest_and_is_not_created_again(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 4))
+    ingest.once()
+    with open_admin(ingest.settings) as admin:
+        admin.delete_topics([ingest.topic])
+        wait_until(lambda: ingest.topic not in admin.list_topics(), "the topic to be gone")
+        assert_stopped(ingest.run("--follow"), f"there is no topic '{ingest.topic}'")
+        assert ingest.topic not in admin.list_topics()
+
+
+def test_settings_that_do_not_fit_the_dataset_are_refused(ingest: Ingest, tmp_path: Path) -> None:
+    ingest.publish(documents(0, 4))
+    ingest.once()
+    folder = tmp_path / "tokenizer"
+    other = Ingest(tmp_path / "other", ingest.bootstrap_servers, ingest.prefix, {"tokenizer.vocab_size": 400})
+    ingest.publish(documents(4, 4))
+    other.once()
+    (tmp_path / "other" / Dataset(other.root).tokenizer.path).rename(folder)
+    for overrides, error in (
+        ({"packing.sequence_length": 64}, SettingsError),
+        ({"tokenizer.vocab_size": 501}, TokenizerMismatch),
+        ({"tokenizer.path": str(folder)}, TokenizerMismatch),
+    ):
+        with pytest.raises(error, match="under another --root"):
+            Ingest(ingest.root, ingest.bootstrap_servers, ingest.prefix, overrides).once()
+    assert latest_version(ingest.root) == 1
+
+
+def test_ingest_once_takes_in_no_more_than_was_there_at_its_start(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 260))
+    child = ingest.start(crash_at="stop@planned:2")
+    wait_until(lambda: is_stopped(child.pid), "the second version to be planned")
+    ingest.publish(documents(260, 40))
+    child.send_signal(signal.SIGCONT)
+    done = finish(child)
+    assert done.returncode == 0, done.stderr
+    versions = json.loads(done.stdout)["versions"]
+    assert [version["num_records"] for version in versions] == [120, 120, 20]
+    assert sum(manifest.num_records for manifest in ingest.once()) == 40
+
+
+def test_nothing_new_publishes_no_version(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 4))
+    assert len(ingest.once()) == 1
+    entry = dataset_log(ingest.root).path(1).read_bytes()
+    assert ingest.once() == []
+    assert latest_version(ingest.root) == 1
+    assert dataset_log(ingest.root).path(1).read_bytes() == entry
+
+
+def test_lag_monitors_and_people_are_told_after_the_commit(ingest: Ingest) -> None:
+    ingest.publish(sample_records(60))
+    (manifest,) = ingest.once()
+    dataset = Dataset(ingest.root)
+    with open_consumer(ingest.settings, group_id=group_id(ingest.settings)) as consumer:
+        partitions = {TopicPartition(ingest.topic, partition): end for partition, end in dataset.next_offsets(ingest.topic).items()}
+        assert {key: consumer.committed(key) for key in partitions} == partitions
+    ingest.once()  # a second start tells the newest version again, recognisably
+    with read_events(ingest.settings, topic_names(ingest.settings).events) as reader:
+        events = []
+        wait_until(lambda: events.extend(reader.poll(0.5)) or len(events) >= 2, "two events")  # type: ignore[func-returns-value]
+    assert len({event.id for event in events}) == 1
+    assert events[0].data.model_dump()["num_records"] == manifest.num_records
+
+
+def test_every_dead_record_has_a_dead_letter_and_a_crash_repeats_it_under_the_same_key(ingest: Ingest) -> None:
+    ingest.publish(sample_records(100))
+    assert ingest.run(crash_at="dead_letters_acked").returncode == -signal.SIGKILL
+    (manifest,) = ingest.once()
+    num_dead = manifest.outcomes[Outcome.DEAD]
+    topic = topic_names(ingest.settings).deadletter
+    with open_consumer(ingest.settings, auto_offset_reset="earliest") as consumer:
+        consumer.assign([TopicPartition(topic, partition) for partition in consumer.partitions_for_topic(topic)])
+        letters: list[bytes] = []
+        wait_until(
+            lambda: letters.extend(r.key for records in consumer.poll(500).values() for r in records) or len(letters) >= 2 * num_dead,  # type: ignore[func-returns-value]
+            "both tellings",
+        )
+    assert num_dead > 0
+    assert len(letters) == 2 * num_dead
+    assert len(set(letters)) == num_dead
+
+
+def test_follow_waits_for_its_topic_and_ends_cleanly_on_sigterm(ingest: Ingest) -> None:
+    follower = Ingest(ingest.root, ingest.bootstrap_servers, ingest.prefix, {"ingest.follow_interval_s": 0.2})
+    child = follower.start("--follow")
+    try:
+        with open_admin(ingest.settings) as admin:
+            wait_until(lambda: ingest.topic in admin.list_topics(), "the follower to create its topic")
+        for first in (0, 30):
+            ingest.publish(documents(first, 30))
+            wait_until(lambda end=first + 30: _num_records(ingest.root) == end, "the follower to commit")  # type: ignore[misc]
+    finally:
+        child.send_signal(signal.SIGTERM)
+        done = finish(child)
+    assert done.returncode == 0, done.stderr
+    assert sum(version["num_records"] for version in json.loads(done.stdout)["versions"]) == 60
+
+
+def test_follow_goes_on_after_its_broker_was_killed(tmp_path: Path) -> None:
+    data_dir = tmp_path / "broker"
+    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=data_dir) as first:
+        address = first.bootstrap_servers
+        ingest = Ingest(tmp_path / "data", address, "p", {"ingest.follow_interval_s": 0.2, "kafka.request_timeout_s": 3})
+        ingest.publish(documents(0, 30))
+        child = ingest.start("--follow")
+        try:
+            wait_until(lambda: _num_records(ingest.root) == 30, "the first commit")
+            first.kill()
+            with start_broker(Settings(), listen=address, data_dir=data_dir):
+                ingest.publish(documents(30, 30))
+                wait_until(lambda: _num_records(ingest.root) == 60, "the commit after the broker's restart")
+                child.send_signal(signal.SIGTERM)
+                assert finish(child).returncode == 0
+        finally:
+            child.kill()
+
+
+def _num_records(root: Path) -> int:
+    return Dataset(root).manifest.totals.num_records if latest_version(root) else 0
