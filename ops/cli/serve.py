@@ -25,9 +25,13 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         say(f"no rollout yet: model {state.champion}, the newest, is champion now (rollout entry {state.number})")
     stopping = threading.Event()
 
+    def stop(*_: object) -> None:
+        stopping.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait for running requests
+
     def ready(url: str) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stopping.set())
+            signal.signal(number, stop)
         if args.json:
             print_json({"url": url, "openai_base_url": f"{url}/v1", "health": f"{url}/health"})
         else:
