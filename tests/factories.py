@@ -9,8 +9,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset, latest_version
+from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.writer import VersionPlan, build_manifest, kept_rows, publish, write_version
-from schemas.arrow import SEGMENT, Outcome, Split, prepared
+from pipelines.steps.prepare import clean, prepare
+from pipelines.tokenizer import load_tokenizer, write_tokenizer
+from schemas.arrow import RECORDS, SEGMENT, Outcome, Split, prepared
 from schemas.manifest import DatasetManifest, OffsetRange, TokenizerRef
 from schemas.settings import Settings, load_settings
 
@@ -114,3 +117,48 @@ def make_dataset(
     first_offset = Dataset(root).next_offsets(TOPIC)[0] if version else 0
     block = prepared_block(documents, splits, vocab_size=tokenizer.vocab_size, first_offset=first_offset)
     return commit_block(root, block, settings, tokenizer)
+
+
+def records_table(values: list[tuple[bytes | None, bytes | None]], first_offset: int = 0) -> pa.Table:
+    """Kafka records (key, value) of partition 0 as the source emits them; ``(None, None)`` is an offset without a record."""
+    number = len(values)
+    columns = {
+        "topic": [TOPIC] * number,
+        "partition": [0] * number,
+        "offset": list(range(first_offset, first_offset + number)),
+        "timestamp_ms": [0] * number,
+        "is_control": [value == (None, None) for value in values],
+        "key": [key for key, _ in values],
+        "value": [value for _, value in values],
+        "headers": [None if value == (None, None) else [] for value in values],
+    }
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in RECORDS}, schema=RECORDS)
+
+
+def text_settings(root: Path, **overrides: object) -> Settings:
+    """Settings for small datasets of real text."""
+    small = {"packing.sequence_length": 32, "packing.shard_rows": 20, "tokenizer.vocab_size": 400, "ingest.validation_fraction": 0.2}
+    return load_settings("", {}, {"root": str(root), **small, **overrides})
+
+
+def commit_records(root: Path, values: list[tuple[bytes | None, bytes | None]], settings: Settings | None = None) -> DatasetManifest:
+    """Commit records as the next version through the real steps, tokenizer, duplicate index and writer; only Kafka and Ray are left out."""
+    settings = settings or text_settings(root)
+    dataset = Dataset(root) if latest_version(root) else None
+    start = dataset.next_offsets(TOPIC)[0] if dataset else 0
+    records = records_table(values, start)
+    if dataset is None:
+        ref = write_tokenizer(root, clean(records, settings)["text"].drop_null().to_pylist(), settings.tokenizer)
+        ref = ref.model_copy(update={"requested_vocab_size": settings.tokenizer.vocab_size})
+    else:
+        ref = dataset.tokenizer
+    version = dataset.version + 1 if dataset else 1
+    offsets = {TOPIC: {0: OffsetRange(start=start, end=start + len(values))}}
+    plan = VersionPlan(version=version, attempt=f"{version:012x}", topic_ids={TOPIC: "A" * 22}, offsets=offsets, tokenizer=ref)
+    duplicates = Duplicates(settings.dedup)
+    duplicates.open(dataset)
+    block = prepare(records, settings, load_tokenizer(root, ref))
+    files = write_version(root, plan, settings, [(block, duplicates.resolve(kept_rows(block)))], duplicates.new_segment)
+    manifest = build_manifest(plan, files, settings, parent=dataset.manifest if dataset else None, now=datetime(2026, 1, 1, tzinfo=UTC))
+    publish(root, manifest)
+    return manifest
