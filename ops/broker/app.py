@@ -128,6 +128,12 @@ async def _listen(connections: Connections, listen: str) -> asyncio.Server:
         raise BrokerError(f"cannot listen on {listen}: {error.strerror or error}; choose another --listen HOST:PORT") from error
 
 
+def is_loopback(listen: str) -> bool:
+    """Whether only this machine can reach the address."""
+    host = listen.rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def _bootstrap(listen: str, port: int) -> str:
     host = listen.rpartition(":")[0]
     return f"{'127.0.0.1' if host in ('', '0.0.0.0') else host}:{port}"  # noqa: S104 - compared, not bound
@@ -140,6 +146,8 @@ async def _run(settings: BrokerSettings, listen: str, data_dir: Path, on_ready: 
         loop.add_signal_handler(number, stop.set)
     async with serve(settings, listen, data_dir) as bootstrap_servers:
         logger.info("listening on %s, data in %s", bootstrap_servers, data_dir)
+        if not is_loopback(listen):
+            logger.warning("%s can be reached from other machines, and this broker asks no one who they are", listen)
         on_ready(bootstrap_servers, stop)
         await stop.wait()
 

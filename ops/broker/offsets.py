@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ops.broker.files import sync_folder
+from schemas.errors import BrokerError
 
 COMPACT_ABOVE_LINES = 20_000
 """The journal is rewritten when it has this many lines and four times more than there are committed offsets."""
@@ -46,8 +47,11 @@ class OffsetStore:
         whole_bytes = data.rfind(b"\n") + 1
         os.ftruncate(self._fd, whole_bytes)
         for line in data[:whole_bytes].splitlines():
-            self._apply(json.loads(line))
             self._num_lines += 1
+            try:
+                self._apply(json.loads(line))
+            except (ValueError, KeyError) as error:
+                raise BrokerError(f"{self._path} is damaged in line {self._num_lines}; remove that line to go on without its offset") from error
 
     def _apply(self, entry: Mapping[str, Any]) -> None:
         offsets = self._groups.setdefault(entry["group"], {})
@@ -92,12 +96,21 @@ class OffsetStore:
         if not entries:
             return
         lines = "".join(json.dumps(entry) + "\n" for entry in entries).encode("ascii")
-        if os.write(self._fd, lines) != len(lines):
-            raise OSError(f"offsets did not fit into {self._path}; is the disk full?")
+        self._append(lines)
         for entry in entries:
             self._apply(entry)
         self._num_lines += len(entries)
         self._compact_if_due()
+
+    def _append(self, lines: bytes) -> None:
+        """All of it or nothing: half a line in the middle would spoil the journal."""
+        size_bytes = os.fstat(self._fd).st_size
+        try:
+            if os.write(self._fd, lines) != len(lines):
+                raise OSError(f"offsets did not fit into {self._path}; is the disk full?")
+        except OSError:
+            os.ftruncate(self._fd, size_bytes)
+            raise
 
     def _compact_if_due(self) -> None:
         num_live = sum(map(len, self._groups.values()))

@@ -1,5 +1,6 @@
 """Consumer groups on the wire: joins, generations, evictions and commits as Apache Kafka answers them."""
 
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -177,6 +178,24 @@ def test_a_dead_member_is_evicted_when_its_session_is_over(alice: GroupMember, b
     eventually(lambda: alice.describe().group_state == "Empty", "the dead member stays")
     assert 0.8 < time.monotonic() - started < 6
     assert bob.heartbeat() == UNKNOWN_MEMBER
+
+
+def test_a_member_that_dies_while_it_waits_does_not_hold_up_the_group(alice: GroupMember, bob: GroupMember) -> None:
+    alice.join()
+    alice.sync({alice.id: b""})
+    bob.join_once(session_timeout_ms=1_000)
+    waiting = bob.join_later(session_timeout_ms=1_000)
+    eventually(lambda: alice.heartbeat() == REBALANCING, "bob's join starts no rebalance")
+    bob.wire.socket.shutdown(socket.SHUT_RDWR)
+    assert isinstance(waiting.exception(20), ConnectionError)
+
+    def is_alone() -> bool:
+        members = [member.member_id for member in alice.join().members]
+        alice.sync({alice.id: b""})
+        return members == [alice.id]
+
+    eventually(is_alone, "the dead member stays")
+    assert alice.heartbeat() == NONE
 
 
 def test_wrong_generations_and_members_are_told_so(alice: GroupMember, bob: GroupMember) -> None:

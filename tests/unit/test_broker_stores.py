@@ -1,15 +1,22 @@
 """Small durable parts of the broker: offsets journal, producer ids, configurations, the table of versions."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from ops.broker import offsets as offsets_module
+from ops.broker.app import is_loopback
+from ops.broker.batch import check_produced
 from ops.broker.codes import ErrorCode, ProtocolError
 from ops.broker.configs import TOPIC_CONFIGS, TopicLimits, check_config
+from ops.broker.log import PartitionLog
 from ops.broker.offsets import Committed, OffsetStore, TopicPartition
 from ops.broker.producers import FORGET_AFTER_S, ProducerIds, ProducerStates
 from ops.broker.versions import REQUEST_CLASSES, SUPPORTED
+from schemas.errors import BrokerError
 from schemas.settings import BrokerSettings
 from tests.contract.wire import batch
 
@@ -64,8 +71,6 @@ def test_producer_ids_never_come_twice_whatever_was_reserved(tmp_path: Path) -> 
 
 
 def test_a_producer_that_was_forgotten_may_go_on_with_any_sequence() -> None:
-    from ops.broker.batch import check_produced
-
     states = ProducerStates()
     states.record(check_produced(batch([b"a"], producer=(1, 0, 0)), 9), 0)
     later = check_produced(batch([b"b"], producer=(1, 0, 50)), 9)
@@ -76,8 +81,6 @@ def test_a_producer_that_was_forgotten_may_go_on_with_any_sequence() -> None:
 
 
 def test_only_the_last_five_batches_of_a_producer_are_recognised() -> None:
-    from ops.broker.batch import check_produced
-
     states = ProducerStates()
     headers = [check_produced(batch([b"a"], producer=(1, 0, sequence)), 9) for sequence in range(7)]
     for offset, header in enumerate(headers):
@@ -87,6 +90,60 @@ def test_only_the_last_five_batches_of_a_producer_are_recognised() -> None:
     with pytest.raises(ProtocolError) as refused:
         states.original_offset(headers[1])
     assert refused.value.code is ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
+
+
+@contextmanager
+def files_no_larger_than(size_bytes: int) -> Iterator[None]:
+    """As if the disk were full: a write ends at this size, the next one fails."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_a_storage_error_and_leaves_no_piece_of_a_batch(tmp_path: Path) -> None:
+    log = PartitionLog(tmp_path / "0")
+    sent = batch([b"x" * 1_000])
+    log.append(sent, check_produced(sent, 9), 10**6)
+    with files_no_larger_than(len(sent) + 500):
+        for _ in range(2):
+            with pytest.raises(ProtocolError) as refused:
+                log.append(sent, check_produced(sent, 9), 10**6)
+            assert refused.value.code is ErrorCode.KAFKA_STORAGE_ERROR
+    assert log.append(sent, check_produced(sent, 9), 10**6) == 1
+    log.close()
+    reopened = PartitionLog(tmp_path / "0")
+    assert reopened.next_offset == 2
+    reopened.close()
+
+
+def test_a_full_disk_leaves_no_piece_of_a_commit(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    key = TopicPartition("t", 0)
+    store.commit("g", {key: Committed(1, 0, "")})
+    with files_no_larger_than(100), pytest.raises(OSError, match=r"fit|large"):
+        store.commit("g", {key: Committed(2, 0, "x" * 200)})
+    store.commit("g", {key: Committed(3, 0, "")})
+    store.close()
+    assert store_at(tmp_path).of("g")[key].offset == 3
+
+
+def test_a_damaged_journal_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "offsets.jsonl").write_bytes(
+        b'{"group": "g", "topic": "t", "partition": 0, "offset": 1, "leader_epoch": 0, "metadata": ""}\n\x00\x00\n'
+    )
+    with pytest.raises(BrokerError, match="line 2"):
+        store_at(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("listen", "expected"),
+    [("127.0.0.1:1", True), ("localhost:1", True), ("[::1]:1", True), ("0.0.0.0:1", False), ("10.0.0.5:1", False), (":1", False)],
+)
+def test_only_loopback_addresses_count_as_loopback(listen: str, expected: bool) -> None:
+    assert is_loopback(listen) is expected
 
 
 @pytest.mark.parametrize(
