@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ops.cli.output import print_json, say
 from ops.cli.rollout import with_broker
+from ops.cli.up import quieten
 from schemas.errors import SettingsError
 from schemas.settings import Settings
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     from ops.demo.summary import summarize
     from ops.demo.watching import Watch
 
+    quieten()
     signal.signal(signal.SIGTERM, _interrupt)
     settings = demo_settings(settings)
     screen = Screen(NUM_STAGES)

@@ -1,6 +1,7 @@
 """``headrace up``: broker, Ray, ingest, training, serving and rollouts on this machine, until Ctrl-C."""
 
 import argparse
+import logging
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Run until SIGINT or SIGTERM."""
     from ray_apps.loop.up import run_up
 
+    quieten()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: stop.set())
@@ -39,6 +41,12 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
     run_up(settings, stop, tell, on_ready)
     return 0
+
+
+def quieten() -> None:
+    """Leave out what clients say about every single request, and kafka-python's complaint that the machine is busy."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
 
 
 def tell(line: str) -> None:

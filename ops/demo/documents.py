@@ -34,7 +34,7 @@ def garbage() -> Iterator[Planted]:
     yield Planted(b"no-text", b'{"title": "a document without text"}')
     yield Planted(b"empty-text", b'{"text": " \\n\\t "}')
     yield Planted(b"bare-array", b'["not", "an", "object"]')
-    yield Planted(None, None)
+    yield Planted(None, b"")
     old = (("ce_specversion", b"0.3"), ("ce_id", b"1"), ("ce_source", b"/old"), ("ce_type", b"document.received"))
     yield Planted(b"old-cloudevents", b'{"text": "an event of a version that nobody speaks any more"}', old)
     yield Planted(b"too-short", _document("too-short", "Hello."))

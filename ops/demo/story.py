@@ -37,6 +37,8 @@ class Story:
 
     addresses: dict[str, Any] = field(default_factory=dict)
     planted: int = 0
+    published: int = 0
+    """Records that were acknowledged, the planted ones included: as many must be in the dataset."""
     datasets: list[DatasetManifest] = field(default_factory=list)
     models: list[ModelManifest] = field(default_factory=list)
     rollouts: list[RolloutState] = field(default_factory=list)
@@ -54,7 +56,7 @@ def tell_story(settings: Settings, watch: Watch, screen: Screen) -> Story:
         _train(watch, story)
         _serve_champion(watch, story)
     with screen.stage("Round 2: more documents → dataset 2"):
-        story.planted += _produce(settings, watch, 2)
+        _produce(settings, watch, story, 2)
         _ingest(watch, story)
     with screen.stage("Model 2: continues from the champion on both rounds"):
         _train(watch, story)
@@ -75,13 +77,13 @@ def _start_and_produce(settings: Settings, watch: Watch, story: Story) -> None:
         watch.until(lambda: answers() or None, "the broker started", START_TIMEOUT_S, "broker")
     watch.screen.line(f"  Kafka at {servers}")
     ensure_topics(settings)
-    story.planted += _produce(settings, watch, 1)
+    _produce(settings, watch, story, 1)
     story.addresses = watch.until(_showing(watch, watch.addresses, "Ray, ingest and serving are starting"), "everything started", START_TIMEOUT_S)
     watch.screen.line(f"  API {story.addresses['api']}, Ray dashboard {story.addresses['dashboard']}")
 
 
-def _produce(settings: Settings, watch: Watch, number: int) -> int:
-    """``headrace produce --sample`` and what is planted; returns the number of planted records."""
+def _produce(settings: Settings, watch: Watch, story: Story, number: int) -> None:
+    """``headrace produce --sample``; in the first round also what is planted."""
     watch.screen.now(f"headrace produce --sample --part {number}/{NUM_ROUNDS}")
     arguments = ("--sample", "--part", f"{number}/{NUM_ROUNDS}", "--limit", str(ROUND_DOCUMENTS), "--json")
     log = Path(settings.root) / "logs" / "produce.log"
@@ -95,17 +97,23 @@ def _produce(settings: Settings, watch: Watch, number: int) -> int:
     planted = plant(settings, Share(number, NUM_ROUNDS)) if number == 1 else 0
     extra = f", and planted {planted} bad, copied and retracted ones" if planted else ""
     watch.screen.line(f"  published {published['published']:,} documents ({published['bytes'] / 1e6:.1f} MB){extra}")
-    return planted
+    story.planted += planted
+    story.published += published["published"] + planted
 
 
 def _ingest(watch: Watch, story: Story) -> None:
-    version = len(story.datasets) + 1
-    look = _showing(watch, lambda: watch.dataset(version), f"ingesting dataset {version}")
-    manifest = watch.until(look, f"committing dataset {version}", INGEST_TIMEOUT_S, "ingest")
-    story.datasets.append(manifest)
-    counts = ", ".join(f"{manifest.outcomes[outcome]:,} {outcome.value}" for outcome in Outcome if manifest.outcomes.get(outcome))
-    watch.screen.line(f"  dataset {version}: {manifest.num_records:,} records: {counts}")
-    watch.screen.line(f"  {manifest.num_tokens:,} tokens in {len(manifest.shards)} shards; languages: {_languages(manifest)}")
+    """Until every published record is in a committed version; a slow round may make more than one."""
+
+    def look() -> list[DatasetManifest] | None:
+        watch.screen.now("headrace ingest: one Ray Data job per version")
+        manifests = watch.datasets(after=len(story.datasets))
+        return manifests if manifests and manifests[-1].totals.num_records >= story.published else None
+
+    for manifest in watch.until(look, "committing what was published", INGEST_TIMEOUT_S, "ingest"):
+        story.datasets.append(manifest)
+        counts = ", ".join(f"{manifest.outcomes[outcome]:,} {outcome.value}" for outcome in Outcome if manifest.outcomes.get(outcome))
+        watch.screen.line(f"  dataset {manifest.version}: {manifest.num_records:,} records: {counts}")
+        watch.screen.line(f"  {manifest.num_tokens:,} tokens in {len(manifest.shards)} shards; languages: {_languages(manifest)}")
 
 
 def _languages(manifest: DatasetManifest) -> str:
@@ -115,10 +123,9 @@ def _languages(manifest: DatasetManifest) -> str:
 
 def _train(watch: Watch, story: Story) -> None:
     version = len(story.models) + 1
-    dataset = story.datasets[-1].version
 
     def look() -> ModelManifest | None:
-        losses, steps = watch.training(dataset)
+        losses, steps = watch.training(version)
         if losses:
             watch.screen.now(f"step {losses[-1].step + 1} of {steps}, loss {losses[0].loss:.3f} → {losses[-1].loss:.3f}")
         else:
@@ -157,10 +164,10 @@ def _trial(watch: Watch, story: Story) -> None:
                 if state.decision is not Decision.BOOTSTRAP:
                     watch.screen.line(f"  {state.decision.value}: {state.reason}")
             answers = ", ".join(f"{count} by the {name}" for name, count in sorted(traffic.answers.items()))
-            state = watch.rollout()
-            watch.screen.now(f"{state.phase.value if state else ''}: requests answered: {answers or 'none yet'}")
-            tried = state is not None and state.phase is Phase.IDLE and seen > 1
-            return state if tried else None
+            current = watch.rollout()
+            watch.screen.now(f"{current.phase.value if current else ''}: requests answered: {answers or 'none yet'}")
+            decided = current is not None and current.phase is Phase.IDLE and seen > 1
+            return current if decided else None
 
         decided = watch.until(look, f"the trial of model {version}", TRIAL_TIMEOUT_S)
     if decided.champion == version:

@@ -11,6 +11,8 @@ import httpx
 MAX_TOKENS = 16
 REQUEST_TIMEOUT_S = 60.0
 NUM_CLIENTS = 2
+PAUSE_S = 0.25
+"""Between two questions of a client: the machine has other things to do."""
 PROMPTS = (
     "The function returns",
     "A list is",
@@ -51,8 +53,7 @@ class Traffic:
                 answered_by = self._ask(client, next(self._numbers))
                 with self._lock:
                     self.answers[answered_by] += 1
-                if answered_by == "error":
-                    self._stop.wait(1.0)
+                self._stop.wait(PAUSE_S)
 
     def _ask(self, client: httpx.Client, number: int) -> str:
         body = {"model": "headrace", "prompt": PROMPTS[number % len(PROMPTS)], "max_tokens": MAX_TOKENS, "user": f"demo-user-{number}"}

@@ -13,7 +13,7 @@ from ops.demo.screen import Screen
 from pipelines.dataset.log import CommitLog
 from ray_apps.loop.child import Child, tail
 from ray_apps.loop.disk import Disk
-from ray_apps.training.losses import LossRecord, read_losses
+from ray_apps.training.losses import FILE_NAME, LossRecord, read_losses
 from ray_apps.training.run import RUN_FILE
 from schemas.errors import HeadraceError
 from schemas.manifest import DatasetManifest, ModelManifest
@@ -56,10 +56,10 @@ class Watch:
         except ValueError:
             return None
 
-    def dataset(self, version: int) -> DatasetManifest | None:
-        """A dataset version, once it is committed."""
+    def datasets(self, after: int) -> list[DatasetManifest]:
+        """Dataset versions newer than ``after``."""
         log = CommitLog(self.root / "log")
-        return DatasetManifest.model_validate_json(log.read(version)) if log.latest() >= version else None
+        return [DatasetManifest.model_validate_json(log.read(version)) for version in range(after + 1, log.latest() + 1)]
 
     def model(self, version: int) -> ModelManifest | None:
         """A model version, once it is registered."""
@@ -73,11 +73,13 @@ class Watch:
         """All rollout states, oldest first."""
         return self._disk.rollouts.after(0)
 
-    def training(self, dataset_version: int) -> tuple[list[LossRecord], int]:
-        """The loss curve so far of the run on a dataset version, and the steps that are planned."""
-        for path in sorted((self.root / "training").glob(f"d{dataset_version:08d}-*/{RUN_FILE}")):
-            return read_losses(path.parent / "losses.jsonl"), int(json.loads(path.read_bytes())["training"]["max_steps"])
-        return [], 0
+    def training(self, number: int) -> tuple[list[LossRecord], int]:
+        """The loss curve so far of the run number ``number`` (from 1, by age), and the steps that are planned."""
+        runs = sorted((self.root / "training").glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime)
+        if len(runs) < number:
+            return [], 0
+        path = runs[number - 1]
+        return read_losses(path.parent / FILE_NAME), int(json.loads(path.read_bytes())["training"]["max_steps"])
 
     def _tail(self, log: str) -> str:
         path = self.root / "logs" / f"{log}.log"

@@ -87,9 +87,9 @@ def head_command(settings: RaySettings, ports: RayPorts, folder: Path) -> tuple[
     return (*_RAY, "start", "--head", "--block", "--disable-usage-stats", *(f"--{name}={value}" for name, value in options.items()))
 
 
-def head_environment() -> dict[str, str]:
-    """Environment of the head, and so of every worker that it starts."""
-    return RAY_ENVIRONMENT | AUTHENTICATED | {"PYTHONUNBUFFERED": "1"}
+def head_environment(ports: RayPorts) -> dict[str, str]:
+    """Environment of the head, and so of every worker that it starts. The address: Ray Train's helpers look for it when two heads run here."""
+    return RAY_ENVIRONMENT | AUTHENTICATED | {"PYTHONUNBUFFERED": "1", "RAY_ADDRESS": ports.address}
 
 
 def prepare(folder: Path) -> None:

@@ -1,0 +1,47 @@
+"""The cluster files are what `ray up` of the pinned Ray accepts, and avoid the traps that cost somebody a day."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+AWS = REPOSITORY / "cluster.yaml"
+ON_PREMISE = REPOSITORY / "ops" / "deploy" / "cluster-onprem.yaml"
+
+
+def load(path: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("path", [AWS, ON_PREMISE], ids=["aws", "on-premise"])
+def test_ray_accepts_the_cluster_file(path: Path) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(load(path)))
+
+
+@pytest.mark.parametrize("path", [AWS, ON_PREMISE], ids=["aws", "on-premise"])
+def test_every_node_gets_the_lock_the_token_and_the_network_interface(path: Path) -> None:
+    config = load(path)
+    assert any("requirements.lock" in command for command in config["setup_commands"])
+    assert any(target.endswith(".ray/auth_token") for target in config["file_mounts"])
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        assert "RAY_AUTH_MODE=token" in commands[-1] and "GLOO_SOCKET_IFNAME=" in commands[-1] and "--metrics-export-port=8090" in commands[-1]
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+
+
+def test_the_image_has_the_ray_that_the_project_pins() -> None:
+    pinned = next(line for line in (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8").splitlines() if '"ray[' in line)
+    version = load(AWS)["docker"]["image"].partition(":")[2].partition("-")[0]
+    assert f">={version.rpartition('.')[0]}" in pinned
+
+
+def test_on_premise_workers_are_started_at_all_and_stopped_too() -> None:
+    config = load(ON_PREMISE)
+    assert "RAY_enable_autoscaler_v2=0" in config["head_start_ray_commands"][-1]
+    assert {"head_ip", "worker_ips"} <= config["provider"].keys() and "available_node_types" not in config
+    assert config["min_workers"] == config["max_workers"] == len(config["provider"]["worker_ips"])
+    assert any("/usr/local/bin" in command and "bin/ray" in command for command in config["setup_commands"])
