@@ -130,15 +130,17 @@ def deploy_gateway(settings: Settings) -> None:
 
 
 def stop() -> None:
-    """Remove our applications, and Serve itself if nobody else uses it."""
+    """Let running requests end, then remove our applications, and Serve itself if nobody else uses it."""
     from ray import serve
 
     names = set(serve.status().applications)
+    if GATEWAY in names:
+        serve.delete(GATEWAY)  # first and alone: it waits for its running requests, and they need their engines
     ours = {name for name in names if name == GATEWAY or name.startswith(APPLICATION_PREFIX)}
     if names == ours:
         serve.shutdown()  # type: ignore[no-untyped-call]
         return
-    for name in sorted(ours):
+    for name in sorted(ours - {GATEWAY}):
         serve.delete(name)
 
 

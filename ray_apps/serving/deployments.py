@@ -16,6 +16,8 @@ SPARE_REQUESTS = 8
 """Requests beyond the engine's own limit that reach it, so that the engine refuses with 429 instead of Serve queueing without bound."""
 MAX_GATEWAY_REQUESTS = 10_000
 """HTTP requests under way; engines refuse what they cannot take long before."""
+GATEWAY_DRAIN_S = 30.0
+"""How long a gateway that is replaced or stopped goes on with its running requests."""
 DRAIN_POLL_S = 0.2
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 """Serve's own access log repeats every request twice; counts are in the metrics."""
@@ -115,7 +117,7 @@ def gateway_application(settings: Settings) -> Any:
         name="gateway",
         num_replicas=1,
         max_ongoing_requests=MAX_GATEWAY_REQUESTS,
-        graceful_shutdown_timeout_s=settings.serving.request_timeout_s,
+        graceful_shutdown_timeout_s=GATEWAY_DRAIN_S,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         ray_actor_options={"num_cpus": 0},
     )
