@@ -48,9 +48,8 @@ def test_transformers_loads_the_version_and_gives_the_same_logits(registered: tu
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, model(ids).logits)
     assert tokenizer.decode(ids[0]) == "水渠把水引到磨坊。 A headrace carries water."
-    assert (
-        (tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1) == (loaded.generation_config.eos_token_id, loaded.generation_config.pad_token_id)
-    )
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1)
+    assert (loaded.generation_config.eos_token_id, loaded.generation_config.pad_token_id) == (0, 1)
 
 
 def test_transformers_generates_with_the_version(registered: tuple[Path, LlamaForCausalLM]) -> None:
@@ -58,6 +57,7 @@ def test_transformers_generates_with_the_version(registered: tuple[Path, LlamaFo
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     inputs = tokenizer("The mill", return_tensors="pt")
     output = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=5, do_sample=False)
+    assert isinstance(output, torch.Tensor)
     assert len(inputs.input_ids[0]) < output.shape[1] <= len(inputs.input_ids[0]) + 5
 
 
