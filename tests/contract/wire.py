@@ -140,8 +140,9 @@ class Wire:
             return None
         return self.call(request, version).responses[0].partition_responses[0]
 
+    @staticmethod
     def fetch_request(
-        self, topic: str, offset: int, *, max_wait_ms: int = 500, min_bytes: int = 1, max_bytes: int = 2**20, partition_max_bytes: int = 2**20
+        topic: str, offset: int, *, max_wait_ms: int = 500, min_bytes: int = 1, max_bytes: int = 2**20, partition_max_bytes: int = 2**20
     ) -> Any:
         """A fetch of partition 0."""
         part = FetchRequest.FetchTopic.FetchPartition(
