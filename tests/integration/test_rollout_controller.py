@@ -24,7 +24,6 @@ from schemas.rollout import Decision, Phase, RolloutState
 from schemas.settings import Settings, load_settings
 from tests.model_factory import make_model
 
-pytestmark = [pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"), pytest.mark.usefixtures("forgotten_sockets")]
 DEADLINE_S = 20.0
 BETTER = Validation(status="measured", dataset_version=2, champion_loss=3.0, challenger_loss=2.9)
 

@@ -1,0 +1,164 @@
+"""The loop on a real root with a real broker: models are put on trial, measured by real child processes, promoted or withdrawn."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ops.broker.app import BrokerProcess
+from pipelines.kafka.events import EventProducer, read_events
+from pipelines.kafka.topics import ensure_topics, topic_names
+from ray_apps.loop.controller import LoopController
+from ray_apps.loop.disk import Disk
+from ray_apps.loop.plan import TrainingOrder
+from ray_apps.rollout.log import RolloutLog
+from schemas.events import InferenceCompleted, RolloutChanged, new_event
+from schemas.manifest import TokenizerRef
+from schemas.rollout import Decision, Phase, RolloutState
+from schemas.settings import Settings, load_settings
+from tests.factories import make_dataset
+from tests.model_factory import make_model, make_tokenizer
+
+DEADLINE_S = 90.0
+
+
+@pytest.fixture
+def settings(broker: BrokerProcess, topic_prefix: str, tmp_path: Path) -> Settings:
+    values: dict[str, object] = {"kafka.bootstrap_servers": broker.bootstrap_servers, "kafka.topic_prefix": topic_prefix, "root": str(tmp_path)}
+    values |= {"rollout.min_shadow_requests": 2, "rollout.min_canary_requests": 2, "rollout.max_loss_increase": 100.0, "training.evaluate_rows": 4}
+    result = load_settings("", {}, values | {"loop.min_new_tokens": 10**9, "loop.restart_backoff_s": 0.01})
+    ensure_topics(result)
+    return result
+
+
+@pytest.fixture
+def events(settings: Settings) -> Iterator[EventProducer]:
+    with EventProducer(settings) as producer:
+        yield producer
+
+
+def spoken_tokenizer(root: Path) -> TokenizerRef:
+    """The tokenizer that ``make_model`` gives its models, written where a dataset has its own."""
+    reference = make_tokenizer(root / "tokenizer" / "new")
+    shutil.move(root / "tokenizer" / "new", root / reference.path)
+    return reference
+
+
+class Turning:
+    """A loop that is turned by hand, with all that it said."""
+
+    def __init__(self, settings: Settings, events: EventProducer, *, has_ray: bool = False) -> None:
+        self.told: list[str] = []
+        self.controller = LoopController(settings, events, self.told.append, lambda: has_ray)
+        self.log = RolloutLog(Path(settings.root))
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"never: {what}; told: {self.told}"
+            self.controller.step(0.1)
+
+    def state(self) -> RolloutState:
+        state = self.log.latest()
+        assert state is not None
+        return state
+
+
+def answer(events: EventProducer, state: RolloutState, version: int) -> None:
+    """Publish an answer of a model under a state."""
+    data = InferenceCompleted(
+        request_id=f"r{time.monotonic_ns()}",
+        model_version=version,
+        role="champion" if version == state.champion else "challenger",
+        shadow=version == state.challenger and state.phase is Phase.SHADOW,
+        rollout_number=state.number,
+        status="ok",
+        prompt_tokens=3,
+        completion_tokens=8,
+        latency_s=0.1,
+    )
+    events.publish(new_event(data, id=data.request_id, source="/test", time=datetime.now(UTC)), topic="inference")
+
+
+def test_a_new_model_is_measured_against_the_champion_and_takes_over_also_when_the_loop_is_restarted(
+    settings: Settings, events: EventProducer
+) -> None:
+    root = Path(settings.root)
+    tokenizer = spoken_tokenizer(root)
+    make_dataset(root, tokenizer=tokenizer)
+    make_model(root, version=1)
+    first = Turning(settings, events)
+    first.until(lambda: first.log.latest() is not None, "bootstrap")
+    assert (first.state().champion, first.state().decision) == (1, Decision.BOOTSTRAP)
+
+    make_dataset(root, tokenizer=tokenizer)
+    make_model(root, version=2, seed=1)
+    first.until(lambda: first.state().challenger == 2, "trial")
+    shadow = first.state()
+    make_model(root, version=3, seed=2)
+    for _ in range(3):
+        first.controller.step(0.1)
+    assert first.state().number == shadow.number, "a third model waits while the second is on trial"
+    first.controller.close()  # the evaluation is stopped with it, and begun again by the next loop
+
+    second = Turning(settings, events)
+    for _ in range(2):
+        answer(events, shadow, 2)
+    second.until(lambda: second.state().decision is Decision.ADVANCE, "canary")
+    assert second.state().evidence["validation"]["status"] == "measured"
+    assert sorted(path.name for path in (root / "evaluations").iterdir()) == ["00000001-on-00000002-4.json", "00000002-on-00000002-4.json"]
+    for _ in range(2):
+        answer(events, second.state(), 2)
+    second.until(lambda: second.state().decision in (Decision.PROMOTE, Decision.START), "promotion")
+    second.until(lambda: second.state().challenger == 3, "the third model's turn")
+    assert second.state().champion == 2
+    second.controller.close()
+    assert events.flush(10.0)
+    with read_events(settings, topic_names(settings).events) as reader:
+        deadline = time.monotonic() + 20.0
+        changes: list[int] = []
+        while len(changes) < 5 and time.monotonic() < deadline:
+            changes += [event.data.number for event in reader.poll(0.5) if isinstance(event.data, RolloutChanged)]
+    assert sorted(changes) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_a_champion_that_cannot_be_measured_ends_the_trial_and_stays(settings: Settings, events: EventProducer) -> None:
+    root = Path(settings.root)
+    make_model(root, version=1)
+    make_model(root, version=2, seed=1)  # there is no dataset to measure either on
+    loop = Turning(settings, events)
+    loop.until(lambda: loop.log.latest() is not None, "bootstrap of the newest")
+    assert loop.state().champion == 2
+    make_model(root, version=3, seed=2)
+    loop.until(lambda: loop.state().decision is Decision.ABORT, "abort")
+    assert "could not be measured in 3 attempts" in loop.state().reason and loop.state().champion == 2
+    assert sum("evaluation failed: exit code 1" in line for line in loop.told) == 3
+    loop.controller.close()
+
+
+def test_an_order_to_train_survives_and_is_dropped_when_its_model_is_there(tmp_path: Path) -> None:
+    order = TrainingOrder(dataset_version=2, parent_model=1)
+    Disk(tmp_path).give_order(order)
+    assert Disk(tmp_path).view().order == order
+    make_model(tmp_path, version=1)
+    assert Disk(tmp_path).view().order == order
+    make_model(tmp_path, version=2)
+    assert Disk(tmp_path).view().order is None
+
+
+@pytest.mark.slow
+def test_an_order_that_fails_again_and_again_is_given_up_for_a_newer_one(settings: Settings, events: EventProducer) -> None:
+    root = Path(settings.root)
+    make_dataset(root, num_rows=2)  # fewer rows than one batch: training refuses at once
+    loop = Turning(settings.model_copy(update={"loop": settings.loop.model_copy(update={"min_new_tokens": 1})}), events, has_ray=True)
+    loop.until(lambda: any("training failed" in line for line in loop.told), "a failure")
+    assert "2 training rows, one step takes 16" in " ".join(loop.told)
+    make_dataset(root, num_rows=2)
+    order = Disk(root).view().order
+    assert order is not None and order.dataset_version == 1, "one failure may be bad luck"
+    loop.until(lambda: "training on dataset 2 from scratch" in loop.told, "the newer order")
+    loop.controller.close()
