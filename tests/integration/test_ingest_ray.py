@@ -1,0 +1,117 @@
+"""The same rows, the same bytes: ingest on Ray Data and in one process, undisturbed and with everything killed under it."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from ops.broker.app import BrokerProcess
+from pipelines.bootstrap import create_tokenizer
+from pipelines.cluster import ray_session
+from pipelines.dataset.verify import verify
+from pipelines.job import run_local, run_ray
+from pipelines.kafka.planning import plan_ranges
+from pipelines.kafka.reading import Slice, slices
+from schemas.errors import OffsetsLost
+from tests.ingest_harness import Ingest, finish, is_stopped, sample_records, state, wait_until
+
+ON_RAY = {"ingest.runner": "ray"}
+pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:DeprecationWarning")  # Ray Data, about its own defaults
+
+
+@pytest.fixture(scope="module")
+def source(broker: BrokerProcess, tmp_path_factory: pytest.TempPathFactory) -> Ingest:
+    ingest = Ingest(tmp_path_factory.mktemp("local"), broker.bootstrap_servers, "on-ray")
+    ingest.publish(sample_records(300))
+    ingest.once()
+    return ingest
+
+
+def on_ray(source: Ingest, root: Path) -> Ingest:
+    return Ingest(root, source.bootstrap_servers, source.prefix, ON_RAY)
+
+
+def test_ray_gives_the_rows_of_a_local_run_in_the_order_of_the_slices_and_raises_what_tasks_raise(source: Ingest) -> None:
+    settings = source.settings
+    parts = slices(source.topic, plan_ranges(settings, source.topic, {}, 10**6), 20)
+    tokenizer = create_tokenizer(parts, settings)
+    with ray_session(settings.ray):
+        blocks = list(run_ray(parts, settings, tokenizer))
+        lost = Slice(source.topic, 0, 10**6, 10**6 + 5)
+        with pytest.raises(OffsetsLost, match="no longer holds offsets 1000000") as caught:
+            list(run_ray([*parts[:2], lost], settings, tokenizer))
+    assert "\n" not in str(caught.value)
+    assert [(block["partition"][0].as_py(), block["offset"][0].as_py()) for block in blocks] == [(part.partition, part.start) for part in parts]
+    assert pa.concat_tables(blocks).equals(pa.concat_tables(run_local(parts, settings, tokenizer)))
+
+
+def test_ingest_on_ray_survives_crashes_and_makes_the_dataset_of_a_local_run(source: Ingest, tmp_path: Path) -> None:
+    ingest = on_ray(source, tmp_path / "data")
+    assert ingest.run(crash_at="block_taken:4").returncode == -signal.SIGKILL
+    assert ingest.run(crash_at="shards_written:2").returncode == -signal.SIGKILL
+    done = ingest.run()
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert state(ingest.root) == state(source.root)
+    assert verify(ingest.root).problems == []
+
+
+def descendants(pid: int) -> list[tuple[int, str]]:
+    """Process ids and command lines of everything that the process started."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            parents.setdefault(parent, []).append(int(entry.name))
+    found, waiting = [], [pid]
+    while waiting:
+        for child in parents.get(waiting.pop(), []):
+            waiting.append(child)
+            found.append((child, _command_line(child)))
+    return found
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+@pytest.mark.slow
+def test_killed_ray_workers_are_made_good(source: Ingest, tmp_path: Path) -> None:
+    ingest = on_ray(source, tmp_path / "data")
+    child = ingest.start(crash_at="stop@block_taken")
+    wait_until(lambda: is_stopped(child.pid), "the first block to be taken")
+    workers = [pid for pid, command in descendants(child.pid) if command.startswith("ray::")]
+    assert workers
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    child.send_signal(signal.SIGCONT)
+    done = finish(child)
+    assert done.returncode == 0, done.stderr
+    assert state(ingest.root) == state(source.root)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_on_ray_change_nothing(source: Ingest, tmp_path: Path) -> None:
+    ingest = on_ray(source, tmp_path / "data")
+    rng = random.Random(seed := time.time_ns())
+    print(f"seed {seed}")
+    for _ in range(4):
+        child = ingest.start()
+        try:
+            child.wait(timeout=rng.uniform(4, 20))
+        except Exception:
+            child.kill()
+        finally:
+            finish(child)
+    assert ingest.run().returncode == 0
+    assert state(ingest.root) == state(source.root)
