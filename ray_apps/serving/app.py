@@ -21,8 +21,8 @@ from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
 from ray_apps.rollout.policy import Author, bootstrap
 from ray_apps.serving.deployments import LOGGING, gateway_application, model_application
-from ray_apps.serving.engines import APPLICATION_PREFIX, GATEWAY
-from ray_apps.serving.following import versions_of
+from ray_apps.serving.engines import APPLICATION_PREFIX, GATEWAY, running_versions
+from ray_apps.serving.following import RolloutFollower, versions_of
 from schemas.errors import BrokerError, HeadraceError, SettingsError
 from schemas.rollout import RolloutState
 from schemas.settings import Settings
@@ -44,19 +44,22 @@ class Reconciler:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._rollouts = RolloutLog(Path(settings.root))
+        self._follower = RolloutFollower(Path(settings.root))
         self._deployed: set[int] = set()
         self._unwanted_polls: dict[int, int] = {}
         self._modelless_since_s = time.monotonic()
 
     def poll(self) -> None:
         """Compare and act once."""
-        state = self._rollouts.latest()
-        if state is None or state.champion is None:
+        self._follower.poll()
+        self._follower.activate(running_versions(), time.monotonic())
+        newest = self._follower.newest
+        if newest is None or newest.champion is None:
             self._bootstrap_later()
-        wanted = versions_of(state)
-        for version in sorted(wanted - self._deployed):
+        for version in sorted(versions_of(newest) - self._deployed):
             self._deploy(version)
+        # The gateway acts on the active state until the newest one's models are up, by the same rule.
+        wanted = versions_of(newest) | versions_of(self._follower.active)
         self._unwanted_polls = {version: self._unwanted_polls.get(version, 0) + 1 for version in self._served() - wanted}
         for version, polls in self._unwanted_polls.items():
             if polls > LINGER_POLLS:
