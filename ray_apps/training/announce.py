@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from schemas.errors import HeadraceError
+from pipelines.kafka.events import EventProducer
+from ray_apps.training.run import TrainingRun
 from schemas.events import EventData, ModelRegistered, TrainingFailed, TrainingFinished, TrainingStarted, new_event
 from schemas.manifest import ModelManifest
 from schemas.settings import Settings
@@ -16,7 +17,6 @@ from schemas.settings import Settings
 log = logging.getLogger(__name__)
 
 SOURCE = "/headrace/training"
-FLUSH_TIMEOUT_S = 5.0
 
 Announce = Callable[[EventData, str], None]
 """Publishes data under a name that is unique to what happened, for example a run's id."""
@@ -28,22 +28,13 @@ def announcer(settings: Settings) -> Iterator[Announce]:
     if not settings.kafka.bootstrap_servers:
         yield _ignore
         return
-    from pipelines.kafka.events import EventProducer
-
-    try:
-        producer = EventProducer(settings)
-    except HeadraceError as error:
-        log.warning("training goes on without events: %s", error)
-        yield _ignore
-        return
-    with producer:
+    with EventProducer(settings) as producer:
 
         def announce(data: EventData, name: str) -> None:
             event = new_event(data, id=f"{type(data).__name__}/{name}", source=SOURCE, time=datetime.now(UTC), subject=name)
             producer.publish(event, topic="events", key=name)
 
         yield announce
-        producer.flush(FLUSH_TIMEOUT_S)
 
 
 def _ignore(data: EventData, name: str) -> None:
@@ -51,14 +42,21 @@ def _ignore(data: EventData, name: str) -> None:
     log.debug("no Kafka is named; %s of %s is not published", type(data).__name__, name)
 
 
-def started(run_id: str, dataset_version: int, parent_model: int | None, num_workers: int, steps: int) -> TrainingStarted:
+def started(run: TrainingRun) -> TrainingStarted:
     """The run begins, or goes on."""
-    return TrainingStarted(run_id=run_id, dataset_version=dataset_version, parent_model=parent_model, num_workers=num_workers, steps=steps)
+    training = run.training
+    return TrainingStarted(
+        run_id=run.run_id,
+        dataset_version=run.dataset.version,
+        parent_model=run.parent_model,
+        num_workers=training.num_workers,
+        steps=training.max_steps,
+    )
 
 
-def failed(run_id: str, dataset_version: int, error: Exception) -> TrainingFailed:
+def failed(run: TrainingRun, error: Exception) -> TrainingFailed:
     """The run was given up."""
-    return TrainingFailed(run_id=run_id, dataset_version=dataset_version, error=str(error))
+    return TrainingFailed(run_id=run.run_id, dataset_version=run.dataset.version, error=str(error))
 
 
 def finished(manifest: ModelManifest) -> TrainingFinished:

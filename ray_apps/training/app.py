@@ -50,24 +50,30 @@ def train(
     # Step 1: what to do, and its name.
     run = plan_run(settings, dataset_version, parent_model)
     # Step 2: nobody else does it.
-    with run_lock(run.folder(root)), announce.announcer(settings) as say:
+    with run_lock(run.folder(root)):
         # Step 3: perhaps it is done.
         made = Registry(root).find_run(run.run_id)
         if made is not None:
             return made
-        try:
-            # Step 4: every step, and the evaluation.
-            if not is_complete(run, root):
-                say(announce.started(run.run_id, run.dataset.version, parent_model, run.training.num_workers, run.training.max_steps), run.run_id)
-                _train_on_ray(run, settings, on_progress)
-            # Step 5: the model exists.
-            manifest = register_run(run, root, lambda: datetime.now(UTC))
-        except Exception as error:
-            say(announce.failed(run.run_id, run.dataset.version, error), run.run_id)
-            raise
-        say(announce.finished(manifest), run.run_id)
-        say(announce.registered(manifest), f"model/{manifest.version}")
-        return manifest
+        with announce.announcer(settings) as say:
+            return _train_and_register(run, settings, say, on_progress)
+
+
+def _train_and_register(run: TrainingRun, settings: Settings, say: announce.Announce, on_progress: OnProgress | None) -> ModelManifest:
+    root = Path(settings.root)
+    try:
+        # Step 4: every step, and the evaluation.
+        if not is_complete(run, root):
+            say(announce.started(run), run.run_id)
+            _train_on_ray(run, settings, on_progress)
+        # Step 5: the model exists.
+        manifest = register_run(run, root, lambda: datetime.now(UTC))
+    except Exception as error:
+        say(announce.failed(run, error), run.run_id)
+        raise
+    say(announce.finished(manifest), run.run_id)
+    say(announce.registered(manifest), f"model/{manifest.version}")
+    return manifest
 
 
 def _train_on_ray(run: TrainingRun, settings: Settings, on_progress: OnProgress | None) -> None:

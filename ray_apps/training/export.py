@@ -23,9 +23,11 @@ from schemas.manifest import FileEntry, ModelManifest, TrainingSummary
 
 
 def is_complete(run: TrainingRun, root: Path) -> bool:
-    """Whether the workers have nothing left to do: the last step's checkpoint and the result are there."""
-    steps = run.checkpoints(root).steps()
-    return bool(steps) and steps[-1] == run.training.max_steps and (run.folder(root) / RESULT_FILE).is_file()
+    """Whether the workers have nothing left to do: the last step's checkpoint is there and whole, and so is the result."""
+    if not (run.folder(root) / RESULT_FILE).is_file():
+        return False
+    newest = run.checkpoints(root).newest()
+    return newest is not None and newest.step == run.training.max_steps
 
 
 def summarize(run: TrainingRun, root: Path) -> TrainingSummary:

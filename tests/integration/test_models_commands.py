@@ -56,7 +56,9 @@ def test_transformers_generates_with_the_version(registered: tuple[Path, LlamaFo
     folder = registered[0] / "models/00000001"
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     inputs = tokenizer("The mill", return_tensors="pt")
-    output = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=5, do_sample=False)
+    output = model.generate(  # type: ignore[misc]
+        inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=5, do_sample=False
+    )
     assert isinstance(output, torch.Tensor)
     assert len(inputs.input_ids[0]) < output.shape[1] <= len(inputs.input_ids[0]) + 5
 
