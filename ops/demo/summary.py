@@ -83,7 +83,7 @@ def lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("duplicates caught", duplicates),
         ("tokens", f"{summary['tokens']:,}"),
         *[(f"model {model['version']}", _model_line(model)) for model in summary["models"]],
-        ("model 2", f"{outcome}: {summary['rollout'][-1]['reason']}"),
+        ("its trial", f"{outcome}: {summary['rollout'][-1]['reason']}"),
         (
             "A/B and shadow",
             f"{requests['champion']} champion, {requests['challenger']} challenger, {requests['shadow']} shadow, {requests['errors']} errors",

@@ -74,7 +74,7 @@ def _ray_head(settings: Settings, ports: RayPorts) -> Service:
         return accepts("127.0.0.1", ports.gcs)() and answers(ports.dashboard_url)()
 
     command = head_command(settings.ray, ports, head_folder(Path(settings.root)))
-    return Service("ray", command, is_ready, environment=head_environment(ports))
+    return Service("ray", command, is_ready, environment=head_environment(ports), stop_timeout_s=5.0)  # nothing on it is worth more patience
 
 
 def _headrace_service(settings: Settings, name: str, needs: tuple[str, ...], ports: RayPorts | None) -> Service:
