@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from schemas.settings import Settings
 _log = logging.getLogger(__name__)
 LINGER_POLLS = 6
 """Polls for which a version outlives its place in the rollout: the gateway polls as often, so it has stopped asking by then."""
+RETRY_S = 30.0
+"""Pause before a model that could not be started (Serve tries three times) is started again."""
 BOOTSTRAP_GRACE_S = 10.0
 """A first model that appears while we run is left to the loop for this long; where no loop runs, we put it into service."""
 SERVE_ENVIRONMENT = {
@@ -45,7 +47,7 @@ class Reconciler:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._follower = RolloutFollower(Path(settings.root))
-        self._deployed: set[int] = set()
+        self._deployed_at_s: dict[int, float] = {}
         self._unwanted_polls: dict[int, int] = {}
         self._modelless_since_s = time.monotonic()
 
@@ -56,38 +58,48 @@ class Reconciler:
         newest = self._follower.newest
         if newest is None or newest.champion is None:
             self._bootstrap_later()
-        for version in sorted(versions_of(newest) - self._deployed):
-            self._deploy(version)
+        statuses = self._statuses()
+        for version in sorted(versions_of(newest)):
+            if self._is_due(version, statuses):
+                self._deploy(version)
         # The gateway acts on the active state until the newest one's models are up, by the same rule.
         wanted = versions_of(newest) | versions_of(self._follower.active)
-        self._unwanted_polls = {version: self._unwanted_polls.get(version, 0) + 1 for version in self._served() - wanted}
+        self._unwanted_polls = {version: self._unwanted_polls.get(version, 0) + 1 for version in statuses.keys() - wanted}
         for version, polls in self._unwanted_polls.items():
             if polls > LINGER_POLLS:
                 self._remove(version)
 
+    def _is_due(self, version: int, statuses: Mapping[int, str]) -> bool:
+        """Whether a version was not started yet, or could not be started some time ago: what was missing may be there now."""
+        if version not in self._deployed_at_s:
+            return True
+        return statuses.get(version) == "DEPLOY_FAILED" and time.monotonic() - self._deployed_at_s[version] > RETRY_S
+
     def _deploy(self, version: int) -> None:
-        """Start a version's application; does not wait for it. One that is running with the same settings is left alone."""
+        """Start a version's application; does not wait for it."""
         from ray import serve
 
+        self._deployed_at_s[version] = time.monotonic()
         try:
             application = model_application(self._settings, version)
         except HeadraceError as error:
             _log.error("model %d is named by the rollout but cannot be served: %s", version, error)
             return
         serve.run_many([application], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
-        self._deployed.add(version)
 
     def _remove(self, version: int) -> None:
         from ray import serve
 
         serve.delete(f"{APPLICATION_PREFIX}{version}", _blocking=False)
-        self._deployed.discard(version)
+        self._deployed_at_s.pop(version, None)
 
-    def _served(self) -> set[int]:
+    def _statuses(self) -> dict[int, str]:
+        """Serve's word for the state of each version's application; those that are being removed are left out."""
         from ray import serve
 
-        names = [name for name, application in serve.status().applications.items() if application.status != "DELETING"]
-        return {int(name.removeprefix(APPLICATION_PREFIX)) for name in names if name.startswith(APPLICATION_PREFIX)}
+        applications = {name: str(application.status.value) for name, application in serve.status().applications.items()}
+        ours = {name: status for name, status in applications.items() if name.startswith(APPLICATION_PREFIX) and status != "DELETING"}
+        return {int(name.removeprefix(APPLICATION_PREFIX)): status for name, status in ours.items()}
 
     def _bootstrap_later(self) -> None:
         if not Registry(Path(self._settings.root)).versions():
