@@ -42,8 +42,9 @@ format: $(READY) ## Rewrite the sources in the house format
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-schemas: $(READY) ## Write the JSON Schemas of all events and manifests to schemas/json
+schemas: $(READY) ## Write what is generated from the contracts: schemas/json and headrace.toml
 	$(BIN)/python -m schemas.json_schema
+	$(BIN)/python -m schemas.settings_file
 
 bench: $(READY) ## Benchmarks, side by side with the peers
 	@for file in benchmarks/*.py; do case $$file in */__init__.py) ;; *) echo "== $$file"; $(BIN)/python $$file || exit 1;; esac; done

@@ -5,6 +5,7 @@ schemas/json/<event type>.json holds what ``render`` gives; a test compares them
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from schemas.events import EVENT_TYPES
@@ -20,3 +21,8 @@ def render() -> dict[str, str]:
 def _text(name: str, schema: Mapping[str, Any]) -> str:
     head = {"$schema": _DIALECT, "$id": f"urn:headrace:event:{name}"}
     return json.dumps(head | dict(schema), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    for name, text in render().items():
+        (Path(__file__).parent / "json" / name).write_text(text, encoding="utf-8")
