@@ -5,6 +5,7 @@ first version that is tried again after a crash gets the same ids.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,12 +16,21 @@ from schemas.errors import SettingsError, TokenizerMismatch
 from schemas.manifest import DatasetManifest, TokenizerRef
 from schemas.settings import Settings
 
+_log = logging.getLogger(__name__)
+
 
 def create_tokenizer(parts: Sequence[Slice], settings: Settings) -> TokenizerRef:
     """Import the tokenizer that the settings name, or train one on the first documents of the slices."""
     root = Path(settings.root).resolve()
     ref = write_tokenizer(root, first_texts(parts, settings), settings.tokenizer)
     requested = None if settings.tokenizer.path else settings.tokenizer.vocab_size
+    if requested is not None and ref.vocab_size < requested:
+        _log.warning(
+            "the first batch holds too little text for tokenizer.vocab_size %d: the dataset's tokenizer has %d ids, and keeps them. For a better one "
+            "begin with more documents (ingest.min_batch_records, ingest.max_wait_s), or name one with tokenizer.path",
+            requested,
+            ref.vocab_size,
+        )
     return ref.model_copy(update={"requested_vocab_size": requested})
 
 
