@@ -56,6 +56,14 @@ def processes_under(root: Path) -> set[int]:
     return found
 
 
+def read(path: Path) -> bytes:
+    """A file of a process; nothing if the process is gone."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 class Up:
     """A running ``headrace up``."""
 
@@ -88,18 +96,12 @@ class Up:
     def pids(self) -> dict[str, int]:
         """Of its services, as ``ps`` would show them."""
         words = {"broker": b"ops.cli.main\0broker", "ingest": b"ops.cli.main\0ingest", "serve": b"ops.cli.main\0serve", "ray": b"start\0--head"}
-        children = {}
-        for name, word in words.items():
-            for entry in Path("/proc").iterdir():
-                if entry.name.isdecimal() and int(entry.name) in self.children():
-                    with_command = (entry / "cmdline").read_bytes()
-                    if word in with_command:
-                        children[name] = int(entry.name)
-        return children
+        commands = {pid: read(Path(f"/proc/{pid}/cmdline")) for pid in self.children()}
+        return {name: pid for pid, command in commands.items() for name, word in words.items() if word in command}
 
     def children(self) -> set[int]:
-        path = Path(f"/proc/{self.process.pid}/task")
-        return {int(pid) for task in path.iterdir() for pid in (task / "children").read_text().split()} if path.is_dir() else set()
+        """Processes that any of its threads started."""
+        return {int(pid) for path in Path(f"/proc/{self.process.pid}/task").glob("*/children") for pid in read(path).split()}
 
     def kill(self) -> None:
         self.process.kill()
