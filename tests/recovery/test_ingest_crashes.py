@@ -95,6 +95,7 @@ def test_kills_at_random_moments_change_nothing(ingest: Ingest, reference: list[
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_thirty_kills_at_random_moments_change_nothing(source: Ingest, reference: list[dict[str, Any]], tmp_path: Path) -> None:
     for number in range(6):  # a new root each time: after a few kills there is nothing left to do
         ingest = Ingest(tmp_path / str(number), source.bootstrap_servers, source.prefix)
