@@ -130,6 +130,7 @@ def _train(watch: Watch, story: Story) -> None:
             watch.screen.now(f"step {losses[-1].step + 1} of {steps}, loss {losses[0].loss:.3f} → {losses[-1].loss:.3f}")
         else:
             watch.screen.now("Ray Train starts its workers")
+        watch.check_training()
         return watch.model(version)
 
     manifest = watch.until(look, f"training model {version}", TRAINING_TIMEOUT_S, "train")
@@ -147,7 +148,7 @@ def _serve_champion(watch: Watch, story: Story) -> None:
     look = _showing(watch, lambda: is_healthy(api) or None, "the engine loads the model")
     watch.until(look, "the champion started to answer", START_TIMEOUT_S, "serve")
     watch.screen.line(f"  model 1 is champion and answers at {api}/v1")
-    watch.screen.line(f"  “{PROMPT}” → “{complete(api, PROMPT).strip()}”")
+    watch.screen.line(f"  “{PROMPT}” → “{one_line(_ask(watch, story))}”")
 
 
 def _trial(watch: Watch, story: Story) -> None:
@@ -177,9 +178,12 @@ def _trial(watch: Watch, story: Story) -> None:
 
 
 def _ask(watch: Watch, story: Story) -> str:
-    api = story.addresses["api"]
-    watch.until(lambda: is_healthy(api) or None, "the champion answered", START_TIMEOUT_S, "serve")
-    return complete(api, PROMPT)
+    return watch.until(lambda: complete(story.addresses["api"], PROMPT), "the champion answered", START_TIMEOUT_S, "serve")
+
+
+def one_line(text: str) -> str:
+    """White space squeezed, for the screen."""
+    return " ".join(text.split())
 
 
 def _showing(watch: Watch, look: Callable[[], ResultT | None], text: str) -> Callable[[], ResultT | None]:

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from ops.demo.story import PROMPT, Story
+from ops.demo.story import PROMPT, Story, one_line
 from pipelines.kafka.events import read_events
 from pipelines.kafka.topics import topic_names
 from schemas.arrow import Outcome
@@ -88,7 +88,7 @@ def lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
             "A/B and shadow",
             f"{requests['champion']} champion, {requests['challenger']} challenger, {requests['shadow']} shadow, {requests['errors']} errors",
         ),
-        (f"model {summary['champion']}, the champion", f"“{summary['completion']['prompt']}” → “{summary['completion']['text'].strip()}”"),
+        (f"model {summary['champion']}, the champion", f"“{summary['completion']['prompt']}” → “{one_line(summary['completion']['text'])}”"),
         ("OpenAI API", summary["urls"]["api"]),
         ("Ray dashboard", f"{summary['urls']['ray_dashboard']} (token: `ray get-auth-token`)"),
         ("Kafka", summary["urls"]["kafka"]),

@@ -64,12 +64,14 @@ class Traffic:
         return response.headers.get("x-headrace-variant", "champion") if response.is_success else "error"
 
 
-def complete(api_url: str, prompt: str, max_tokens: int = 32) -> str:
-    """One completion by the champion, greedy. Raises httpx.HTTPError."""
-    body: dict[str, Any] = {"model": "headrace", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "user": "demo"}
-    response = httpx.post(f"{api_url}/v1/completions", json=body, timeout=REQUEST_TIMEOUT_S)
-    response.raise_for_status()
-    return str(response.json()["choices"][0]["text"])
+def complete(api_url: str, prompt: str, max_tokens: int = 32) -> str | None:
+    """One completion by the champion, the same one each time; None if there is no answer."""
+    body: dict[str, Any] = {"model": "headrace", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.7, "seed": 1, "user": "demo"}
+    try:
+        response = httpx.post(f"{api_url}/v1/completions", json=body, timeout=REQUEST_TIMEOUT_S)
+    except httpx.HTTPError:
+        return None
+    return str(response.json()["choices"][0]["text"]) if response.is_success else None
 
 
 def is_healthy(api_url: str) -> bool:

@@ -81,6 +81,11 @@ class Watch:
         path = runs[number - 1]
         return read_losses(path.parent / FILE_NAME), int(json.loads(path.read_bytes())["training"]["max_steps"])
 
+    def check_training(self) -> None:
+        """Raise StageFailed if a training run failed: ``up`` would go on trying, the person in front of a demo need not wait for that."""
+        if b"training failed" in (self.root / "logs" / "up.log").read_bytes():
+            raise StageFailed(f"{self.screen.title}: the training run failed{self._tail('train')}")
+
     def _tail(self, log: str) -> str:
         path = self.root / "logs" / f"{log}.log"
         return f"; the end of {path}:\n{tail(path, TAIL_LINES)}"
