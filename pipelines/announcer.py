@@ -68,4 +68,4 @@ def committed_event(dataset: Dataset) -> Event:
         total_train_tokens=manifest.totals.num_train_tokens,
     )
     identity, subject = f"dataset-{manifest.version}-{dataset.sha256[:16]}", f"dataset/{manifest.version}"
-    return new_event(data, id=identity, source=SOURCE, time=manifest.created_at, subject=subject)
+    return new_event(data, id=identity, source=SOURCE, time=manifest.created_at, subject=subject, traceparent=manifest.traceparent)

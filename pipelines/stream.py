@@ -46,6 +46,7 @@ from pipelines.kafka.planning import fair_shares, plan_ranges
 from pipelines.kafka.reading import Slice, slices
 from pipelines.kafka.topics import ensure_topics, topic_ids, topic_names
 from pipelines.progress import Progress
+from pipelines.tracing import Attributes, current_traceparent, span, start_tracing
 from schemas.errors import BrokerUnavailable, TopicRecreated
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
@@ -76,6 +77,7 @@ class Stream:
         self._has_ray = False
 
     def __enter__(self) -> Self:
+        start_tracing(self.settings.telemetry, "headrace-ingest")
         self.root.mkdir(parents=True, exist_ok=True)
         collect_garbage(self.root, grace_s=self.settings.ingest.gc_grace_s)
         return self
@@ -112,26 +114,38 @@ class Stream:
             return None
         self._ensure_topics()
         crash_point("planned")
-        # Step 3.
-        plan = self._plan(dataset, topic_id, ranges, parts)
-        crash_point("tokenizer_written")
-        with DeadRows(self.root) as dead:
-            # Step 4.
-            files = self._write(dataset, plan, parts, dead)
-            # Step 5.
-            self._topic_id(dataset, expected=topic_id)
-            crash_point("topic_checked")
-            # Step 6.
-            dead.publish(self.settings)
-            crash_point("dead_letters_acked")
-        # Step 7.
-        manifest = build_manifest(plan, files, self.settings, parent=dataset.manifest if dataset else None, now=datetime.now(UTC))
-        publish(self.root, manifest)
-        crash_point("published")
+        # Steps 3 to 7.
+        with span("dataset.version", {"headrace.topic": self.topic}) as traced:
+            manifest = self._commit(dataset, topic_id, ranges, parts)
+            traced.set_attributes(_told(manifest))
         self._duplicates.committed(manifest.version)
         self._progress.committed(manifest)
         # Step 8.
         self.announce()
+        return manifest
+
+    def _commit(self, dataset: Dataset | None, topic_id: str, ranges: dict[int, OffsetRange], parts: list[Slice]) -> DatasetManifest:
+        # Step 3.
+        with span("dataset.plan"):
+            plan = self._plan(dataset, topic_id, ranges, parts)
+            crash_point("tokenizer_written")
+        with DeadRows(self.root) as dead:
+            # Step 4.
+            with span("dataset.job", {"headrace.slices": len(parts)}):
+                files = self._write(dataset, plan, parts, dead)
+            # Step 5.
+            self._topic_id(dataset, expected=topic_id)
+            crash_point("topic_checked")
+            # Step 6.
+            with span("dataset.dead_letters"):
+                dead.publish(self.settings)
+                crash_point("dead_letters_acked")
+        # Step 7.
+        parent, traceparent = dataset.manifest if dataset else None, current_traceparent()
+        manifest = build_manifest(plan, files, self.settings, parent=parent, now=datetime.now(UTC), traceparent=traceparent)
+        with span("dataset.publish"):
+            publish(self.root, manifest)
+            crash_point("published")
         return manifest
 
     def announce(self) -> None:
@@ -204,6 +218,17 @@ class Stream:
         dataset = self.dataset()
         if dataset is None or self.topic not in dataset.manifest.topic_ids:
             self._ensure_topics()
+
+
+def _told(manifest: DatasetManifest) -> Attributes:
+    """What the span of a version says."""
+    counts = {f"headrace.outcome.{outcome}": count for outcome, count in manifest.outcomes.items()}
+    return counts | {
+        "headrace.dataset_version": manifest.version,
+        "headrace.records": manifest.num_records,
+        "headrace.tokens": manifest.num_tokens,
+        "headrace.shards": len(manifest.shards),
+    }
 
 
 def ingest_once(settings: Settings, progress: Progress | None = None) -> list[DatasetManifest]:

@@ -212,6 +212,8 @@ class InferenceCompleted(EventData):
     """As what it answered."""
     shadow: bool
     """Whether this answer was thrown away."""
+    pinned: bool = False
+    """Whether the client named the version, instead of leaving it to the rollout: such an answer is no evidence in a trial."""
     rollout_number: int = Field(ge=1)
     """Number of the rollout state that was in force."""
     status: Literal["ok", "error"]

@@ -305,8 +305,8 @@ class RaySettings(Section):
 class TelemetrySettings(Section):
     """OpenTelemetry."""
 
-    otlp_endpoint: str = ""
-    """Where to send traces (OTLP over HTTP); empty sends none."""
+    otlp_endpoint: str = Field("", pattern=r"^(https?://\S+)?$")
+    """Collector that gets the traces (OTLP over HTTP), for example ``http://localhost:4318``; empty sends none."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe log line that is written."""
 

@@ -157,13 +157,15 @@ def abort(args: argparse.Namespace, settings: Settings) -> int:
 def _apply(args: argparse.Namespace, settings: Settings, change: Callable[[RolloutState | None], RolloutState]) -> int:
     """Publish the transition, tell the events topic if a broker is there, print the new state."""
     from pipelines.kafka.events import EventProducer
+    from pipelines.tracing import start_tracing
     from ray_apps.rollout.controller import announce
     from ray_apps.rollout.log import RolloutLog
 
     state = RolloutLog(Path(settings.root)).transition(change)
     assert state is not None
+    start_tracing(settings.telemetry, "headrace-rollout")
     with EventProducer(with_broker(settings)) as events:
-        announce(state, events)
+        announce(state, events, Path(settings.root))
     if args.json:
         print_json(state.model_dump(mode="json"))
     else:

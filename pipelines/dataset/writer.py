@@ -194,8 +194,10 @@ def _write_segment(root: Path, plan: VersionPlan, segment: pa.Table) -> list[Fil
     return [file_entry(root, path, len(segment))]
 
 
-def build_manifest(plan: VersionPlan, files: VersionFiles, settings: Settings, *, parent: DatasetManifest | None, now: datetime) -> DatasetManifest:
-    """The manifest of a version; raises ValueError if the counts do not add up."""
+def build_manifest(
+    plan: VersionPlan, files: VersionFiles, settings: Settings, *, parent: DatasetManifest | None, now: datetime, traceparent: str | None = None
+) -> DatasetManifest:
+    """The manifest of a version; raises ValueError if the counts do not add up. ``traceparent``: W3C trace context of the commit."""
     tally = files.tally
     outcomes = {outcome: tally.outcomes[outcome] for outcome in Outcome}
     return DatasetManifest(
@@ -217,6 +219,7 @@ def build_manifest(plan: VersionPlan, files: VersionFiles, settings: Settings, *
         settings_fingerprint=data_fingerprint(settings),
         languages=dict(sorted(tally.languages.items())),
         totals=_totals(parent.totals if parent else Totals(), outcomes, files.shards),
+        traceparent=traceparent,
     )
 
 

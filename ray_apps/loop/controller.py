@@ -143,7 +143,7 @@ class LoopController:
             self._changed(state)
 
     def _changed(self, state: RolloutState) -> None:
-        announce(state, self._events)
+        announce(state, self._events, Path(self._settings.root))
         self._tell(f"rollout {state.number}, {state.decision.value}: {state.reason}")
 
     def _report(self, view: View) -> None:

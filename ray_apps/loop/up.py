@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipelines.kafka.events import EventProducer
 from pipelines.kafka.topics import ensure_topics
+from pipelines.tracing import start_tracing
 from ray_apps.loop.controller import LoopController
 from ray_apps.loop.ray_head import AUTHENTICATED, head_folder, prepare
 from ray_apps.loop.services import Stack, build_stack
@@ -81,6 +82,7 @@ class _Up:
             if not self._supervisor.wait_ready([name for name in self._stack.names if name == "broker"], self._stop):
                 return
             ensure_topics(self._stack.settings)
+            start_tracing(self._stack.settings.telemetry, "headrace-loop")
             # Step 4 and 5: the loop, until the end.
             with EventProducer(self._stack.settings) as events:
                 self._controller = LoopController(self._stack.settings, events, self._tell, self._has_ray)

@@ -10,16 +10,20 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pipelines.kafka.events import EventProducer, EventReader, read_events
 from pipelines.kafka.topics import topic_names
+from pipelines.tracing import Attributes, current_traceparent, span
+from ray_apps.models.registry import Registry
 from ray_apps.rollout.evidence import Evidence, Validation
 from ray_apps.rollout.log import RolloutLog
 from ray_apps.rollout.policy import Author, decide
 from ray_apps.rollout.tally import TrialTally
-from schemas.errors import BrokerError, CommitConflict, SourceError
+from schemas.errors import BrokerError, CommitConflict, HeadraceError, SourceError
 from schemas.events import RolloutChanged, new_event
 from schemas.rollout import Phase, RolloutState
 from schemas.settings import Settings
@@ -35,12 +39,38 @@ def new_salt() -> str:
     return secrets.token_hex(4)
 
 
-def announce(state: RolloutState, events: EventProducer) -> None:
-    """Tell the world about a transition; the event's id follows from the number, so a second delivery is recognised."""
+def announce(state: RolloutState, events: EventProducer, root: Path) -> None:
+    """Tell the world about a transition; the event's id follows from the number, so a second delivery is recognised.
+
+    The transition goes on with the trace of the model that it is about, which the registry under ``root`` knows.
+    """
     data = RolloutChanged.model_validate(state.model_dump(include=set(RolloutChanged.model_fields)))
     event_id = f"rollout-{state.number}-{state.created_at:%Y%m%dT%H%M%S%f}"
-    event = new_event(data, id=event_id, source=SOURCE, time=state.created_at, subject=f"rollout/{state.number}")
-    events.publish(event, topic="events", key=event.subject)
+    subject = f"rollout/{state.number}"
+    with span("rollout.change", _told(state), parent=_trace_of_the_model(state, root)):
+        traceparent = current_traceparent()
+        event = new_event(data, id=event_id, source=SOURCE, time=state.created_at, subject=subject, traceparent=traceparent)
+        events.publish(event, topic="events", key=subject)
+
+
+def _told(state: RolloutState) -> Attributes:
+    versions = {"headrace.champion": state.champion, "headrace.challenger": state.challenger}
+    attributes = {name: version for name, version in versions.items() if version is not None}
+    return attributes | {
+        "headrace.rollout_number": state.number,
+        "headrace.phase": state.phase.value,
+        "headrace.decision": state.decision.value,
+        "headrace.automatic": state.automatic,
+    }
+
+
+def _trace_of_the_model(state: RolloutState, root: Path) -> str | None:
+    """Of the model on trial, or the one whose trial ended here, or the champion; a model that cannot be read has none."""
+    with suppress(HeadraceError):
+        before = RolloutLog(root).read(state.number - 1) if state.number > 1 else state
+        version = state.challenger or before.challenger or state.champion
+        return Registry(root).manifest(version).traceparent if version else None
+    return None
 
 
 def start_positions(state: RolloutState) -> dict[int, int] | None:

@@ -3,7 +3,8 @@
 An event counts when it was routed under exactly this state (``rollout_number``) and says what the state says: the champion's
 own answers, the challenger's shadow answers in the shadow phase, its visible answers in the canary phase. So events of earlier
 trials, of copies that came late and of another life of the topic count for nothing, and the topic can be read again from the
-start at any time with the same result.
+start at any time with the same result. Answers of a version that the client named (``pinned``) count for nothing either: nobody routed
+them, and who asks for a version by name is not the traffic that the trial is about.
 """
 
 from datetime import timedelta
@@ -28,7 +29,7 @@ class TrialTally:
     def add(self, event: Event) -> None:
         """Count the event if it is about this state."""
         data = event.data
-        if not isinstance(data, InferenceCompleted) or data.rollout_number != self.state.number:
+        if not isinstance(data, InferenceCompleted) or data.rollout_number != self.state.number or data.pinned:
             return
         if event.time < self.state.created_at - MAX_CLOCK_SKEW:
             return

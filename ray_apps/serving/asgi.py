@@ -1,7 +1,8 @@
-"""What surrounds every HTTP exchange: request id, authentication, error bodies, body size, disconnects.
+"""What surrounds every HTTP exchange: request id, authentication, trace, error bodies, body size, disconnects.
 
 Invariant: every answer carries ``x-request-id``, and every answer that is not a success has the OpenAI error body, also for unknown paths,
 wrong methods and failures of our own. Keys are compared in constant time. ``/health`` needs no key, for load balancers.
+A request that asks for an answer goes on with the trace of its ``traceparent`` header; what is refused for want of a key leaves no trace.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
+from pipelines.tracing import fail, span
 from ray_apps.serving.metrics import Metrics
 from schemas.errors import ApiError
 from schemas.openai import error_body
@@ -26,6 +28,8 @@ MAX_BODY_BYTES = 4 * 2**20
 """Larger request bodies are refused with 413 before they are read to the end."""
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{8,128}$")
 OPEN_PATHS = frozenset({"/health"})
+TRACED_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
+"""Probes and scrapes have no spans."""
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -34,9 +38,15 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+def _header(scope: Scope, wanted: bytes) -> str:
+    """The first value of a header, in lower case; empty without one."""
+    first: bytes = next((value for name, value in scope["headers"] if name == wanted), b"")
+    return first.decode("latin-1")
+
+
 def _request_id(scope: Scope) -> str:
     """The id that the client or a proxy gave the request, if it looks like one, else a new one. Clients may repeat themselves."""
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+    given = _header(scope, b"x-request-id")
     return given if _REQUEST_ID.match(given) else f"req_{secrets.token_hex(16)}"
 
 
@@ -65,18 +75,32 @@ class Surroundings:
             await send(message)
 
         if scope["path"] in OPEN_PATHS or self._is_let_in(scope):
-            await self._app(scope, receive, send_with_id)
+            answer = self._traced if scope["path"] in TRACED_PATHS else self._app
+            await answer(scope, receive, send_with_id)
             return
         message = "Incorrect API key provided, or none; send one of serving.api_keys as 'Authorization: Bearer KEY'."
         refusal = ApiError(401, message, type="invalid_request_error", code="invalid_api_key")
         await error_response(refusal)(scope, receive, send_with_id)
 
+    async def _traced(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer in a span that lasts until the last byte; its parent is the client's, if it sends one."""
+        attributes = {"http.request.method": scope["method"], "http.route": scope["path"]}
+        with span(f"{scope['method']} {scope['path']}", attributes, parent=_header(scope, b"traceparent"), kind="server") as opened:
+
+            async def send_and_note(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    opened.set_attribute("http.response.status_code", message["status"])
+                    if message["status"] >= 500:
+                        fail(opened, str(message["status"]))
+                await send(message)
+
+            await self._app(scope, receive, send_and_note)
+
     def _is_let_in(self, scope: Scope) -> bool:
         """Every key is compared, each in constant time, so that time tells nothing."""
         if not self._digests:
             return True
-        header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, token = header.decode("latin-1").partition(" ")
+        scheme, _, token = _header(scope, b"authorization").partition(" ")
         digest = _digest(token.strip())
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return scheme.lower() == "bearer" and any(matches)

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipelines.tracing import start_tracing, stop_tracing
 from ray_apps.models.registry import Registry
 from ray_apps.serving.engine.interface import Events, GenerationRequest
 from ray_apps.serving.engines import APPLICATION_PREFIX, GATEWAY, ServeEngines
@@ -64,6 +65,7 @@ class GatewayReplica:
         close_internal_port()
         self._settings = settings
         self._sink = _event_sink(settings)
+        start_tracing(settings.telemetry, "headrace-gateway")
 
     def __serve_build_asgi_app__(self) -> Any:
         from ray_apps.serving.gateway import build_gateway
@@ -76,6 +78,7 @@ class GatewayReplica:
         with suppress(AttributeError):
             if self._sink is not None:
                 self._sink.__exit__(None, None, None)
+            stop_tracing()
 
 
 def _event_sink(settings: Settings) -> Any:

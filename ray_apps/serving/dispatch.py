@@ -58,6 +58,13 @@ class Job:
     model: str
     sticky_key: str
     arrived_s: float
+    traceparent: str | None = None
+    """W3C trace context of the request, of which every answer is a part."""
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the client named a version."""
+        return self.model != MODEL
 
 
 class Dispatcher:
@@ -107,7 +114,7 @@ class Dispatcher:
         state = self.follower.active
         if state is None or state.champion is None:
             raise unavailable("there is no model to answer yet; GET /health says what is missing", code="no_model")
-        if job.model != MODEL:
+        if job.pinned:
             return state, Route(self._pinned(job.model), None)
         chosen = route(state, job.sticky_key)
         assert chosen is not None
@@ -122,7 +129,7 @@ class Dispatcher:
 
     def _candidates(self, job: Job, state: RolloutState, primary: int) -> Sequence[int]:
         """Who to ask, in order. The same version twice: Serve sends the second try to a living replica, or waits for one."""
-        champion = primary if job.model != MODEL else state.champion
+        champion = primary if job.pinned else state.champion
         wanted = (primary, champion) if primary == champion else (primary, champion, champion)
         candidates = [version for version in wanted if version in self.engines.ready]
         if not candidates:
@@ -160,4 +167,13 @@ class Dispatcher:
 
 
 def _assignment(job: Job, state: RolloutState, version: int, role: Role, *, shadow: bool = False) -> Assignment:
-    return Assignment(request_id=job.request_id, version=version, role=role, shadow=shadow, rollout_number=state.number, arrived_s=job.arrived_s)
+    return Assignment(
+        request_id=job.request_id,
+        version=version,
+        role=role,
+        shadow=shadow,
+        pinned=job.pinned,
+        rollout_number=state.number,
+        arrived_s=job.arrived_s,
+        traceparent=job.traceparent,
+    )

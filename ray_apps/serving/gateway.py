@@ -17,6 +17,7 @@ import xxhash
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from pipelines.tracing import current_traceparent
 from ray_apps.serving.answers import Form, Tally, events, whole
 from ray_apps.serving.asgi import Surroundings, disconnected, install_error_bodies, read_body
 from ray_apps.serving.dispatch import MODEL, Answer, Dispatcher, Job
@@ -114,7 +115,14 @@ class Gateway:
 
     async def _answer(self, request: Request, parsed: CompletionRequest | ChatRequest, work: GenerationRequest, arrived_s: float) -> Response:
         sticky_key = parsed.user or request.headers.get(SESSION_HEADER) or work.id
-        job = Job(request=work, request_id=request.scope["state"]["request_id"], model=parsed.model, sticky_key=sticky_key, arrived_s=arrived_s)
+        job = Job(
+            request=work,
+            request_id=request.scope["state"]["request_id"],
+            model=parsed.model,
+            sticky_key=sticky_key,
+            arrived_s=arrived_s,
+            traceparent=current_traceparent(),
+        )
         answer = await unless_gone(request, self._dispatcher.answer(job, whole=not parsed.stream))
         if answer is None:
             return Response(status_code=CLIENT_CLOSED)

@@ -1,4 +1,4 @@
-"""What one engine did for one request, and where that is told: an ``inference.completed`` event and the metrics.
+"""What one engine did for one request, and where that is told: an ``inference.completed`` event, the metrics and a span.
 
 Invariant: every answer that an engine began, primary or shadow, is told exactly once, whatever ends it. Telling costs microseconds and
 waits for nobody: the event goes to a bounded queue, and is dropped and counted when a broker does not keep up.
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, Protocol, cast
 
+from pipelines.tracing import Attributes, record_span
 from ray_apps.serving.engine.interface import Chunk, FinishReason, GenerationRequest
 from ray_apps.serving.metrics import Metrics
 from schemas.errors import ApiError
@@ -40,9 +41,13 @@ class Assignment:
     version: int
     role: Role
     shadow: bool
+    pinned: bool
+    """The client named the version."""
     rollout_number: int
     arrived_s: float
     """``time.perf_counter`` when the request came in."""
+    traceparent: str | None
+    """W3C trace context of the request."""
 
 
 @dataclass(slots=True)
@@ -107,14 +112,17 @@ class Recorder:
         latency_s = time.perf_counter() - assignment.arrived_s
         self.metrics.observe(assignment.version, assignment.role, shadow=assignment.shadow, outcome=_status(outcome), latency_s=latency_s)
         self.metrics.count_tokens(assignment.version, outcome.num_prompt_tokens(request.num_choices), outcome.completion_tokens)
+        completed = self._completed(request, assignment, outcome, latency_s)
+        traceparent = record_span("answer", _attributes(completed), parent=assignment.traceparent, duration_s=latency_s, error=completed.error_code)
         if self._sink is None:
             return
         event = new_event(
-            self._completed(request, assignment, outcome, latency_s),
+            completed,
             id=f"{request.id}/shadow" if assignment.shadow else f"{request.id}/{assignment.version}",
             source=SOURCE,
             time=datetime.now(UTC),
             subject=f"model/{assignment.version}",
+            traceparent=traceparent,
         )
         try:
             self._sink.publish(event, topic="inference", key=assignment.request_id)
@@ -129,6 +137,7 @@ class Recorder:
             model_version=assignment.version,
             role=assignment.role,
             shadow=assignment.shadow,
+            pinned=assignment.pinned,
             rollout_number=assignment.rollout_number,
             status="error" if outcome.error else "ok",
             error_code=(outcome.error.code or str(outcome.error.status)) if outcome.error else None,
@@ -139,6 +148,22 @@ class Recorder:
             finish_reason=outcome.finish_reason,
             **told,
         )
+
+
+def _attributes(completed: InferenceCompleted) -> Attributes:
+    """What a span says: OpenTelemetry's names for generated text where there are some. Never a prompt."""
+    return {
+        "gen_ai.operation.name": "generate_content",
+        "gen_ai.response.finish_reasons": [completed.finish_reason or "error"],
+        "gen_ai.usage.input_tokens": completed.prompt_tokens,
+        "gen_ai.usage.output_tokens": completed.completion_tokens,
+        "headrace.model_version": completed.model_version,
+        "headrace.role": completed.role,
+        "headrace.shadow": completed.shadow,
+        "headrace.pinned": completed.pinned,
+        "headrace.rollout_number": completed.rollout_number,
+        "headrace.status": completed.status,
+    }
 
 
 def _status(outcome: Outcome) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from pipelines.kafka.events import EventProducer
+from pipelines.tracing import current_traceparent
 from ray_apps.training.run import TrainingRun
 from schemas.events import EventData, ModelRegistered, TrainingFailed, TrainingFinished, TrainingStarted, new_event
 from schemas.manifest import ModelManifest
@@ -31,7 +32,8 @@ def announcer(settings: Settings) -> Iterator[Announce]:
     with EventProducer(settings) as producer:
 
         def announce(data: EventData, name: str) -> None:
-            event = new_event(data, id=f"{type(data).__name__}/{name}", source=SOURCE, time=datetime.now(UTC), subject=name)
+            identity, now = f"{type(data).__name__}/{name}", datetime.now(UTC)
+            event = new_event(data, id=identity, source=SOURCE, time=now, subject=name, traceparent=current_traceparent())
             producer.publish(event, topic="events", key=name)
 
         yield announce

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster import ray_session
+from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.durable import replace_durably
+from pipelines.tracing import Attributes, current_traceparent, span, start_tracing
 from ray_apps.models.registry import Registry
 from ray_apps.training import announce
 from ray_apps.training.export import is_complete, register_run
@@ -47,6 +49,7 @@ def train(
     """
     settings = settings.model_copy(update={"root": str(Path(settings.root).resolve())})  # workers run in other folders
     root = Path(settings.root)
+    start_tracing(settings.telemetry, "headrace-training")
     # Step 1: what to do, and its name.
     run = plan_run(settings, dataset_version, parent_model)
     # Step 2: nobody else does it.
@@ -55,8 +58,26 @@ def train(
         made = Registry(root).find_run(run.run_id)
         if made is not None:
             return made
-        with announce.announcer(settings) as say:
-            return _train_and_register(run, settings, say, on_progress)
+        with announce.announcer(settings) as say, span("training.run", _planned(run), parent=_trace_of_the_data(run, root)) as traced:
+            manifest = _train_and_register(run, settings, say, on_progress)
+            traced.set_attributes(_trained(manifest))
+            return manifest
+
+
+def _trace_of_the_data(run: TrainingRun, root: Path) -> str | None:
+    """The run goes on with the trace of the dataset version, so that it leads from offsets to the model; also when it is done again."""
+    return Dataset(root, run.dataset.version).manifest.traceparent
+
+
+def _planned(run: TrainingRun) -> Attributes:
+    attributes: dict[str, str | int] = {"headrace.run_id": run.run_id, "headrace.dataset_version": run.dataset.version}
+    return attributes | ({} if run.parent_model is None else {"headrace.parent_model": run.parent_model})
+
+
+def _trained(manifest: ModelManifest) -> Attributes:
+    training = manifest.training
+    counts = {"headrace.steps": training.steps, "headrace.tokens": training.tokens, "headrace.last_loss": training.last_loss}
+    return counts | {"headrace.model_version": manifest.version, "headrace.parameters": manifest.num_parameters}
 
 
 def _train_and_register(run: TrainingRun, settings: Settings, say: announce.Announce, on_progress: OnProgress | None) -> ModelManifest:
@@ -67,7 +88,7 @@ def _train_and_register(run: TrainingRun, settings: Settings, say: announce.Anno
             say(announce.started(run), run.run_id)
             _train_on_ray(run, settings, on_progress)
         # Step 5: the model exists.
-        manifest = register_run(run, root, lambda: datetime.now(UTC))
+        manifest = register_run(run, root, lambda: datetime.now(UTC), current_traceparent())
     except Exception as error:
         say(announce.failed(run, error), run.run_id)
         raise

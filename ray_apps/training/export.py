@@ -58,8 +58,8 @@ def trained_model(run: TrainingRun, root: Path) -> LlamaForCausalLM:
     return model
 
 
-def register_run(run: TrainingRun, root: Path, now: Callable[[], datetime]) -> ModelManifest:
-    """Export the finished run as the next model version and drop its checkpoints. ``now`` gives UTC-aware times."""
+def register_run(run: TrainingRun, root: Path, now: Callable[[], datetime], traceparent: str | None = None) -> ModelManifest:
+    """Export the finished run as the next model version and drop its checkpoints. ``now`` gives UTC-aware times, ``traceparent`` is the run's."""
     hide_progress_bars()
     registry = Registry(root)
     summary = summarize(run, root)
@@ -85,6 +85,7 @@ def register_run(run: TrainingRun, root: Path, now: Callable[[], datetime]) -> M
             evaluation=result.evaluation,
             settings_fingerprint=run.settings_fingerprint,
             code_version=code_version(),
+            traceparent=traceparent,
         )
 
     manifest = registry.register(staging, build_manifest)

@@ -224,7 +224,7 @@ def test_the_command_line_walks_a_model_through_a_trial_and_shows_what_is_missin
 def test_every_transition_is_an_event(settings: Settings, events: EventProducer) -> None:
     state = RolloutLog(Path(settings.root)).transition(lambda state: policy.bootstrap(state, 1, by_the_loop(), "00000000"))
     assert state is not None
-    announce(state, events)
+    announce(state, events, Path(settings.root))
     assert events.flush(DEADLINE_S)
     with read_events(settings, topic_names(settings).events) as reader:
         deadline = time.monotonic() + DEADLINE_S
