@@ -93,10 +93,10 @@ def _up(settings: Settings) -> "Iterator[Child]":
 
 def _wait(up: "Child") -> None:
     """Until Ctrl-C."""
-    with_signal = threading.Event()
+    pause = threading.Event()
     try:
         while up.poll() is None:
-            with_signal.wait(0.5)
+            pause.wait(0.5)
     except KeyboardInterrupt:
         return
 

@@ -14,7 +14,7 @@ DEMO_VALUES: dict[str, dict[str, Any]] = {
     "ingest": {"min_batch_records": 20_000, "max_wait_s": 6.0, "follow_interval_s": 0.5},  # one version per round: wait until a round is complete
     "tokenizer": {"vocab_size": 2_048},  # a small vocabulary and short rows: more steps, and readable words, in the same minute
     "packing": {"sequence_length": 128},
-    "training": {"max_steps": 300, "checkpoint_every_steps": 50, "evaluate_rows": 128},
+    "training": {"max_steps": 240, "checkpoint_every_steps": 50, "evaluate_rows": 128},
     "loop": {"min_new_tokens": 300_000},
     "rollout": {"canary_fraction": 0.5},
     "ray": {"object_store_bytes": 256 * 2**20},
