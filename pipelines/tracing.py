@@ -56,16 +56,25 @@ class _Exporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send a batch; one that is not taken is lost."""
         result = self._exporter.export(spans)
-        is_failing = result is not SpanExportResult.SUCCESS
-        if is_failing and not self._is_failing:
-            _log.warning("the collector at %s takes no traces (telemetry.otlp_endpoint); everything else goes on", self._collector)
-        elif self._is_failing and not is_failing:
+        if result is not SpanExportResult.SUCCESS:
+            self._warn()
+        elif self._is_failing:
+            self._is_failing = False
             _log.info("the collector at %s takes traces again", self._collector)
-        self._is_failing = is_failing
         return result
 
+    def give_up(self) -> None:
+        """End what is being tried."""
+        self._warn()
+        self.shutdown()
+
+    def _warn(self) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            _log.warning("the collector at %s takes no traces (telemetry.otlp_endpoint); everything else goes on", self._collector)
+
     def shutdown(self) -> None:
-        """Give up what is being tried."""
+        """What comes from here on is dropped."""
         self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
 
@@ -76,19 +85,23 @@ class _Tracing:
         self.identity = (endpoint, service)
         self._provider = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
         self.tracer = self._provider.get_tracer("headrace")
+        self._exporter = _Exporter(endpoint) if endpoint else None
         self._is_ending = threading.Event()
         # Started now, because no thread can be started when the interpreter ends; the SDK's own flush waits for up to 30 s.
         self._flusher = threading.Thread(target=self._flush_at_end, name="traces-flush", daemon=True)
-        if endpoint:
+        if self._exporter is not None:
             logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)  # its lines per batch; ours are above
-            self._provider.add_span_processor(BatchSpanProcessor(_Exporter(endpoint)))
+            self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
             self._flusher.start()
 
     def close(self, timeout_s: float) -> None:
         """Send what waits, for at most ``timeout_s``."""
+        if self._exporter is None:
+            return
         self._is_ending.set()
+        self._flusher.join(timeout_s)
         if self._flusher.is_alive():
-            self._flusher.join(timeout_s)
+            self._exporter.give_up()
 
     def _flush_at_end(self) -> None:
         self._is_ending.wait()

@@ -75,7 +75,15 @@ def test_numeric_code_imports_neither_ray_nor_kafka_nor_the_network() -> None:
 
 
 def test_numeric_code_does_not_import_rooms_that_do() -> None:
-    reaching = {"pipelines.kafka", "pipelines.stream", "pipelines.job", "pipelines.cluster", "ray_apps.serving.gateway", "ray_apps.serving.app"}
+    reaching = {
+        "pipelines.kafka",
+        "pipelines.stream",
+        "pipelines.job",
+        "pipelines.cluster",
+        "pipelines.tracing",
+        "ray_apps.serving.gateway",
+        "ray_apps.serving.app",
+    }
     for place in NUMERIC:
         for path in modules(REPOSITORY / place):
             assert not [name for name in imports(path) if any(name == room or name.startswith(f"{room}.") for room in reaching)], path
@@ -90,6 +98,11 @@ def test_only_the_kafka_rooms_import_a_kafka_client() -> None:
         if not any(path.is_relative_to(place) for place in allowed)
     )
     assert offences(strangers, {"kafka", "confluent_kafka"}) == []
+
+
+def test_only_the_tracing_module_knows_opentelemetry() -> None:
+    others = tuple(str(path.relative_to(REPOSITORY)) for room in ROOMS for path in modules(REPOSITORY / room))
+    assert offences(tuple(path for path in others if path != "pipelines/tracing.py"), {"opentelemetry"}) == []
 
 
 def test_only_the_datasource_of_the_kafka_room_imports_ray() -> None:
