@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 SOURCES := schemas pipelines ray_apps ops tests benchmarks
 DEMO_ARGS ?=
 TEST_ARGS ?=
+# Tests wait more than they compute: three processes keep two cores busy. A file's tests share its servers, so a file stays in one process.
+TEST_WORKERS ?= 3
+PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint format schemas bench lock clean
@@ -28,7 +31,7 @@ demo: $(READY) ## The whole loop on this machine; DEMO_ARGS=--exit ends it inste
 	@$(BIN)/headrace demo $(DEMO_ARGS)
 
 test: $(READY) ## All tests but the slow ones
-	$(BIN)/pytest -m "not slow" $(TEST_ARGS)
+	$(PYTEST) -m "not slow" $(TEST_ARGS)
 
 test-slow: $(READY) ## The slow tests: full kill tests and soaks
 	$(BIN)/pytest -m slow $(TEST_ARGS)
