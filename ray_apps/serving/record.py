@@ -153,7 +153,6 @@ class Recorder:
 def _attributes(completed: InferenceCompleted) -> Attributes:
     """What a span says: OpenTelemetry's names for generated text where there are some. Never a prompt."""
     return {
-        "gen_ai.operation.name": "generate_content",
         "gen_ai.response.finish_reasons": [completed.finish_reason or "error"],
         "gen_ai.usage.input_tokens": completed.prompt_tokens,
         "gen_ai.usage.output_tokens": completed.completion_tokens,
