@@ -15,7 +15,8 @@ from pipelines.steps.prepare import clean, prepare
 from pipelines.tokenizer import load_tokenizer, write_tokenizer
 from schemas.arrow import RECORDS, SEGMENT, Outcome, Split, prepared
 from schemas.manifest import DatasetManifest, OffsetRange, TokenizerRef
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
+from schemas.settings_sources import load_settings
 
 TOPIC = "headrace.documents"
 EOS, PAD = 0, 1

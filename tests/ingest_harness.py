@@ -19,7 +19,8 @@ from pipelines.kafka.clients import open_admin, open_producer
 from pipelines.kafka.topics import ensure_topics, topic_names
 from pipelines.stream import ingest_once
 from schemas.manifest import DatasetManifest
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
+from schemas.settings_sources import load_settings
 
 SMALL: Mapping[str, object] = {
     "ingest.runner": "local",

@@ -13,7 +13,8 @@ from ray_apps.training.losses import FILE_NAME, LossRecord, read_losses
 from ray_apps.training.parallel import CPU, Process, joined_process, prepare_device
 from ray_apps.training.run import TrainingRun, plan_run
 from schemas.manifest import TokenizerRef
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
+from schemas.settings_sources import load_settings
 from tests.factories import make_dataset
 from tests.model_factory import make_tokenizer
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from schemas.errors import HeadraceError, SettingsError
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
+from schemas.settings_sources import load_settings
 
 COMMANDS = ("broker", "produce", "ingest", "datasets", "trace", "train", "models", "serve", "rollout", "up", "demo")
 """Modules of ops.cli, in the order in which ``headrace --help`` lists them."""

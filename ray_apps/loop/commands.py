@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
-from schemas.settings import ENV_PREFIX, ENV_ROOT, Settings
+from schemas.settings import Settings
+from schemas.settings_sources import ENV_PREFIX, ENV_ROOT
 
 
 def headrace(settings: Settings, command: str, *arguments: str) -> tuple[str, ...]:

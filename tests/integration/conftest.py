@@ -9,7 +9,8 @@ from kafka import KafkaAdminClient
 
 from ops.broker.app import BrokerProcess
 from pipelines.kafka.clients import open_admin
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
+from schemas.settings_sources import load_settings
 from tests.apache_kafka import ApacheKafka, running_apache_kafka
 
 FAST_CLEANING = (

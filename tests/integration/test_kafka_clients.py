@@ -14,7 +14,8 @@ from pipelines.kafka.clients import open_admin, open_consumer, open_producer
 from pipelines.kafka.offsets import publish_group_offsets
 from pipelines.kafka.topics import ensure_topics, topic_names
 from schemas.errors import BrokerUnavailable, SettingsError
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
+from schemas.settings_sources import load_settings
 from tests.apache_kafka import free_port, running_apache_kafka
 from tests.integration.conftest import Stream
 

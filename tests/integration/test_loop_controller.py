@@ -18,7 +18,8 @@ from ray_apps.rollout.log import RolloutLog
 from schemas.events import InferenceCompleted, RolloutChanged, new_event
 from schemas.manifest import TokenizerRef
 from schemas.rollout import Decision, Phase, RolloutState
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
+from schemas.settings_sources import load_settings
 from tests.factories import make_dataset
 from tests.model_factory import make_model, make_tokenizer
 

@@ -13,7 +13,8 @@ from ops.demo.settings import demo_settings
 from ops.demo.summary import lines
 from ray_apps.loop.up import root_lock
 from schemas.errors import ServiceFailed, SettingsError
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
+from schemas.settings_sources import load_settings
 
 
 def test_the_demos_values_hold_only_where_a_person_said_nothing(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from ray_apps.rollout.log import RolloutLog
 from schemas.errors import CommitConflict, ManifestCorrupt, RolloutError
 from schemas.events import InferenceCompleted, RolloutChanged, new_event
 from schemas.rollout import Decision, Phase, RolloutState
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
+from schemas.settings_sources import load_settings
 from tests.model_factory import make_model
 
 DEADLINE_S = 20.0

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
 from schemas.settings_file import render
+from schemas.settings_sources import load_settings
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh-CN.md")

@@ -10,7 +10,8 @@ from ray_apps.loop.commands import child_environment, headrace
 from ray_apps.loop.jobs import parse_evaluation, train_arguments
 from ray_apps.loop.plan import TrainingOrder
 from ray_apps.loop.services import build_stack
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
+from schemas.settings_sources import load_settings
 
 
 def test_the_environment_carries_every_setting_over_whatever_the_file_says() -> None:

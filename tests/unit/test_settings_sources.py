@@ -8,7 +8,8 @@ import pytest
 from pydantic import SecretStr
 
 from schemas.errors import SettingsError
-from schemas.settings import DATA_SECTIONS, Settings, data_fingerprint, fingerprint, known_names, load_settings
+from schemas.settings import DATA_SECTIONS, Settings, data_fingerprint, fingerprint
+from schemas.settings_sources import known_names, load_settings
 
 TOML = 'root = "/data"\n[kafka]\ntopic_prefix = "mill"\n[serving]\nport = 9000\n'
 

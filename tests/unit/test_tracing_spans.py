@@ -14,7 +14,8 @@ import pytest
 from pipelines.tracing import FLUSH_TIMEOUT_S, current_traceparent, record_span, span, start_tracing, stop_tracing
 from schemas.errors import BrokerUnavailable, SettingsError
 from schemas.events import is_traceparent
-from schemas.settings import TelemetrySettings, load_settings
+from schemas.settings import TelemetrySettings
+from schemas.settings_sources import load_settings
 from tests.collector import nobody_answers, nobody_listens, running_collector, tracing_to
 
 CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
