@@ -58,11 +58,11 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 
 def start_logging(level: str) -> None:
-    """Log lines go to standard error. kafka-python's remarks on its own event loop say nothing about the stream: errors only."""
+    """Log lines go to standard error. What kafka-python logs of its sockets and event loop is left out: what matters of it raises."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if level != "DEBUG":
         logging.getLogger("kafka").setLevel(logging.WARNING)
-        logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
+        logging.getLogger("kafka.net").setLevel(logging.CRITICAL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -76,7 +76,7 @@ class _Progress:
         self._recent.append((time.monotonic(), record.step))
         text = f"loss {record.loss:.4f}  {record.num_tokens / max(record.duration_s, 1e-9):,.0f} tok/s{self._eta(total - done)}"
         self.bar.update(self._task, description=text, completed=done, total=total)
-        if self.bar.disable and done >= self._next_line:
+        if self.bar.disable and (done >= self._next_line or done == total):
             say(f"step {done}/{total}  {text}")
             self._next_line = done + max(1, total // LINES_PER_RUN)
 

@@ -141,6 +141,7 @@ def test_a_killed_worker_and_a_killed_command_leave_the_curve_of_an_undisturbed_
         # Step 2: the command dies.
         orphans = command.workers()
         command.kill()
+    num_done = num_steps()
     wait_for(lambda: all_gone(orphans), "the workers of the killed command end")
     # Step 3: the same command finishes the run.
     code, out, err = Command(tmp_path).finish()
@@ -148,7 +149,7 @@ def test_a_killed_worker_and_a_killed_command_leave_the_curve_of_an_undisturbed_
     manifest = json.loads(out)
     assert curve(tmp_path, run) == curve(*reference), f"killed at steps {first_kill} and {second_kill}"
     assert (manifest["version"], manifest["training"]["run_id"], manifest["training"]["steps"]) == (1, run.run_id, STEPS)
-    assert f"step {STEPS}/{STEPS}" in err
+    assert num_done == STEPS or f"step {STEPS}/{STEPS}" in err  # a run whose last step came before the kill has no more to tell
     # Step 4: nothing is trained or registered twice.
     code, out, err = Command(tmp_path).finish()
     assert (code, json.loads(out)) == (0, manifest)
