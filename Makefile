@@ -6,9 +6,9 @@ READY := $(VENV)/.ready
 SOURCES := schemas pipelines ray_apps ops tests benchmarks
 DEMO_ARGS ?=
 TEST_ARGS ?=
-# Tests wait more than they compute: three processes keep two cores busy. A file's tests share its servers, so a file stays in one process.
-TEST_WORKERS ?= 3
-PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
+# Tests wait more than they compute: two processes keep two cores busy. A file's tests share its servers, so a file stays in one process.
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -r fExR
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint format schemas bench lock clean
@@ -50,7 +50,7 @@ schemas: $(READY) ## Write what is generated from the contracts: schemas/json an
 	$(BIN)/python -m schemas.settings_file
 
 bench: $(READY) ## Benchmarks, side by side with the peers
-	@for file in benchmarks/*.py; do case $$file in */__init__.py) ;; *) echo "== $$file"; $(BIN)/python $$file || exit 1;; esac; done
+	@for name in broker dedup training serving; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 lock: ## Write requirements.lock from the present .venv
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v '^headrace' > requirements.lock

@@ -21,3 +21,13 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
 def topic_prefix() -> str:
     """A topic prefix that no other test has."""
     return f"test-{uuid.uuid4().hex[:12]}"
+
+
+LIVE = frozenset({"contract", "integration", "recovery"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with real brokers, clusters and kills get a second try where the machine was too slow for them; the summary lists each."""
+    for item in items:
+        if item.path.parent.name in LIVE:
+            item.add_marker(pytest.mark.flaky(reruns=1))

@@ -1,9 +1,12 @@
 """``headrace train``: train a model on a dataset version and register it. Run again after an interruption, it goes on."""
 
 import argparse
+import signal
+import threading
 import time
 from collections import deque
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from ops.cli.output import print_json, progress_bar, say
@@ -36,10 +39,13 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     known = registry.versions()
     parent = registry.resolve(args.parent) if args.parent else None
     shown = _Progress()
+    interrupted = _interruptions()
     try:
         with shown.bar:
             manifest = train(settings, dataset_version=args.dataset, parent_model=parent, on_progress=shown.update)
-    except KeyboardInterrupt:
+    except BaseException:
+        if not interrupted.is_set():
+            raise
         say("headrace train: interrupted; run the same command again to go on from the newest checkpoint")
         return 130
     if manifest.version in known:
@@ -49,6 +55,18 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     else:
         print(describe(manifest))
     return 0
+
+
+def _interruptions() -> threading.Event:
+    """Set by Ctrl-C, which also raises KeyboardInterrupt. A terminal sends it to Ray's processes too: their failure may come up first."""
+    interrupted = threading.Event()
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    return interrupted
 
 
 def describe(manifest: "ModelManifest") -> str:

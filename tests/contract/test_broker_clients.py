@@ -34,7 +34,7 @@ def read(reader: Reader, count: int) -> list[Record]:
         found.extend(reader.poll())
         return len(found) >= count
 
-    eventually(is_there, f"{count} records do not come", timeout_s=40)
+    eventually(is_there, f"{count} records do not come", timeout_s=90)
     assert len(found) == count
     return sorted(found, key=lambda record: (record.partition, record.offset))
 
@@ -172,6 +172,6 @@ def test_a_topic_recreated_under_a_reader_shows_in_its_id_only(kafka: KafkaUnder
     wire.delete_topic(topic)
     wire.create_topic(topic, num_partitions=2)
     client.produce(topic, [Record(b"new %d" % index) for index in range(30)])
-    eventually(lambda: poll(30), "the new records do not come", timeout_s=40)
+    eventually(lambda: poll(30), "the new records do not come", timeout_s=90)
     assert found[10:] == [b"new %d" % index for index in range(10, 30)]
     consumer.close()

@@ -47,12 +47,14 @@ def test_a_broker_that_comes_up_in_time_is_waited_for() -> None:
 def test_clients_that_could_not_connect_leave_no_thread_and_no_descriptor_behind() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections and says nothing
         settings = with_kafka(bootstrap_servers=f"127.0.0.1:{mute.getsockname()[1]}", request_timeout_s=0.6)
-        before = threading.active_count(), num_descriptors()
+        gc.collect()  # what earlier tests left behind would be missing afterwards
+        threads, descriptors = threading.active_count(), num_descriptors()
         for open_client in (open_consumer, open_producer, open_admin):
             with pytest.raises(BrokerUnavailable, match="Unable to bootstrap"):
                 open_client(settings)
         gc.collect()
-        assert (threading.active_count(), num_descriptors()) == before
+        assert threading.active_count() <= threads
+        assert num_descriptors() <= descriptors
 
 
 def test_without_an_address_the_setting_is_named() -> None:
