@@ -141,8 +141,8 @@ def test_a_killed_worker_and_a_killed_command_leave_the_curve_of_an_undisturbed_
         # Step 2: the command dies.
         orphans = command.workers()
         command.kill()
-    num_done = num_steps()
     wait_for(lambda: all_gone(orphans), "the workers of the killed command end")
+    num_done = num_steps()
     # Step 3: the same command finishes the run.
     code, out, err = Command(tmp_path).finish()
     assert code == 0, err[-3000:]
