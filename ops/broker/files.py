@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pipelines.dataset.durable import sync_folder
+
 
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` atomically and durably."""
@@ -23,12 +25,3 @@ def read_json(path: Path, default: Any) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return default
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and new files in this folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
