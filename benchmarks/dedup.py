@@ -24,7 +24,7 @@ from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts, sketc
 from pipelines.dedup.index import FingerprintIndex
 from pipelines.dedup.resolve import Resolver
 from schemas.arrow import SEGMENT
-from schemas.settings import DedupSettings
+from schemas.settings_dedup import DedupSettings
 
 SINGLE_CLASS = "".join(f"{chr(first)}-{chr(last)}" for first, last in SINGLES)
 FEATURE = re.compile(f"[{SINGLE_CLASS}]|[^\\W{SINGLE_CLASS}]+")

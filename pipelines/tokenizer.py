@@ -26,7 +26,7 @@ from pipelines.dataset.durable import replace_durably, sha256_file
 from schemas.arrow import token_type
 from schemas.errors import SettingsError, TokenizerMismatch
 from schemas.manifest import TokenizerRef
-from schemas.settings import TokenizerSettings
+from schemas.settings_data import TokenizerSettings
 
 END_OF_TEXT = "<|endoftext|>"
 """Id 0: ends every document."""

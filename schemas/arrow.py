@@ -36,6 +36,8 @@ HEADERS = pa.list_(pa.struct([pa.field("key", pa.string(), nullable=False), pa.f
 
 SKETCH_BYTES = 32
 """One-permutation MinHash sketch: 32 bins of 8 bits."""
+PII_COUNTS = pa.list_(pa.struct([pa.field("type", pa.string(), nullable=False), pa.field("count", pa.int32(), nullable=False)]))
+"""How many of each type of personal data and secret were found in a document; types that were not found are not listed."""
 CONTENT_HASH_BYTES = 16
 """xxh3-128 of the normalized text, big-endian."""
 
@@ -65,12 +67,19 @@ def prepared(vocab_size: int) -> pa.Schema:
             pa.field("topic", pa.string(), nullable=False),
             pa.field("partition", pa.int32(), nullable=False),
             pa.field("offset", pa.int64(), nullable=False),
+            pa.field("timestamp_ms", pa.int64()),
             pa.field("doc_id", pa.string()),  # null for control and dead rows
             pa.field("outcome", pa.string(), nullable=False),  # "kept" here means: kept unless it is a duplicate
             pa.field("reason", pa.string()),  # rule name for rejected and dead rows
             pa.field("error", pa.string()),  # sentence for dead rows
+            pa.field("source", pa.string()),
+            pa.field("domain", pa.string()),
             pa.field("language", pa.string()),
             pa.field("num_chars", pa.int64()),
+            pa.field("quality", pa.float32()),  # the classifier's probability of good; null without a model, as the next two
+            pa.field("perplexity", pa.float32()),
+            pa.field("informativeness", pa.float32()),
+            pa.field("pii", PII_COUNTS),
             pa.field("fingerprint", pa.uint64()),
             pa.field("content_hash", pa.binary(CONTENT_HASH_BYTES)),
             pa.field("sketch", pa.binary(SKETCH_BYTES)),
@@ -100,6 +109,14 @@ DOCUMENTS = pa.schema(
         pa.field("row", pa.int64()),  # row and position in the row where it begins
         pa.field("start", pa.int32()),
         pa.field("length", pa.int64()),  # tokens with the end-of-text token; runs on into the next rows
+        pa.field("timestamp_ms", pa.int64()),  # of the record in Kafka
+        pa.field("source", pa.string()),
+        pa.field("domain", pa.string()),
+        pa.field("num_chars", pa.int64()),  # of the normalized text
+        pa.field("quality", pa.float32()),
+        pa.field("perplexity", pa.float32()),
+        pa.field("informativeness", pa.float32()),
+        pa.field("pii", PII_COUNTS),
     ]
 )
 

@@ -47,7 +47,7 @@ RULES: Mapping[str, str] = {
 }
 """Every rule that an EnvelopeError can name. The names are stable: manifests count them and alerts watch them."""
 
-_STRING_FIELDS = ("url", "title", "lang", "domain", "license", "created_at")
+_STRING_FIELDS = ("url", "title", "lang", "domain", "license", "created_at", "source")
 _JSON_TYPE_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
 _Mode = Literal["data", "structured"]
 
@@ -62,7 +62,7 @@ class KafkaRecord(NamedTuple):
 
 class Document(NamedTuple):
     """A document as its producer sent it. ``doc_id`` is its own id, else the record's key, else ``source#id`` of its event, else
-    ``topic/partition/offset``; what is not known is None."""
+    ``topic/partition/offset``; its source is its own, else that of its event; what is not known is None."""
 
     doc_id: str
     text: str
@@ -72,6 +72,7 @@ class Document(NamedTuple):
     domain: str | None
     license: str | None
     created_at: str | None
+    source: str | None
 
 
 class Retraction(NamedTuple):
@@ -146,6 +147,8 @@ def decode_document(  # noqa: PLR0917 (a record's parts in Kafka's own order, ca
         doc_id = _given_name(key, attributes) or f"{topic}/{partition}/{offset}"
     else:
         _check_id(doc_id)
+    if strings[-1] is None and attributes is not None:
+        strings[-1] = attributes["source"]
     return Document(doc_id, text, *strings)
 
 

@@ -67,6 +67,8 @@ class DocumentReceived(EventData):
     """Under which licence it may be used, an SPDX name where there is one."""
     created_at: str | None = None
     """When it was written, RFC 3339; kept as it came."""
+    source: str | None = None
+    """Which collection it belongs to, for statistics and mixing; without one, the source of its event."""
     meta: dict[str, Any] | None = None
     """Anything else that the producer wants to say."""
 

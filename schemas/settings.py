@@ -9,13 +9,16 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-
-class Section(BaseModel):
-    """A section of ``headrace.toml``: frozen, closed, each field documented by the line under it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from schemas.section import Section
+from schemas.settings_data import IngestSettings, PackingSettings, TokenizerSettings
+from schemas.settings_dedup import DedupSettings
+from schemas.settings_drift import DriftSettings
+from schemas.settings_formats import FormatsSettings
+from schemas.settings_pii import PiiSettings
+from schemas.settings_quality import C4Settings, FineWebSettings, GopherQualitySettings, GopherRepetitionSettings, QualitySettings
+from schemas.settings_quality_model import QualityModelSettings
 
 
 class KafkaSettings(Section):
@@ -76,89 +79,6 @@ class BrokerSettings(Section):
     """Connections beyond this are closed at once."""
     max_request_bytes: int = Field(100 * 2**20, ge=4096)
     """A request frame larger than this closes its connection."""
-
-
-class QualitySettings(Section):
-    """Length, repetition and character rules. Counts are in words; a CJK character counts as a word of its own."""
-
-    min_words: int = Field(8, ge=1)
-    """Shorter documents are rejected as ``too_short``."""
-    max_chars: int = Field(2_000_000, ge=1)
-    """Longer documents are rejected as ``too_long``."""
-    max_mean_word_chars: float = Field(20.0, gt=0)
-    """Mean word length above which text is not prose: base64, minified code. CJK characters count 1."""
-    min_letter_ratio: float = Field(0.35, ge=0, le=1)
-    """Least share of letters (any script) among non-space characters."""
-    max_symbol_ratio: float = Field(0.25, ge=0, le=1)
-    """Largest share of ``#``, ellipses, box drawing and other symbols; emoji are not symbols."""
-    max_duplicate_line_ratio: float = Field(0.3, ge=0, le=1)
-    """Largest share of non-empty lines that repeat an earlier line (Gopher repetition)."""
-    max_duplicate_line_char_ratio: float = Field(0.2, ge=0, le=1)
-    """Largest share of characters that stand in repeated lines (Gopher repetition)."""
-    max_top_ngram_char_ratio: float = Field(0.2, ge=0, le=1)
-    """Largest share of characters covered by the most frequent word 2-gram (Gopher repetition)."""
-    max_replacement_ratio: float = Field(0.005, ge=0, le=1)
-    """Largest share of U+FFFD and control characters: the text was decoded wrongly upstream."""
-    languages: tuple[str, ...] = ()
-    """ISO 639 codes to keep; empty keeps all languages."""
-
-
-class DedupSettings(Section):
-    """Exact and near duplicates. A document is dropped if an earlier kept one matches."""
-
-    near: bool = True
-    """Whether near duplicates are dropped too, or exact ones only."""
-    max_hamming: int = Field(6, ge=0, le=6)
-    """SimHash distance within which a kept document becomes a candidate. Each step down finds fewer and looks up about three times faster."""
-    min_similarity: float = Field(0.7, ge=0, le=1)
-    """Jaccard similarity of their pairs of words, estimated from the sketches, that confirms a candidate."""
-    feature_cap: int = Field(5, ge=1, le=255)
-    """Largest weight that one distinct feature gets: without a cap one repeated shingle decides the fingerprint."""
-
-
-class IngestSettings(Section):
-    """Micro-batches from Kafka to shards."""
-
-    runner: Literal["ray", "local"] = "ray"
-    """``ray``: one task per slice on the cluster; ``local``: the same job in the ingesting process, for small machines and tests."""
-    max_batch_records: int = Field(20_000, ge=1)
-    """Most offsets that one dataset version takes in."""
-    slice_records: int = Field(2_500, ge=1)
-    """Most offsets that one read task takes: the unit of parallelism inside a partition."""
-    follow_interval_s: float = Field(2.0, gt=0)
-    """``--follow``: how often to look for new records when there are none."""
-    min_batch_records: int = Field(1, ge=1)
-    """``--follow``: wait for this many new records …"""
-    max_wait_s: float = Field(10.0, ge=0)
-    """``--follow``: … but not longer than this since the first of them was seen."""
-    stall_timeout_s: float = Field(60.0, gt=0)
-    """A read task that makes no progress for this long fails with SourceStalled."""
-    max_document_bytes: int = Field(16 * 2**20, ge=1024)
-    """Larger record values are dead-lettered unread."""
-    validation_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of documents, chosen by hash of the document id, that goes to the validation shards."""
-    gc_grace_s: float = Field(3600.0, ge=0)
-    """Files that no manifest lists are removed once they are older than this."""
-
-
-class TokenizerSettings(Section):
-    """Byte-level BPE, trained on the stream's own first documents or given."""
-
-    path: str = ""
-    """A folder with a Hugging Face ``tokenizer.json`` to use; empty trains one on the first batch."""
-    vocab_size: int = Field(8_192, ge=300, le=1_000_000)
-    """Vocabulary of a trained tokenizer, special tokens included."""
-    max_training_bytes: int = Field(16 * 2**20, ge=1)
-    """Text of the first documents (in offset order) that the tokenizer is trained on."""
-
-
-class PackingSettings(Section):
-    """Token rows."""
-
-    sequence_length: int = Field(256, ge=8, le=1_048_576)
-    """Tokens in one packed row, S."""
-    shard_rows: int = Field(65_536, ge=1)
-    """Most rows in one shard file."""
 
 
 class ModelSettings(Section):
@@ -309,8 +229,16 @@ class Settings(Section):
     kafka: KafkaSettings = KafkaSettings()
     broker: BrokerSettings = BrokerSettings()
     ingest: IngestSettings = IngestSettings()
+    formats: FormatsSettings = FormatsSettings()
     quality: QualitySettings = QualitySettings()
+    gopher_quality: GopherQualitySettings = GopherQualitySettings()
+    gopher_repetition: GopherRepetitionSettings = GopherRepetitionSettings()
+    c4: C4Settings = C4Settings()
+    fineweb: FineWebSettings = FineWebSettings()
+    quality_model: QualityModelSettings = QualityModelSettings()
+    pii: PiiSettings = PiiSettings()
     dedup: DedupSettings = DedupSettings()
+    drift: DriftSettings = DriftSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     packing: PackingSettings = PackingSettings()
     model: ModelSettings = ModelSettings()
@@ -330,7 +258,19 @@ class Settings(Section):
         return root
 
 
-DATA_SECTIONS = ("quality", "dedup", "tokenizer", "packing")
+DATA_SECTIONS = (
+    "formats",
+    "quality",
+    "gopher_quality",
+    "gopher_repetition",
+    "c4",
+    "fineweb",
+    "quality_model",
+    "pii",
+    "dedup",
+    "tokenizer",
+    "packing",
+)
 """Sections that decide the bytes of a dataset version, together with ``ingest.validation_fraction`` and ``ingest.max_document_bytes``."""
 MODEL_SECTIONS = ("model", "training")
 """Sections that decide the weights of a model version."""

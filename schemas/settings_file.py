@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from schemas.settings import Section, Settings
+from schemas.section import Section
+from schemas.settings import Settings
 
 _HEADER = """\
 # Headrace's settings, all at their defaults. The environment (HEADRACE_<SECTION>__<KEY>, HEADRACE_ROOT) and flags win over this file.

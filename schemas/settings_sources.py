@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from schemas.errors import SettingsError
-from schemas.settings import Section, Settings
+from schemas.section import Section
+from schemas.settings import Settings
 
 ENV_PREFIX = "HEADRACE_"
 ENV_ROOT = "HEADRACE_ROOT"

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dedup.resolve import Resolver
-from schemas.settings import DedupSettings
+from schemas.settings_dedup import DedupSettings
 
 
 class Duplicates:

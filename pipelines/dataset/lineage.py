@@ -25,7 +25,7 @@ _POSITION = re.compile(r"^(?P<topic>.+)/(?P<partition>\d{1,9})/(?P<offset>\d{1,1
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of one record. The fields up to ``length`` are those of the audit trail."""
+    """What became of one record. The fields up to ``pii`` are those of the audit trail."""
 
     doc_id: str | None
     topic: str
@@ -42,6 +42,14 @@ class Fate:
     row: int | None
     start: int | None
     length: int | None
+    timestamp_ms: int | None
+    source: str | None
+    domain: str | None
+    num_chars: int | None
+    quality: float | None
+    perplexity: float | None
+    informativeness: float | None
+    pii: list[dict[str, Any]] | None
     dataset_version: int
     """Version that took the record in."""
     split: str | None

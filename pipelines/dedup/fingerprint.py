@@ -25,7 +25,7 @@ import xxhash
 from pipelines.dedup.features import code_point_table, hash_features, max_features
 from pipelines.dedup.sketch import sketch_features
 from schemas.arrow import CONTENT_HASH_BYTES, SKETCH_BYTES
-from schemas.settings import DedupSettings
+from schemas.settings_dedup import DedupSettings
 
 NUM_PLANES = 32
 """Bit planes of the vertical counters: total weights up to 2**32 - 1, far above the features of the largest document."""

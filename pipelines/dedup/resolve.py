@@ -26,7 +26,7 @@ from pipelines.dedup.index import FingerprintIndex, find_near, insert
 from pipelines.dedup.kept import FREE, Columns, append, append_all, empty_kept, find_exact, with_room
 from pipelines.dedup.sketch import sketch_similarity
 from schemas.arrow import CONTENT_HASH_BYTES, SEGMENT, SKETCH_BYTES
-from schemas.settings import DedupSettings
+from schemas.settings_dedup import DedupSettings
 
 RESOLUTION = pa.schema([pa.field("duplicate_of", pa.string()), pa.field("reason", pa.string()), pa.field("similarity", pa.float32())])
 """All null for a kept document."""

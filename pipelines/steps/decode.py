@@ -4,6 +4,7 @@ Invariant: every record gets exactly one verdict here: a document (its outcome i
 sentence, or control for an offset without a record. Nothing that a record holds raises. Cost: that of schemas.envelope.decode_document.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -11,6 +12,8 @@ import pyarrow as pa
 from schemas.arrow import Outcome
 from schemas.envelope import Retraction, decode_document
 from schemas.errors import EnvelopeError
+
+_HOST = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?:www\.)?([^/?#:@]{1,253})", re.IGNORECASE)
 
 
 class _Record(NamedTuple):
@@ -30,6 +33,8 @@ class Verdict(NamedTuple):
     doc_id: str | None = None
     reason: str | None = None
     error: str | None = None
+    source: str | None = None
+    domain: str | None = None
     declared_language: str | None = None
     text: str | None = None
 
@@ -40,6 +45,8 @@ SCHEMA = pa.schema(
         pa.field("doc_id", pa.string()),
         pa.field("reason", pa.string()),
         pa.field("error", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("domain", pa.string()),
         pa.field("declared_language", pa.string()),
         pa.field("text", pa.large_string()),
     ]
@@ -65,4 +72,11 @@ def _verdict(record: _Record, max_document_bytes: int) -> Verdict:
         return Verdict(Outcome.DEAD, reason=error.rule, error=str(error))
     if isinstance(found, Retraction):
         return Verdict(Outcome.RETRACTED, doc_id=found.doc_id)
-    return Verdict(None, doc_id=found.doc_id, declared_language=found.lang, text=found.text)
+    domain = found.domain or _host(found.url)
+    return Verdict(None, doc_id=found.doc_id, source=found.source, domain=domain, declared_language=found.lang, text=found.text)
+
+
+def _host(url: str | None) -> str | None:
+    """The host that a URL names, lower-case, without ``www.``; none if there is none."""
+    found = _HOST.match(url) if url else None
+    return found[1].lower() if found else None

@@ -20,7 +20,7 @@ from pipelines.steps.language import UNDETERMINED, detect_languages
 from pipelines.steps.normalize import normalize
 from pipelines.steps.quality import reject
 from pipelines.tokenizer import BatchTokenizer
-from schemas.arrow import HEADERS, SKETCH_BYTES, Outcome, Split, prepared
+from schemas.arrow import HEADERS, PII_COUNTS, SKETCH_BYTES, Outcome, Split, prepared
 from schemas.settings import Settings
 
 CLEANED = pa.schema(
@@ -28,12 +28,19 @@ CLEANED = pa.schema(
         pa.field("topic", pa.string(), nullable=False),
         pa.field("partition", pa.int32(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
+        pa.field("timestamp_ms", pa.int64()),
         pa.field("doc_id", pa.string()),
         pa.field("outcome", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("error", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("domain", pa.string()),
         pa.field("language", pa.string()),
         pa.field("num_chars", pa.int64()),
+        pa.field("quality", pa.float32()),
+        pa.field("perplexity", pa.float32()),
+        pa.field("informativeness", pa.float32()),
+        pa.field("pii", PII_COUNTS),
         pa.field("text", pa.large_string()),  # normalized; of kept documents only
         pa.field("key", pa.large_binary()),  # of dead rows only, as are value and headers
         pa.field("value", pa.large_binary()),
@@ -58,8 +65,8 @@ def clean(records: pa.Table, settings: Settings) -> pa.Table:
     outcomes = pc.if_else(accepted, Outcome.KEPT, Outcome.REJECTED)
     dead = pc.equal(decoded["outcome"], Outcome.DEAD).fill_null(False)
     columns = {
-        **{name: records[name] for name in ("topic", "partition", "offset")},
-        "doc_id": decoded["doc_id"],
+        **{name: records[name] for name in ("topic", "partition", "offset", "timestamp_ms")},
+        **{name: decoded[name] for name in ("doc_id", "source", "domain")},
         "outcome": pc.coalesce(decoded["outcome"], outcomes.take(at)),
         "reason": pc.coalesce(decoded["reason"], rules.take(at)),
         "error": decoded["error"],
@@ -68,6 +75,7 @@ def clean(records: pa.Table, settings: Settings) -> pa.Table:
         "text": _only(normalized.texts, accepted).take(at),
         **{name: _only(records[name], dead) for name in ("key", "value", "headers")},
     }
+    columns |= {field.name: pa.nulls(len(records), field.type) for field in CLEANED if field.name not in columns}
     return pa.table([columns[field.name].cast(field.type) for field in CLEANED], schema=CLEANED)
 
 

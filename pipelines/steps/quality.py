@@ -47,7 +47,7 @@ from pipelines.steps.characters import (
     character_flags,
     code_point_at,
 )
-from schemas.settings import QualitySettings
+from schemas.settings_quality import QualitySettings
 
 NUM_CHARS, NUM_VISIBLE, NUM_LETTERS, NUM_SYMBOLS, NUM_REPLACEMENTS, NUM_WORDS, NUM_WORD_CHARS = range(7)
 """Columns of the counts of characters and words; visible: without white space and emoji; word characters: see mean_word_length."""

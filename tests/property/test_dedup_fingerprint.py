@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.dedup.features import SINGLES
 from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts
-from schemas.settings import DedupSettings
+from schemas.settings_dedup import DedupSettings
 
 WORD_MASK = 2**64 - 1
 SINGLE_CLASS = "".join(f"{chr(first)}-{chr(last)}" for first, last in SINGLES)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.dedup.resolve import MAX_SAME_FINGERPRINT, RESOLUTION, Resolver
 from schemas.arrow import SEGMENT
-from schemas.settings import DedupSettings
+from schemas.settings_dedup import DedupSettings
 
 Row = tuple[int, bytes, bytes]
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pipelines.steps.prepare import prepare
 from pipelines.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
 from schemas.arrow import RECORDS, Outcome, prepared
-from schemas.settings import IngestSettings, Settings, TokenizerSettings
+from schemas.settings import Settings
+from schemas.settings_data import IngestSettings, TokenizerSettings
 
 SETTINGS = Settings(ingest=IngestSettings(max_document_bytes=1024))
 

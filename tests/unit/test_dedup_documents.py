@@ -11,7 +11,7 @@ from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts, sketc
 from pipelines.dedup.resolve import Resolver
 from pipelines.dedup.sketch import SHINGLE_FEATURES, sketch_similarity
 from schemas.arrow import SEGMENT
-from schemas.settings import DedupSettings
+from schemas.settings_dedup import DedupSettings
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 needs_corpus = pytest.mark.skipif(not (CORPUS / "near_duplicates.jsonl.zst").exists(), reason="the test corpus ../shared/corpus is not here")

@@ -51,9 +51,10 @@ def test_plain_json_is_a_document_with_all_its_fields() -> None:
         "domain": "d",
         "license": "l",
         "created_at": "c",
+        "source": "s",
         "meta": {"a": 1},
     }
-    assert decode(json.dumps(value).encode()) == Document("wiki/水车", "水车", "u", "t", "zh", "d", "l", "c")
+    assert decode(json.dumps(value).encode()) == Document("wiki/水车", "水车", "u", "t", "zh", "d", "l", "c", "s")
 
 
 def test_unknown_keys_and_nulls_of_other_producers_do_no_harm() -> None:
@@ -69,7 +70,7 @@ def test_plain_json_may_say_that_it_is_json(content_type: bytes) -> None:
 
 def test_binary_mode_is_read_whatever_the_case_of_header_names() -> None:
     headers = [(name.upper(), value) for name, value in CLOUDEVENT]
-    assert decode(b'{"id": "a", "text": "hello"}', headers) == Document("a", "hello", *[None] * 6)
+    assert decode(b'{"id": "a", "text": "hello"}', headers) == Document("a", "hello", *[None] * 6, "/crawler")
 
 
 def test_structured_mode_is_read_with_object_and_with_base64_data() -> None:

@@ -16,7 +16,8 @@ import pytest
 from pipelines.steps.prepare import CLEANED, clean, prepare, splits
 from pipelines.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
 from schemas.arrow import RECORDS, Outcome, prepared
-from schemas.settings import IngestSettings, Settings, TokenizerSettings
+from schemas.settings import Settings
+from schemas.settings_data import IngestSettings, TokenizerSettings
 
 REPOSITORY = Path(__file__).parents[2]
 CORPUS = REPOSITORY.parent / "shared" / "corpus" / "documents.jsonl.zst"

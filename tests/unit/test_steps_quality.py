@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.steps import quality
 from pipelines.steps.quality import measure, reject
-from schemas.settings import QualitySettings
+from schemas.settings_quality import QualitySettings
 
 ENGLISH = "The old mill stands by the river. Its wheel has not turned for a hundred years, but the channel still carries water."
 GOOD = {

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from pipelines.tokenizer import BatchTokenizer, load_tokenizer, read_tokenizer, train_tokenizer, write_tokenizer
 from schemas.errors import SettingsError, TokenizerMismatch
 from schemas.manifest import TokenizerRef
-from schemas.settings import TokenizerSettings
+from schemas.settings_data import TokenizerSettings
 
 REPOSITORY = Path(__file__).parents[2]
 TEXTS = [
@@ -44,7 +44,7 @@ def tokenizer(root: Path, ref: TokenizerRef) -> BatchTokenizer:
 CHILD = """
 import hashlib, sys
 from pipelines.tokenizer import train_tokenizer
-from schemas.settings import TokenizerSettings
+from schemas.settings_data import TokenizerSettings
 words = [f"{a}{b}{c}" for a in "abcdefghij" for b in "klmnopq" for c in ("zu", "zo", "中文", "水渠")]
 texts = [" ".join(words[i::7]) for i in range(7)] * 3  # nearly all pairs are tied
 files = train_tokenizer(texts, TokenizerSettings(vocab_size=900))

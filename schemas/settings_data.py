@@ -1,0 +1,52 @@
+"""Settings of the micro-batches: what is read, how it becomes token ids, how these are packed."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.section import Section
+
+
+class IngestSettings(Section):
+    """Micro-batches from Kafka to shards."""
+
+    runner: Literal["ray", "local"] = "ray"
+    """``ray``: one task per slice on the cluster; ``local``: the same job in the ingesting process, for small machines and tests."""
+    max_batch_records: int = Field(20_000, ge=1)
+    """Most offsets that one dataset version takes in."""
+    slice_records: int = Field(2_500, ge=1)
+    """Most offsets that one read task takes: the unit of parallelism inside a partition."""
+    follow_interval_s: float = Field(2.0, gt=0)
+    """``--follow``: how often to look for new records when there are none."""
+    min_batch_records: int = Field(1, ge=1)
+    """``--follow``: wait for this many new records …"""
+    max_wait_s: float = Field(10.0, ge=0)
+    """``--follow``: … but not longer than this since the first of them was seen."""
+    stall_timeout_s: float = Field(60.0, gt=0)
+    """A read task that makes no progress for this long fails with SourceStalled."""
+    max_document_bytes: int = Field(16 * 2**20, ge=1024)
+    """Larger record values are dead-lettered unread."""
+    validation_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of documents, chosen by hash of the document id, that goes to the validation shards."""
+    gc_grace_s: float = Field(3600.0, ge=0)
+    """Files that no manifest lists are removed once they are older than this."""
+
+
+class TokenizerSettings(Section):
+    """Byte-level BPE, trained on the stream's own first documents or given."""
+
+    path: str = ""
+    """A folder with a Hugging Face ``tokenizer.json`` to use; empty trains one on the first batch."""
+    vocab_size: int = Field(8_192, ge=300, le=1_000_000)
+    """Vocabulary of a trained tokenizer, special tokens included."""
+    max_training_bytes: int = Field(16 * 2**20, ge=1)
+    """Text of the first documents (in offset order) that the tokenizer is trained on."""
+
+
+class PackingSettings(Section):
+    """Token rows."""
+
+    sequence_length: int = Field(256, ge=8, le=1_048_576)
+    """Tokens in one packed row, S."""
+    shard_rows: int = Field(65_536, ge=1)
+    """Most rows in one shard file."""
