@@ -1,0 +1,121 @@
+"""Drift of the dataset under a root: verdicts from the log, releases by people, the alert.
+
+``<root>/drift/00000012.json`` says that a person released version 12; it is created once and never changes, so releasing twice is releasing once.
+All else is recomputed from the manifests: ``Watch`` reads each of them once and then goes on from there. Older versions without statistics
+in their manifest cost a pass over their audit trail.
+"""
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipelines.dataset.dataset import Dataset, latest_version, read_manifest
+from pipelines.dataset.durable import create_durably
+from pipelines.drift import DriftReport, Judge, Verdicts
+from pipelines.statistics import version_statistics
+from schemas.errors import DatasetError, ManifestCorrupt
+from schemas.events import AlertFired, Event, new_event
+from schemas.record import Record
+from schemas.settings_drift import DriftSettings
+
+FOLDER = "drift"
+SOURCE = "/headrace/drift"
+_RELEASE = re.compile(r"^(\d{8})\.json$")
+
+
+class Release(Record):
+    """A person's word that a version may be trained on as it is."""
+
+    version: int
+    """The version."""
+    released_at: datetime
+    """When, UTC."""
+    reason: str
+    """Why, for the log."""
+
+
+class Watch:
+    """Follows the log of one dataset."""
+
+    def __init__(self, root: Path, settings: DriftSettings) -> None:
+        self._root = root
+        self._settings = settings
+        self._released: frozenset[int] = frozenset()
+        self._judge = Judge(settings)
+        self._version = 0
+
+    def verdicts(self) -> Verdicts:
+        """Up to the newest version. A new release is a new reading of the log."""
+        released = released_versions(self._root)
+        if released != self._released:
+            self._released, self._judge, self._version = released, Judge(self._settings, released), 0
+        for version in range(self._version + 1, latest_version(self._root) + 1):
+            self._judge.add(version, version_statistics(self._root, read_manifest(self._root, version)))
+            self._version = version
+        return self._judge.verdicts()
+
+    def held(self) -> str | None:
+        """Why training has to wait, if ``drift.hold_training`` says so and the newest sample has drifted."""
+        if not self._settings.hold_training:
+            return None
+        newest = self.verdicts().newest
+        return f"{newest.sentence()}; {_remedy(newest)}" if newest is not None and newest.is_drifting else None
+
+
+def released_versions(root: Path) -> frozenset[int]:
+    """Versions that a person released."""
+    folder = root / FOLDER
+    names = (_RELEASE.match(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
+    return frozenset(int(match[1]) for match in names if match)
+
+
+def release(root: Path, version: int, reason: str, now: datetime) -> tuple[Release, bool]:
+    """Release a version; returns what is on disk, and whether this call put it there. Raises DatasetNotFound, ManifestCorrupt."""
+    Dataset(root, version)
+    wanted = Release(version=version, released_at=now, reason=reason)
+    path = root / FOLDER / f"{version:08d}.json"
+    try:
+        create_durably(path, (wanted.model_dump_json(indent=1) + "\n").encode())
+    except FileExistsError:
+        return _read_release(path), False
+    return wanted, True
+
+
+def _read_release(path: Path) -> Release:
+    try:
+        return Release.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ManifestCorrupt(f"{path} is not a release: {error.errors()[0]['msg']}; remove it and release the version again") from error
+
+
+def drift_alert(dataset: Dataset, watch: Watch) -> Event | None:
+    """``alert.fired`` if the dataset's version completed a sample that has drifted; its id follows from the manifest."""
+    newest = watch.verdicts().newest
+    if newest is None or newest.version != dataset.version or not newest.is_drifting:
+        return None
+    labels = {"dataset_version": str(newest.version), "features": ",".join(item.feature for item in newest.drifted)}
+    data = AlertFired(name="dataset_drift", severity="warning", summary=f"{newest.sentence()}; {_remedy(newest)}", labels=labels)
+    identity = f"drift-{newest.version}-{dataset.sha256[:16]}"
+    manifest = dataset.manifest
+    return new_event(
+        data, id=identity, source=SOURCE, time=manifest.created_at, subject=f"dataset/{newest.version}", traceparent=manifest.traceparent
+    )
+
+
+def _remedy(report: DriftReport) -> str:
+    return f"look at `headrace datasets report --version {report.version}`; if it is meant, `headrace datasets release {report.version}`"
+
+
+def report_on(root: Path, version: int | None, settings: DriftSettings) -> DriftReport:
+    """The report about the sample that holds ``version`` (default: the newest sample). Raises DatasetNotFound, DatasetError if none does."""
+    newest = Dataset(root, version).version
+    found = Watch(root, settings).verdicts()
+    reports = [report for report in found.reports if version is None or report.first <= version <= report.version]
+    if not reports:
+        raise DatasetError(
+            f"dataset version {newest} is not judged yet: it and the versions with it hold fewer than {settings.min_documents} records "
+            "(drift.min_documents); ingest more, or lower the setting"
+        )
+    return reports[-1]
