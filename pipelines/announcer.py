@@ -65,7 +65,7 @@ def committed_event(dataset: Dataset) -> Event:
         outcomes=manifest.outcomes,
         num_records=manifest.num_records,
         num_tokens=manifest.num_tokens,
-        total_train_tokens=manifest.totals.num_train_tokens,
+        total_train_tokens=manifest.totals.num_effective_train_tokens,
     )
     identity, subject = f"dataset-{manifest.version}-{dataset.sha256[:16]}", f"dataset/{manifest.version}"
     return new_event(data, id=identity, source=SOURCE, time=manifest.created_at, subject=subject, traceparent=manifest.traceparent)

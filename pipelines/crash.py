@@ -16,6 +16,7 @@ CRASH_POINTS = (
     "shard_written",  # one shard has its final name, others are missing
     "shards_written",
     "documents_written",
+    "masks_written",  # the retracted documents' spans, if there are any
     "segment_written",  # every file of the version has its final name
     "dead_letters_acked",
     "topic_checked",  # the next thing is the publication

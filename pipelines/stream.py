@@ -47,6 +47,7 @@ from pipelines.kafka.reading import Slice, slices
 from pipelines.kafka.topics import ensure_topics, topic_ids, topic_names
 from pipelines.progress import Progress
 from pipelines.tracing import Attributes, current_traceparent, span, start_tracing
+from schemas.arrow import MASKS
 from schemas.errors import BrokerUnavailable, TopicRecreated
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
@@ -189,7 +190,9 @@ class Stream:
         """Run the job and write the version's files; dead records are put aside in ``dead``."""
         self._progress.started(plan.version, sum(part.end - part.start for part in parts))
         self._duplicates.open(dataset)
-        return write_version(self.root, plan, self.settings, self._resolved(plan, parts, dead), self._duplicates.new_segment)
+        return write_version(
+            self.root, plan, self.settings, self._resolved(plan, parts, dead), self._duplicates.new_segment, lambda _: MASKS.empty_table()
+        )
 
     def _resolved(self, plan: VersionPlan, parts: list[Slice], dead: DeadRows) -> Iterator[ResolvedBlock]:
         for block in self._run(plan, parts):

@@ -5,6 +5,7 @@ prepared   what the pipeline's workers emit: one row per offset, with its verdic
 documents  documents/*.parquet: one row per offset with its final outcome; the audit trail that `trace` reads
 shard      shards/*.arrow: packed rows of S token ids, memory-mapped by training
 segment    dedup/*.arrow: fingerprints of the kept documents of one dataset version
+masks      masks/*.arrow: token spans that no version from this one on reads, because their documents were retracted
 """
 
 from enum import StrEnum
@@ -72,6 +73,7 @@ def prepared(vocab_size: int) -> pa.Schema:
             pa.field("outcome", pa.string(), nullable=False),  # "kept" here means: kept unless it is a duplicate
             pa.field("reason", pa.string()),  # rule name for rejected and dead rows
             pa.field("error", pa.string()),  # sentence for dead rows
+            pa.field("is_replay", pa.bool_()),  # whether a dead letter was published again
             pa.field("source", pa.string()),
             pa.field("domain", pa.string()),
             pa.field("language", pa.string()),
@@ -99,9 +101,9 @@ DOCUMENTS = pa.schema(
         pa.field("partition", pa.int32(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("outcome", pa.string(), nullable=False),
-        pa.field("reason", pa.string()),  # rule name; for duplicates "exact" or "near"
+        pa.field("reason", pa.string()),  # rule name; for duplicates "exact", "near" or "replayed"
         pa.field("duplicate_of", pa.string()),  # doc_id of the kept document
-        pa.field("similarity", pa.float32()),  # estimated Jaccard with it; 1.0 for exact
+        pa.field("similarity", pa.float32()),  # estimated Jaccard with it; 1.0 for exact, none for replayed
         pa.field("fingerprint", pa.uint64()),
         pa.field("language", pa.string()),
         pa.field("num_tokens", pa.int64()),
@@ -139,3 +141,19 @@ SEGMENT = pa.schema(
         pa.field("doc_id", pa.string(), nullable=False),
     ]
 )
+
+MASKS = pa.schema(
+    [
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("version", pa.int64(), nullable=False),  # that took the document in
+        pa.field("ordinal", pa.int64(), nullable=False),  # its number among all kept documents, in commit order, from 0
+        pa.field("shard", pa.string(), nullable=False),  # its span, as in DOCUMENTS
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("length", pa.int64(), nullable=False),
+        pa.field("topic", pa.string(), nullable=False),  # where the retraction stood
+        pa.field("partition", pa.int32(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+    ]
+)
+"""One row per document that a version's retractions took out, in commit order of the retractions."""

@@ -100,7 +100,7 @@ class DatasetCommitted(EventData):
     num_tokens: int = Field(ge=0)
     """Tokens that this version adds."""
     total_train_tokens: int = Field(ge=0)
-    """Train tokens of this version and all before it."""
+    """Train tokens of this version and all before it, without those of retracted documents."""
 
 
 class TrainingStarted(EventData):

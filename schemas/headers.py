@@ -11,6 +11,9 @@ import pyarrow as pa
 from schemas.arrow import HEADERS
 from schemas.envelope import Headers
 
+REPLAY_HEADER = "headrace_replay_of"
+"""On a record that was published again from the dead-letter topic: ``topic/partition/offset`` where it stood at first."""
+
 
 def headers_to_arrow(rows: Sequence[Headers | None]) -> pa.ListArray:
     """One list of ``{key, value}`` per row, in the order they had."""

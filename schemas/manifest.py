@@ -103,6 +103,17 @@ class Totals(Record):
     """Tokens in train shards."""
     outcomes: dict[Outcome, int] = {}
     """Offsets by outcome."""
+    num_masked_documents: int = 0
+    """Kept documents that were retracted since."""
+    num_masked_tokens: int = 0
+    """Their tokens, train and validation."""
+    num_masked_train_tokens: int = 0
+    """Those of them that stand in train shards."""
+
+    @property
+    def num_effective_train_tokens(self) -> int:
+        """Train tokens that training reads: those of retracted documents do not count."""
+        return self.num_train_tokens - self.num_masked_train_tokens
 
 
 class DatasetManifest(Record):
@@ -136,6 +147,12 @@ class DatasetManifest(Record):
     """Parquet files with one row per offset."""
     dedup_segments: list[FileEntry]
     """Fingerprints of this version's kept documents."""
+    masks: list[FileEntry] = []
+    """Spans of documents, of this version and those before, that this version's retractions took out."""
+    num_masked_documents: int = Field(0, ge=0)
+    """Documents that this version's retractions took out: the rows of ``masks``."""
+    num_masked_tokens: int = Field(0, ge=0)
+    """Their tokens, end-of-text tokens included."""
     tokenizer: TokenizerRef
     """The one tokenizer of the dataset."""
     sequence_length: int = Field(ge=1)
@@ -163,6 +180,8 @@ class DatasetManifest(Record):
             raise ValueError(f"tokens do not add up: shards {sum(entry.tokens for entry in self.shards)}, num_tokens {self.num_tokens}")
         if sum(entry.documents for entry in self.shards) != self.outcomes.get(Outcome.KEPT, 0):
             raise ValueError("kept documents do not add up: the shards hold another number than the outcomes say")
+        if sum(entry.rows for entry in self.masks) != self.num_masked_documents:
+            raise ValueError("retracted documents do not add up: the mask files have another number of rows than num_masked_documents says")
         if self.parent != self.version - 1:
             raise ValueError(f"version {self.version} cannot follow version {self.parent}")
         return self
@@ -178,7 +197,7 @@ class DatasetRef(Record):
     offsets: dict[str, dict[int, OffsetRange]]
     """Offsets [0 or first, end) that the union covers."""
     num_train_tokens: int = Field(ge=0)
-    """Train tokens in the union."""
+    """Train tokens in the union, without those of retracted documents."""
 
 
 class Evaluation(Record):

@@ -13,7 +13,7 @@ from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.writer import VersionPlan, build_manifest, kept_rows, publish, write_version
 from pipelines.steps.prepare import clean, prepare
 from pipelines.tokenizer import load_tokenizer, write_tokenizer
-from schemas.arrow import RECORDS, SEGMENT, Outcome, Split, prepared
+from schemas.arrow import MASKS, RECORDS, SEGMENT, Outcome, Split, prepared
 from schemas.manifest import DatasetManifest, OffsetRange, TokenizerRef
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
@@ -72,6 +72,11 @@ def no_duplicates(number: int) -> pa.Table:
     )
 
 
+def no_masks(_: Path) -> pa.Table:
+    """Nothing was retracted."""
+    return MASKS.empty_table()
+
+
 def commit_block(root: Path, block: pa.Table, settings: Settings, tokenizer: TokenizerRef, attempt: str | None = None) -> DatasetManifest:
     """Commit one prepared block as the next version, all of its documents kept."""
     version = latest_version(root) + 1
@@ -85,7 +90,7 @@ def commit_block(root: Path, block: pa.Table, settings: Settings, tokenizer: Tok
         tokenizer=tokenizer,
     )
     kept = kept_rows(block)
-    files = write_version(root, plan, settings, [(block, no_duplicates(len(kept)))], lambda: kept.select(SEGMENT.names).cast(SEGMENT))
+    files = write_version(root, plan, settings, [(block, no_duplicates(len(kept)))], lambda: kept.select(SEGMENT.names).cast(SEGMENT), no_masks)
     manifest = build_manifest(plan, files, settings, parent=parent, now=datetime(2026, 1, 1, tzinfo=UTC))
     publish(root, manifest)
     return manifest
@@ -159,7 +164,7 @@ def commit_records(root: Path, values: list[tuple[bytes | None, bytes | None]], 
     duplicates = Duplicates(settings.dedup)
     duplicates.open(dataset)
     block = prepare(records, settings, load_tokenizer(root, ref))
-    files = write_version(root, plan, settings, [(block, duplicates.resolve(kept_rows(block)))], duplicates.new_segment)
+    files = write_version(root, plan, settings, [(block, duplicates.resolve(kept_rows(block)))], duplicates.new_segment, no_masks)
     manifest = build_manifest(plan, files, settings, parent=dataset.manifest if dataset else None, now=datetime(2026, 1, 1, tzinfo=UTC))
     publish(root, manifest)
     return manifest

@@ -83,7 +83,10 @@ class Dataset:
     def ref(self) -> DatasetRef:
         """What a model manifest says about the data it was trained on."""
         return DatasetRef(
-            version=self.version, manifest_sha256=self.sha256, offsets=self.offsets(), num_train_tokens=self.manifest.totals.num_train_tokens
+            version=self.version,
+            manifest_sha256=self.sha256,
+            offsets=self.offsets(),
+            num_train_tokens=self.manifest.totals.num_effective_train_tokens,
         )
 
     @cached_property

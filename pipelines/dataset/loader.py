@@ -5,6 +5,8 @@ bit after a kill, also on another number of workers. Epoch e visits the rows in 
 Feistel network over the next power of four with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
 It needs no memory and a handful of passes per batch: the domain is less than four times the rows, 64 at least. Step s takes
 positions [s*G, (s+1)*G) of the endless sequence of epochs: no row is skipped or read twice where an epoch ends inside a batch.
+
+Nothing of a retracted document's text is read (dataset/masks.py). Row ids do not change: its places are padding.
 """
 
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.masks import Mask, span_masks
 from pipelines.dataset.shards import Tokens, open_shard
 from schemas.arrow import Split
 from schemas.errors import CheckpointCorrupt, NotEnoughData, ShardCorrupt
@@ -100,23 +103,43 @@ class TokenRows:
     def __init__(self, root: Path, dataset_version: int | None, split: Split) -> None:
         dataset = Dataset(root, dataset_version)
         self.sequence_length = dataset.manifest.sequence_length
-        self.pad_token_id = dataset.tokenizer.pad_token_id
+        self._tokenizer = dataset.tokenizer
         self.dataset_sha256 = dataset.sha256
         entries = dataset.shards(split)
         self._shards = [self._open(root / entry.path, entry.rows) for entry in entries]
         self._first_rows = np.cumsum([0, *(entry.rows for entry in entries)], dtype=np.int64)
         self.num_rows = int(self._first_rows[-1])
+        masks = span_masks(dataset)
+        self._masks = {number: masks[entry.path] for number, entry in enumerate(entries) if entry.path in masks}
 
     def gather(self, row_ids: Ids) -> Ids:
-        """Copy the rows (n,) -> (n, S) int64, in the order asked for. Raises IndexError for a row that does not exist."""
+        """Copy the rows (n,) -> (n, S) int64, in the order asked for, padding in place of retracted text.
+
+        Raises IndexError for a row that does not exist.
+        """
+        return self.gather_masked(row_ids)[0]
+
+    def gather_masked(self, row_ids: Ids) -> tuple[Ids, Mask | None]:
+        """The rows, and which positions belong to retracted documents, both (n, S); None if none does.
+
+        Their text is replaced by padding. The end-of-text token that closed it stays, so that what follows begins after a boundary as
+        it did; it is marked like the rest, since nobody should learn to predict it.
+        """
         if len(row_ids) and not 0 <= int(row_ids.min()) <= int(row_ids.max()) < self.num_rows:
             raise IndexError(f"row ids {row_ids.min()}..{row_ids.max()} are not all within [0, {self.num_rows})")
         rows = np.empty((len(row_ids), self.sequence_length), dtype=np.int64)
+        masked = np.zeros(rows.shape, dtype=np.bool_) if self._masks else None
         shard_of = np.searchsorted(self._first_rows, row_ids, side="right") - 1
         for number in np.unique(shard_of):
             chosen = shard_of == number
-            rows[chosen] = self._shards[number][row_ids[chosen] - self._first_rows[number]]
-        return rows
+            local = row_ids[chosen] - self._first_rows[number]
+            rows[chosen] = self._shards[number][local]
+            if masked is not None and number in self._masks:
+                masked[chosen] = self._masks[number].of_rows(local, self.sequence_length)
+        if masked is None or not masked.any():
+            return rows, None
+        rows[masked & (rows != self._tokenizer.eos_token_id)] = self._tokenizer.pad_token_id
+        return rows, masked
 
     def _open(self, path: Path, num_rows: int) -> Tokens:
         rows = open_shard(path)

@@ -6,12 +6,13 @@ from pathlib import Path
 from pipelines.dataset.durable import TEMPORARY_PREFIX
 from schemas.arrow import Split
 
-SHARDS, DOCUMENTS, DEDUP = "shards", "documents", "dedup"
+SHARDS, DOCUMENTS, DEDUP, MASKS = "shards", "documents", "dedup", "masks"
 _ATTEMPT = "[0-9a-f]{12}"
 _PATTERNS = {
     SHARDS: rf"v\d{{8}}-({'|'.join(Split)})-\d{{4,}}-{_ATTEMPT}\.arrow",
     DOCUMENTS: rf"v\d{{8}}-{_ATTEMPT}\.parquet",
     DEDUP: rf"v\d{{8}}-{_ATTEMPT}\.arrow",
+    MASKS: rf"v\d{{8}}-{_ATTEMPT}\.arrow",
 }
 
 
@@ -28,6 +29,11 @@ def documents_path(version: int, attempt: str) -> str:
 def segment_path(version: int, attempt: str) -> str:
     """Path of the fingerprints of the kept documents, relative to the root."""
     return f"{DEDUP}/v{version:08d}-{attempt}.arrow"
+
+
+def masks_path(version: int, attempt: str) -> str:
+    """Path of the spans that a version's retractions took out, relative to the root."""
+    return f"{MASKS}/v{version:08d}-{attempt}.arrow"
 
 
 def data_files(root: Path) -> list[str]:

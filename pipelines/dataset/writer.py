@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pipelines.crash import crash_point
 from pipelines.dataset.dataset import dataset_log
 from pipelines.dataset.durable import durable_file
+from pipelines.dataset.masks import FindMasks, Masked, write_masks
 from pipelines.dataset.names import documents_path, segment_path, shard_path
 from pipelines.dataset.shards import ShardWriter, file_entry
 from schemas.arrow import DOCUMENTS, Outcome, Split
@@ -69,6 +70,7 @@ class VersionFiles:
     documents: list[FileEntry]
     dedup_segments: list[FileEntry]
     tally: Tally
+    masked: Masked
 
 
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
@@ -163,12 +165,13 @@ def _open_documents(path: Path) -> Iterator[pq.ParquetWriter]:
         yield writer
 
 
-def write_version(
-    root: Path, plan: VersionPlan, settings: Settings, resolved: Iterable[ResolvedBlock], segment: Callable[[], pa.Table]
+def write_version(  # noqa: PLR0917 (what a version is made of, in the order in which it is asked for)
+    root: Path, plan: VersionPlan, settings: Settings, resolved: Iterable[ResolvedBlock], segment: Callable[[], pa.Table], masks: FindMasks
 ) -> VersionFiles:
     """Write every file of a version, durably.
 
-    ``resolved`` yields blocks in commit order with their duplicate verdicts; ``segment`` is asked for the kept fingerprints after the last one.
+    ``resolved`` yields blocks in commit order with their duplicate verdicts; ``masks`` and ``segment`` are asked after the last one,
+    for what was retracted and for the kept fingerprints.
     """
     path = root / documents_path(plan.version, plan.attempt)
     with _open_documents(path) as documents:
@@ -180,9 +183,11 @@ def write_version(
         crash_point("shards_written")
     crash_point("documents_written")
     entry = file_entry(root, path, writer.tally.outcomes.total())
+    masked = write_masks(root, plan.version, plan.attempt, masks(path))
+    crash_point("masks_written")
     segments = _write_segment(root, plan, segment())
     crash_point("segment_written")
-    return VersionFiles(shards, [entry], segments, writer.tally)
+    return VersionFiles(shards, [entry], segments, writer.tally, masked)
 
 
 def _write_segment(root: Path, plan: VersionPlan, segment: pa.Table) -> list[FileEntry]:
@@ -214,21 +219,27 @@ def build_manifest(
         shards=files.shards,
         documents=files.documents,
         dedup_segments=files.dedup_segments,
+        masks=files.masked.files,
+        num_masked_documents=files.masked.num_documents,
+        num_masked_tokens=files.masked.num_tokens,
         tokenizer=plan.tokenizer,
         sequence_length=settings.packing.sequence_length,
         settings_fingerprint=data_fingerprint(settings),
         languages=dict(sorted(tally.languages.items())),
-        totals=_totals(parent.totals if parent else Totals(), outcomes, files.shards),
+        totals=_totals(parent.totals if parent else Totals(), outcomes, files),
         traceparent=traceparent,
     )
 
 
-def _totals(before: Totals, outcomes: dict[Outcome, int], shards: list[ShardEntry]) -> Totals:
+def _totals(before: Totals, outcomes: dict[Outcome, int], files: VersionFiles) -> Totals:
     return Totals(
         num_records=before.num_records + sum(outcomes.values()),
-        num_tokens=before.num_tokens + sum(entry.tokens for entry in shards),
-        num_train_tokens=before.num_train_tokens + sum(entry.tokens for entry in shards if entry.split == Split.TRAIN),
+        num_tokens=before.num_tokens + sum(entry.tokens for entry in files.shards),
+        num_train_tokens=before.num_train_tokens + sum(entry.tokens for entry in files.shards if entry.split == Split.TRAIN),
         outcomes={outcome: before.outcomes.get(outcome, 0) + outcomes[outcome] for outcome in Outcome},
+        num_masked_documents=before.num_masked_documents + files.masked.num_documents,
+        num_masked_tokens=before.num_masked_tokens + files.masked.num_tokens,
+        num_masked_train_tokens=before.num_masked_train_tokens + files.masked.num_train_tokens,
     )
 
 

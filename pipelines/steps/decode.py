@@ -12,6 +12,7 @@ import pyarrow as pa
 from schemas.arrow import Outcome
 from schemas.envelope import Retraction, decode_document
 from schemas.errors import EnvelopeError
+from schemas.headers import REPLAY_HEADER
 
 _HOST = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?:www\.)?([^/?#:@]{1,253})", re.IGNORECASE)
 
@@ -37,6 +38,7 @@ class Verdict(NamedTuple):
     domain: str | None = None
     declared_language: str | None = None
     text: str | None = None
+    is_replay: bool = False
 
 
 SCHEMA = pa.schema(
@@ -49,6 +51,7 @@ SCHEMA = pa.schema(
         pa.field("domain", pa.string()),
         pa.field("declared_language", pa.string()),
         pa.field("text", pa.large_string()),
+        pa.field("is_replay", pa.bool_()),
     ]
 )
 """The verdicts of a batch, one row per record."""
@@ -73,7 +76,8 @@ def _verdict(record: _Record, max_document_bytes: int) -> Verdict:
     if isinstance(found, Retraction):
         return Verdict(Outcome.RETRACTED, doc_id=found.doc_id)
     domain = found.domain or _host(found.url)
-    return Verdict(None, doc_id=found.doc_id, source=found.source, domain=domain, declared_language=found.lang, text=found.text)
+    is_replay = any(name.lower() == REPLAY_HEADER for name, _ in headers)
+    return Verdict(None, found.doc_id, source=found.source, domain=domain, declared_language=found.lang, text=found.text, is_replay=is_replay)
 
 
 def _host(url: str | None) -> str | None:

@@ -33,6 +33,7 @@ CLEANED = pa.schema(
         pa.field("outcome", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("error", pa.string()),
+        pa.field("is_replay", pa.bool_()),
         pa.field("source", pa.string()),
         pa.field("domain", pa.string()),
         pa.field("language", pa.string()),
@@ -66,7 +67,7 @@ def clean(records: pa.Table, settings: Settings) -> pa.Table:
     dead = pc.equal(decoded["outcome"], Outcome.DEAD).fill_null(False)
     columns = {
         **{name: records[name] for name in ("topic", "partition", "offset", "timestamp_ms")},
-        **{name: decoded[name] for name in ("doc_id", "source", "domain")},
+        **{name: decoded[name] for name in ("doc_id", "is_replay", "source", "domain")},
         "outcome": pc.coalesce(decoded["outcome"], outcomes.take(at)),
         "reason": pc.coalesce(decoded["reason"], rules.take(at)),
         "error": decoded["error"],

@@ -36,7 +36,7 @@ class Disk:
         dataset, model, state = self.dataset(), self._newest_model(), self.rollouts.latest()
         return View(
             dataset_version=dataset.version if dataset else 0,
-            train_tokens=dataset.totals.num_train_tokens if dataset else 0,
+            train_tokens=dataset.totals.num_effective_train_tokens if dataset else 0,
             newest_model=model.version if model else 0,
             newest_model_tokens=model.dataset.num_train_tokens if model else 0,
             state=state,

@@ -2,7 +2,8 @@
 
 B rows, S tokens per row, T = S - 1 predicted positions. What a step reads is a pure function of (dataset version, seed, step), so
 there is nothing to save. Padding stands only at the end of a shard's last row; where the tokenizer pads with its end-of-text
-token, the first of that trailing run is the last document's real end and stays a target.
+token, the first of that trailing run is the last document's real end and stays a target. Retracted documents are padding too, in the
+middle of rows: which positions they are is told apart from the ids, since padding may be the end-of-text token.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipelines.dataset.loader import Ids, TokenRows, row_ids_for_step
+from pipelines.dataset.masks import Mask
 from ray_apps.training.loss import IGNORED
 from schemas.arrow import Split
 from schemas.manifest import TokenizerRef
@@ -26,7 +28,7 @@ class Batch:
     input_BT: Tensor  # noqa: N815 - shape suffix
     """Token ids, int64."""
     target_BT: Tensor  # noqa: N815
-    """The token after each input; IGNORED where that is padding."""
+    """The token after each input; IGNORED where that is padding or was retracted."""
 
     @property
     def num_targets(self) -> int:
@@ -44,13 +46,15 @@ class Batch:
         return Batch(self.input_BT.to(device), self.target_BT.to(device))
 
 
-def make_batch(rows_BS: Ids, tokenizer: TokenizerRef) -> Batch:
-    """Shift the rows by one and ignore targets in the trailing padding."""
+def make_batch(rows_BS: Ids, tokenizer: TokenizerRef, retracted_BS: Mask | None = None) -> Batch:
+    """Shift the rows by one and ignore targets in the trailing padding and those that were retracted."""
     num_padding_B = np.cumprod(rows_BS[:, ::-1] == tokenizer.pad_token_id, axis=1).sum(axis=1)
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         num_padding_B = np.maximum(num_padding_B - 1, 0)
     first_padding_B1 = (rows_BS.shape[1] - num_padding_B)[:, None]
     targets_BT = np.where(np.arange(1, rows_BS.shape[1]) < first_padding_B1, rows_BS[:, 1:], IGNORED)
+    if retracted_BS is not None:
+        targets_BT[retracted_BS[:, 1:]] = IGNORED
     return Batch(torch.from_numpy(rows_BS[:, :-1].copy()), torch.from_numpy(targets_BT))
 
 
@@ -73,4 +77,5 @@ class StepBatches:
             rank=self.rank,
             world_size=self.world_size,
         )
-        return make_batch(self.rows.gather(ids), self.tokenizer)
+        rows_BS, retracted_BS = self.rows.gather_masked(ids)
+        return make_batch(rows_BS, self.tokenizer, retracted_BS)

@@ -50,7 +50,8 @@ def evaluate(module: SummedLoss, validation: Validation, precision: Precision, p
     loss, num_tokens = 0.0, 0
     with torch.no_grad():
         for start in range(0, len(ids), ROWS_PER_BATCH):
-            batch = make_batch(rows.gather(ids[start : start + ROWS_PER_BATCH]), dataset.tokenizer)
+            rows_BS, retracted_BS = rows.gather_masked(ids[start : start + ROWS_PER_BATCH])
+            batch = make_batch(rows_BS, dataset.tokenizer, retracted_BS)
             with precision.autocast():
                 on_device = batch.to(process.device)
                 loss += float(module(on_device.input_BT, on_device.target_BT).item())
