@@ -1,11 +1,13 @@
 """Committed datasets for tests, written by the product's own writer without Kafka or Ray."""
 
 import hashlib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset, latest_version
@@ -72,12 +74,32 @@ def no_duplicates(number: int) -> pa.Table:
     )
 
 
+def clock() -> datetime:
+    """When everything happens."""
+    return datetime(2026, 1, 1, tzinfo=UTC)
+
+
 def no_masks(_: Path) -> pa.Table:
     """Nothing was retracted."""
     return MASKS.empty_table()
 
 
-def commit_block(root: Path, block: pa.Table, settings: Settings, tokenizer: TokenizerRef, attempt: str | None = None) -> DatasetManifest:
+Choose = Callable[[pl.DataFrame], pl.DataFrame]
+"""All kept documents of the dataset in commit order, the new version's last -> those that the new version masks."""
+
+
+def mask_documents(root: Path, documents: Path, choose: Choose) -> pa.Table:
+    """Masks of the chosen documents, as if retractions at offset 0 had taken them out; ``documents`` is the new version's audit trail."""
+    manifests = Dataset(root).manifests() if latest_version(root) else []
+    paths = [*(root / entry.path for manifest in manifests for entry in manifest.documents), documents]
+    frames = [pl.read_parquet(path).with_columns(version=pl.lit(number, pl.Int64)) for number, path in enumerate(paths, 1)]
+    kept = pl.concat(frames).filter(pl.col("outcome") == Outcome.KEPT).with_row_index("ordinal").with_columns(offset=pl.lit(0, pl.Int64))
+    return choose(kept).select(MASKS.names).to_arrow().cast(MASKS)
+
+
+def commit_block(
+    root: Path, block: pa.Table, settings: Settings, tokenizer: TokenizerRef, attempt: str | None = None, mask: Choose | None = None
+) -> DatasetManifest:
     """Commit one prepared block as the next version, all of its documents kept."""
     version = latest_version(root) + 1
     parent = Dataset(root).manifest if version > 1 else None
@@ -90,8 +112,9 @@ def commit_block(root: Path, block: pa.Table, settings: Settings, tokenizer: Tok
         tokenizer=tokenizer,
     )
     kept = kept_rows(block)
-    files = write_version(root, plan, settings, [(block, no_duplicates(len(kept)))], lambda: kept.select(SEGMENT.names).cast(SEGMENT), no_masks)
-    manifest = build_manifest(plan, files, settings, parent=parent, now=datetime(2026, 1, 1, tzinfo=UTC))
+    masks = no_masks if mask is None else lambda documents: mask_documents(root, documents, mask)
+    files = write_version(root, plan, settings, [(block, no_duplicates(len(kept)))], lambda: kept.select(SEGMENT.names).cast(SEGMENT), masks)
+    manifest = build_manifest(plan, files, settings, parent=parent, now=clock())
     publish(root, manifest)
     return manifest
 
@@ -105,10 +128,12 @@ def make_dataset(
     num_validation_rows: int | None = None,
     seed: int = 0,
     tokenizer: TokenizerRef | None = None,
+    mask: Choose | None = None,
 ) -> DatasetManifest:
     """Commit one more version with exactly ``num_rows`` full train rows, and validation rows (a tenth of that unless told otherwise).
 
     Call it again for the next version. ``tokenizer`` names one that was really written under the root; its vocabulary size wins.
+    ``mask`` chooses documents that the new version masks.
     """
     settings = load_settings("", {}, {"root": str(root), "packing.sequence_length": sequence_length})
     tokenizer = tokenizer or tokenizer_ref(vocab_size)
@@ -122,7 +147,7 @@ def make_dataset(
         splits += [split] * len(lengths)
     first_offset = Dataset(root).next_offsets(TOPIC)[0] if version else 0
     block = prepared_block(documents, splits, vocab_size=tokenizer.vocab_size, first_offset=first_offset)
-    return commit_block(root, block, settings, tokenizer)
+    return commit_block(root, block, settings, tokenizer, mask=mask)
 
 
 def records_table(values: list[tuple[bytes | None, bytes | None]], first_offset: int = 0) -> pa.Table:
@@ -165,6 +190,6 @@ def commit_records(root: Path, values: list[tuple[bytes | None, bytes | None]], 
     duplicates.open(dataset)
     block = prepare(records, settings, load_tokenizer(root, ref))
     files = write_version(root, plan, settings, [(block, duplicates.resolve(kept_rows(block)))], duplicates.new_segment, no_masks)
-    manifest = build_manifest(plan, files, settings, parent=dataset.manifest if dataset else None, now=datetime(2026, 1, 1, tzinfo=UTC))
+    manifest = build_manifest(plan, files, settings, parent=dataset.manifest if dataset else None, now=clock())
     publish(root, manifest)
     return manifest

@@ -1,0 +1,159 @@
+"""Retractions and replays against the rules told one record at a time; how the records are cut into blocks and versions of it does not matter."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.dataset.dataset import Dataset, latest_version
+from pipelines.dataset.masks import read_masks
+from pipelines.dataset.retractions import Retractions
+from pipelines.dataset.writer import VersionPlan, build_manifest, publish, write_version
+from pipelines.dedup.resolve import RESOLUTION
+from schemas.arrow import SEGMENT, prepared
+from schemas.manifest import OffsetRange
+from schemas.settings_sources import load_settings
+from tests.factories import TOPIC, clock, tokenizer_ref
+
+PARTITIONS = 2
+
+
+@dataclass(frozen=True)
+class Item:
+    """A record: a document with a text, its replay, or a retraction; ``at`` is its Kafka timestamp."""
+
+    kind: str
+    doc_id: str
+    text: int
+    at: int | None
+
+
+class ExactIndex:
+    """Drops equal texts; what the index of duplicates does, without near duplicates."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, bytes]] = []
+        self.out: set[int] = set()
+
+    def resolve(self, rows: pa.Table) -> pa.Table:
+        """Verdicts in order."""
+        return pa.Table.from_pylist([self._one(row["doc_id"], row["content_hash"]) for row in rows.to_pylist()], schema=RESOLUTION)
+
+    def retract(self, ordinals: npt.NDArray[np.int64]) -> None:
+        """Forget these."""
+        assert not self.out & set(ordinals.tolist())
+        self.out |= set(ordinals.tolist())
+
+    def _one(self, doc_id: str, text: bytes) -> dict[str, object]:
+        for ordinal, (kept_id, kept_text) in enumerate(self.kept):
+            if ordinal not in self.out and kept_text == text:
+                return {"duplicate_of": kept_id, "reason": "exact", "similarity": 1.0}
+        self.kept.append((doc_id, text))
+        return {"duplicate_of": None, "reason": None, "similarity": None}
+
+
+items = st.builds(
+    Item, st.sampled_from(["document", "document", "retraction", "replay"]), st.sampled_from("abc"), st.integers(0, 5), st.none() | st.integers(0, 4)
+)
+versions = st.lists(st.lists(st.lists(items, max_size=6), min_size=PARTITIONS, max_size=PARTITIONS), min_size=1, max_size=3)
+"""version -> partition -> records"""
+
+
+def naive(history: list[list[list[Item]]]) -> tuple[list[tuple[str, str | None]], dict[int, tuple[str, int, int, int]]]:
+    """(outcome, reason) of each record in commit order; ordinal of each document that is out -> its id, and the retraction that took it out."""
+    outcomes: list[tuple[str, str | None]] = []
+    kept: list[tuple[str, int]] = []
+    out: dict[int, tuple[str, int, int, int]] = {}
+    seen: list[tuple[str, int, float]] = []
+    next_offset = [0] * PARTITIONS
+    for number, version in enumerate(history, 1):
+        for partition, records in enumerate(version):
+            for item in records:
+                offset, next_offset[partition] = next_offset[partition], next_offset[partition] + 1
+                live = [index for index, (doc_id, _) in enumerate(kept) if index not in out and doc_id == item.doc_id]
+                equal = [index for index, (_, text) in enumerate(kept) if index not in out and text == item.text]
+                published = float("-inf") if item.at is None else item.at
+                if item.kind == "retraction":
+                    out |= dict.fromkeys(live, (item.doc_id, number, partition, offset))
+                    seen.append((item.doc_id, partition, float("inf") if item.at is None else item.at))
+                    outcomes.append(("retracted", None))
+                elif any(doc_id == item.doc_id and place != partition and at >= published for doc_id, place, at in seen):
+                    outcomes.append(("rejected", "retracted"))
+                elif item.kind == "replay" and live:
+                    outcomes.append(("duplicate", "replayed"))
+                elif equal:
+                    outcomes.append(("duplicate", "exact"))
+                else:
+                    kept.append((item.doc_id, item.text))
+                    outcomes.append(("kept", None))
+    return outcomes, out
+
+
+def block_of(records: list[Item], partition: int, first_offset: int) -> pa.Table:
+    rows = [
+        {
+            "topic": TOPIC,
+            "partition": partition,
+            "offset": first_offset + index,
+            "timestamp_ms": item.at,
+            "doc_id": item.doc_id,
+            "outcome": "retracted" if item.kind == "retraction" else "kept",
+            "is_replay": item.kind == "replay",
+            "fingerprint": item.text,
+            "content_hash": bytes([item.text]) * 16,
+            "sketch": bytes(32),
+            "split": "train",
+            "tokens": [item.text + 2] * 3,
+        }
+        for index, item in enumerate(records)
+    ]
+    return pa.Table.from_pylist(rows, schema=prepared(300))
+
+
+def commit(root: Path, version: list[list[Item]], cut: int, state: Retractions, index: ExactIndex) -> None:
+    dataset = Dataset(root) if latest_version(root) else None
+    number = dataset.version + 1 if dataset else 1
+    starts = dataset.next_offsets(TOPIC) if dataset else dict.fromkeys(range(PARTITIONS), 0)
+    offsets = {partition: OffsetRange(start=starts[partition], end=starts[partition] + len(records)) for partition, records in enumerate(version)}
+    plan = VersionPlan(number, f"{number:012x}", {TOPIC: "A" * 22}, {TOPIC: offsets}, tokenizer_ref(300))
+    values = load_settings("", {}, {"root": str(root), "packing.sequence_length": 8})
+    blocks = [
+        block_of(records[start : start + cut], partition, starts[partition] + start)
+        for partition, records in enumerate(version)
+        for start in range(0, len(records), cut)
+    ]
+    state.open(dataset)
+    resolved = ((admitted, state.resolve(admitted, index)) for admitted in map(state.admit, blocks))
+    files = write_version(root, plan, values, resolved, SEGMENT.empty_table, state.masks)
+    publish(root, build_manifest(plan, files, values, parent=dataset.manifest if dataset else None, now=clock()))
+    state.committed(number)
+
+
+@settings(max_examples=60, deadline=None)
+@given(history=versions, cut=st.integers(1, 7), carries_on=st.booleans())
+def test_every_record_fares_as_the_rules_say_and_masks_are_the_documents_that_are_out(
+    history: list[list[list[Item]]], cut: int, carries_on: bool
+) -> None:
+    expected, out = naive(history)
+    with tempfile.TemporaryDirectory() as folder:
+        root, state, index = Path(folder), Retractions(), ExactIndex()
+        for version in history:
+            commit(root, version, cut, state if carries_on else Retractions(), index)
+        dataset = Dataset(root)
+        audit = pa.concat_tables([pa.parquet.read_table(root / entry.path) for manifest in dataset.manifests() for entry in manifest.documents])
+        assert list(zip(audit["outcome"].to_pylist(), audit["reason"].to_pylist(), strict=True)) == expected
+        masks = [row | {"in": manifest.version} for manifest in dataset.manifests() for row in read_masks(root, manifest).to_pylist()]
+        assert {row["ordinal"]: (row["doc_id"], row["in"], row["partition"], row["offset"]) for row in masks} == out
+        assert len(masks) == len(out) == dataset.manifest.totals.num_masked_documents
+        kept = [row for row in audit.to_pylist() if row["outcome"] == "kept"]
+        assert all({name: kept[row["ordinal"]][name] for name in SPAN} == {name: row[name] for name in SPAN} for row in masks)
+        state.open(dataset)
+        assert state.retracted().tolist() == sorted(out)
+
+
+SPAN = ("doc_id", "shard", "row", "start", "length")
