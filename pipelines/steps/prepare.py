@@ -18,7 +18,7 @@ from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts
 from pipelines.steps.decode import decode
 from pipelines.steps.language import UNDETERMINED, detect_languages
 from pipelines.steps.normalize import normalize
-from pipelines.steps.quality import reject
+from pipelines.steps.quality import judge
 from pipelines.tokenizer import BatchTokenizer
 from schemas.arrow import HEADERS, PII_COUNTS, SKETCH_BYTES, Outcome, Split, prepared
 from schemas.settings import Settings
@@ -60,7 +60,7 @@ def clean(records: pa.Table, settings: Settings) -> pa.Table:
     documents = decoded.filter(pa.array(is_document))
     normalized = normalize(_one_array(documents["text"]))
     languages = _languages(normalized.texts, documents["declared_language"])
-    rules, num_chars = reject(normalized.texts, languages, normalized.num_controls, settings.quality)
+    texts, rules, num_chars = judge(normalized.texts, languages, normalized.num_controls, settings)
     accepted = rules.is_null()
     at = _positions(is_document)
     outcomes = pc.if_else(accepted, Outcome.KEPT, Outcome.REJECTED)
@@ -73,7 +73,7 @@ def clean(records: pa.Table, settings: Settings) -> pa.Table:
         "error": decoded["error"],
         "language": languages.take(at),
         "num_chars": num_chars.take(at),
-        "text": _only(normalized.texts, accepted).take(at),
+        "text": _only(texts, accepted).take(at),
         **{name: _only(records[name], dead) for name in ("key", "value", "headers")},
     }
     columns |= {field.name: pa.nulls(len(records), field.type) for field in CLEANED if field.name not in columns}

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.steps import quality
-from pipelines.steps.quality import measure, reject
+from pipelines.steps.quality import judge, measure
+from pipelines.steps.rules.columns import NUM_WORDS
+from schemas.settings import Settings
 from schemas.settings_quality import QualitySettings
 
 ENGLISH = "The old mill stands by the river. Its wheel has not turned for a hundred years, but the channel still carries water."
@@ -35,8 +36,8 @@ GOOD = {
 
 
 def rule_of(text: str, **changes: Any) -> str | None:
-    rules, _ = reject(pa.array([text], pa.large_string()), pa.array(["en"]), np.zeros(1, np.int64), QualitySettings(**changes))
-    return rules.to_pylist()[0]  # type: ignore[no-any-return]
+    settings = Settings(quality=QualitySettings(**changes))
+    return judge(pa.array([text], pa.large_string()), pa.array(["en"]), np.zeros(1, np.int64), settings).rules.to_pylist()[0]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -70,24 +71,28 @@ def test_each_rule_rejects_what_it_is_for(rule: str, text: str) -> None:
 
 def test_removed_control_characters_count_as_wrong_decoding() -> None:
     texts, languages = pa.array([ENGLISH, ENGLISH], pa.large_string()), pa.array(["en", "en"])
-    rules, num_chars = reject(texts, languages, np.array([0, 9]), QualitySettings())
+    _, rules, num_chars = judge(texts, languages, np.array([0, 9]), Settings())
     assert rules.to_pylist() == [None, "replacement_chars"]
     assert num_chars.to_pylist() == [len(ENGLISH)] * 2
 
 
 def test_languages_are_kept_by_code() -> None:
     texts, languages = pa.array([ENGLISH] * 3, pa.large_string()), pa.array(["en", "zh", "und"])
-    rules, _ = reject(texts, languages, np.zeros(3, np.int64), QualitySettings(languages=("en", "zh")))
-    assert rules.to_pylist() == [None, None, "language_not_kept"]
+    settings = Settings(quality=QualitySettings(languages=("en", "zh")))
+    assert judge(texts, languages, np.zeros(3, np.int64), settings).rules.to_pylist() == [None, None, "language_not_kept"]
 
 
 def test_words_are_counted_as_a_reader_would() -> None:
     texts = pa.array(["two words", "你好世界", "用Python写 3.5 行", "สวัสดี", "a-b, (c)!", "—", "你好，world！", "x😀y"], pa.large_string())
-    assert measure(texts, 100)[:, quality.NUM_WORDS].tolist() == [2, 4, 5, 4, 2, 0, 3, 2]
+    assert measure(texts, pa.array(["und"] * len(texts)), Settings()).counts[:, NUM_WORDS].tolist() == [2, 4, 5, 4, 2, 0, 3, 2]
 
 
 def test_the_verdict_on_a_text_does_not_depend_on_its_batch() -> None:
     texts = [*GOOD.values(), "same line\n" * 9, "buy now " * 30, "x"] * 3
-    together = measure(pa.array(texts, pa.large_string()), 10**6)
-    alone = np.concatenate([measure(pa.array([text], pa.large_string()), 10**6) for text in texts])
+    together = counts_of(texts)
+    alone = np.concatenate([counts_of([text]) for text in texts])
     assert (together == alone).all()
+
+
+def counts_of(texts: list[str]) -> Any:
+    return measure(pa.array(texts, pa.large_string()), pa.array(["en"] * len(texts)), Settings()).counts
