@@ -1,4 +1,4 @@
-"""The resolver decides as a plain loop over all kept documents would, however the rows are cut into batches and versions."""
+"""The resolver decides as a plain loop over all kept documents would, however the rows are cut into batches, versions and bases."""
 
 import tempfile
 from pathlib import Path
@@ -9,17 +9,27 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.dedup.base import write_base
+from pipelines.dedup.opening import kept_parts
 from pipelines.dedup.resolve import MAX_SAME_FINGERPRINT, RESOLUTION, Resolver
 from schemas.arrow import SEGMENT
 from schemas.settings_dedup import DedupSettings
 
 Row = tuple[int, bytes, bytes]
+Event = tuple[Row | None, str]
+"""A document, or a retraction, with its id."""
 
 
 def table_of(rows: list[Row]) -> pa.Table:
-    fingerprint, content_hash, sketch = ([row[column] for row in rows] for column in range(3))
-    doc_id = [f"d{index}" for index in range(len(rows))]
-    return pa.table([pa.array(fingerprint, pa.uint64()), content_hash, sketch, doc_id], schema=SEGMENT)
+    return table_of_events([(row, f"d{index}") for index, row in enumerate(rows)]).select(SEGMENT.names).cast(SEGMENT)
+
+
+def table_of_events(events: list[Event]) -> pa.Table:
+    columns = [[None if row is None else row[column] for row, _ in events] for column in range(3)]
+    kinds = [SEGMENT.field(name).type for name in ("fingerprint", "content_hash", "sketch")]
+    arrays = {field.name: pa.array(column, kind) for field, column, kind in zip(SEGMENT, columns, kinds, strict=False)}
+    is_retraction = pa.array([row is None for row, _ in events], pa.bool_())
+    return pa.table({**arrays, "doc_id": pa.array([doc_id for _, doc_id in events], pa.string()), "is_retraction": is_retraction})
 
 
 def similarity(left: bytes, right: bytes) -> np.float32:
@@ -32,28 +42,33 @@ def expected(table: pa.Table, options: DedupSettings) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     verdicts = []
     for row in table.to_pylist():
+        if row.get("is_retraction"):
+            for other in kept:
+                other["retracted"] |= other["doc_id"] == row["doc_id"]
+            verdicts.append(NEITHER)
+            continue
         verdict = verdict_of(row, kept, options)
         verdicts.append(verdict)
         if verdict["reason"] is None:
-            kept.append(row)
+            kept.append({**row, "retracted": False})
     return verdicts
 
 
 def comparable(kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Kept rows with features, of each fingerprint the first MAX_SAME_FINGERPRINT."""
+    """Kept rows with features, of each fingerprint the first MAX_SAME_FINGERPRINT, without the retracted ones among them."""
     seen: dict[int, int] = {}
     chosen = []
     for row in kept:
         if any(row["sketch"]):
             seen[row["fingerprint"]] = seen.get(row["fingerprint"], 0) + 1
-            if seen[row["fingerprint"]] <= MAX_SAME_FINGERPRINT:
+            if seen[row["fingerprint"]] <= MAX_SAME_FINGERPRINT and not row["retracted"]:
                 chosen.append(row)
     return chosen
 
 
 def verdict_of(row: dict[str, Any], kept: list[dict[str, Any]], options: DedupSettings) -> dict[str, Any]:
     for other in kept:
-        if other["content_hash"] == row["content_hash"]:
+        if other["content_hash"] == row["content_hash"] and not other["retracted"]:
             return {"duplicate_of": other["doc_id"], "reason": "exact", "similarity": 1.0}
     near = [other for other in comparable(kept) if (other["fingerprint"] ^ row["fingerprint"]).bit_count() <= options.max_hamming]
     if options.near and any(row["sketch"]) and near:
@@ -61,7 +76,10 @@ def verdict_of(row: dict[str, Any], kept: list[dict[str, Any]], options: DedupSe
         value = similarity(best["sketch"], row["sketch"])
         if value >= np.float32(options.min_similarity):
             return {"duplicate_of": best["doc_id"], "reason": "near", "similarity": float(value)}
-    return {"duplicate_of": None, "reason": None, "similarity": None}
+    return NEITHER
+
+
+NEITHER = {"duplicate_of": None, "reason": None, "similarity": None}
 
 
 def write_segment(folder: Path, number: int, segment: pa.Table) -> Path:
@@ -69,6 +87,32 @@ def write_segment(folder: Path, number: int, segment: pa.Table) -> Path:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SEGMENT) as writer:
         writer.write_table(segment)
     return path
+
+
+class Versions:
+    """What is on disk between two runs: a base or none, the segments after it, the rows that were retracted."""
+
+    def __init__(self, folder: Path, options: DedupSettings) -> None:
+        self.folder, self.options = folder, options
+        self.base: Path | None = None
+        self.segments: list[Path] = []
+        self.retracted = np.empty(0, np.int64)
+        self.resolver = Resolver(options, [])
+
+    def close(self) -> None:
+        rows, ids = self.resolver.retracted_rows()
+        assert len(rows) == len(ids) == len(set(rows.tolist()))
+        self.retracted = np.concatenate([self.retracted, rows])
+        self.segments.append(write_segment(self.folder, len(list(self.folder.iterdir())), self.resolver.new_segment()))
+
+    def compact(self, max_hamming: int) -> None:
+        path = self.folder / f"{len(list(self.folder.iterdir()))}.base"
+        with path.open("x+b") as file:
+            write_base(file, kept_parts(self.base, self.segments), max_hamming)
+        self.base, self.segments = path, []
+
+    def reopen(self) -> None:
+        self.resolver = Resolver(self.options, self.segments, base=self.base, retracted=self.retracted)
 
 
 SKETCH = st.lists(st.sampled_from([0, 1, 2]), min_size=4, max_size=4).map(lambda quarter: bytes(quarter * 8))
@@ -98,6 +142,58 @@ def test_verdicts_equal_the_quadratic_reference_for_any_cut_into_batches_and_ver
                 segments = [*segments, write_segment(Path(name), len(segments), resolver.new_segment())]
                 resolver = Resolver(options, segments)
         assert pa.concat_tables(parts).to_pylist() == expected(table, options)
+
+
+IDS = st.integers(0, 12).map(lambda number: f"d{number}")
+DOCUMENT = st.tuples(FINGERPRINT, st.integers(0, 12).map(lambda value: bytes([value]) * 16), SKETCH)
+EVENTS = st.lists(st.one_of(st.tuples(DOCUMENT, IDS), st.tuples(DOCUMENT, IDS), st.tuples(st.none(), IDS)), max_size=40)
+CUTS = st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["batch", "reopen", "compact", "compact for 2 bits"])), max_size=5)
+
+
+@settings(max_examples=120, deadline=None)
+@given(EVENTS, OPTIONS, CUTS)
+def test_retractions_compactions_and_reopenings_anywhere_leave_the_verdicts_of_the_quadratic_reference(
+    events: list[Event], options: DedupSettings, cuts: list[tuple[int, str]]
+) -> None:
+    table = table_of_events(events)
+    parts = []
+    with tempfile.TemporaryDirectory() as name:
+        versions = Versions(Path(name), options)
+        start = 0
+        for cut, what in [*sorted(cuts), (len(events), "batch")]:
+            end = max(start, min(cut, len(events)))
+            parts.append(versions.resolver.resolve(table.slice(start, end - start)))
+            start = end
+            if what != "batch":
+                versions.close()
+                if what != "reopen" and versions.resolver.num_kept:
+                    versions.compact(2 if what.endswith("bits") else options.max_hamming)
+                versions.reopen()
+        assert pa.concat_tables(parts).to_pylist() == expected(table, options)
+        assert versions.resolver.num_kept == sum(
+            verdict["reason"] is None and not event.get("is_retraction")
+            for verdict, event in zip(expected(table, options), table.to_pylist(), strict=True)
+        )
+
+
+def test_after_its_retraction_a_document_may_come_again_and_a_copy_before_stays_a_duplicate() -> None:
+    sketch = bytes([1] * 32)
+    document: Row = (5, b"a" * 16, sketch)
+    events: list[Event] = [
+        (document, "a"),
+        (document, "b"),
+        (None, "a"),
+        (document, "a"),
+        (document, "c"),
+        (None, "unknown"),
+        (None, "a"),
+        (document, "d"),
+    ]
+    resolver = Resolver(DedupSettings(), [])
+    assert resolver.resolve(table_of_events(events))["duplicate_of"].to_pylist() == [None, "a", None, None, "a", None, None, None]
+    rows, ids = resolver.retracted_rows()
+    assert (rows.tolist(), ids.to_pylist()) == ([0, 1], ["a", "a"])
+    assert resolver.num_kept == 3
 
 
 def test_thousands_of_equal_fingerprints_are_decided_as_the_reference_says_across_a_reopening(tmp_path: Path) -> None:

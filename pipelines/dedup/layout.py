@@ -1,0 +1,88 @@
+"""How the tables of a fingerprint index are cut: which bits are a table's key, and how many of them may differ.
+
+Multi-index hashing (Norouzi, Punjani, Fleet 2012). Cut the 64 bits into m blocks and write k = m r + a with 0 <= a < m. Two fingerprints at
+distance <= k differ in at most r bits in one of the first a + 1 blocks, or in at most r - 1 bits in one of the others: if not, they would
+differ in at least (a + 1)(r + 1) + (m - a - 1) r = k + 1 bits. So a query looks, in the table of each block, at the buckets of all keys within the
+block's radius: its probes. A block of radius -1 needs no table. With m = k + 1 this is plain block permutation (Manku, Jain, Das Sarma 2007).
+
+A table's key is the low bits of its block, as many as pay off. Few blocks mean long keys, many probes and short buckets; many blocks the
+opposite. The cheapest by the cost model below is taken: for k = 3 four tables and four probes up to some ten million fingerprints, then three tables
+and 25 probes; for k = 6 seven tables, then four (52 probes), then three (about 300). So the cost of a query grows with the number of
+fingerprints n like a small root of it, and memory is 12 m bytes per fingerprint.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+FINGERPRINT_BITS = 64
+MIN_KEY_BITS = 8
+MAX_KEY_BITS = 24
+PROBE_NS = 20.0
+"""One probe: its bucket's bounds and first entries come from memory, but several probes wait for it at the same time."""
+COMPARE_NS = 1.0
+"""One entry of a bucket: 8 bytes in sequence, an XOR and a popcount."""
+TABLE_BYTES_NS = 0.15
+"""What a byte per fingerprint is worth, in time per query: of two layouts that are about as fast, the smaller one."""
+
+
+class Layout(NamedTuple):
+    """One entry per table."""
+
+    shifts: tuple[int, ...]
+    """Lowest bit of the block."""
+    widths: tuple[int, ...]
+    """Bits of the block."""
+    key_bits: tuple[int, ...]
+    """Low bits of the block that are the key."""
+    radii: tuple[int, ...]
+    """Bits in which a query's block may differ."""
+
+    @property
+    def num_probes(self) -> int:
+        """Buckets that one query looks at."""
+        return sum(_num_probes(bits, radius) for bits, radius in zip(self.key_bits, self.radii, strict=True))
+
+    def cost_ns(self, num_rows: int) -> float:
+        """What a query costs by the model, for uniform fingerprints."""
+        costs = [_table_cost_ns(num_rows, bits, radius) for bits, radius in zip(self.key_bits, self.radii, strict=True)]
+        return sum(costs) + TABLE_BYTES_NS * 12 * len(costs)
+
+
+def choose_layout(num_rows: int, max_hamming: int) -> Layout:
+    """The cheapest layout that finds everything within ``max_hamming`` among this many fingerprints."""
+    candidates = [_layout(num_rows, max_hamming, num_blocks) for num_blocks in range(1, max_hamming + 2)]
+    return min(candidates, key=lambda layout: layout.cost_ns(num_rows))
+
+
+def probe_flips(key_bits: int, radius: int) -> npt.NDArray[np.uint64]:
+    """Every pattern of at most ``radius`` of the key's bits, fewest bits first: XORed to a key they give the keys to look at."""
+    patterns = [sum(1 << bit for bit in bits) for size in range(radius + 1) for bits in itertools.combinations(range(key_bits), size)]
+    return np.array(patterns, np.uint64)
+
+
+def _layout(num_rows: int, max_hamming: int, num_blocks: int) -> Layout:
+    radius, rest = divmod(max_hamming, num_blocks)
+    radii = [radius if block <= rest else radius - 1 for block in range(num_blocks)]
+    edges = [FINGERPRINT_BITS - FINGERPRINT_BITS * (num_blocks - block) // num_blocks for block in range(num_blocks + 1)]  # first blocks are widest
+    blocks = [(low, high - low, radius) for (low, high), radius in zip(itertools.pairwise(edges), radii, strict=True) if radius >= 0]
+    key_bits = [_best_key_bits(num_rows, width, radius) for _, width, radius in blocks]
+    shifts, widths, radii_of_tables = zip(*blocks, strict=True)
+    return Layout(shifts, widths, tuple(key_bits), radii_of_tables)
+
+
+def _best_key_bits(num_rows: int, width: int, radius: int) -> int:
+    """Never more buckets than twice the rows."""
+    largest = min(width, MAX_KEY_BITS, max(MIN_KEY_BITS, num_rows.bit_length()))
+    return min(range(min(width, MIN_KEY_BITS), largest + 1), key=lambda bits: _table_cost_ns(num_rows, bits, radius))
+
+
+def _table_cost_ns(num_rows: int, key_bits: int, radius: int) -> float:
+    return _num_probes(key_bits, radius) * (PROBE_NS + COMPARE_NS * num_rows / 2**key_bits)
+
+
+def _num_probes(key_bits: int, radius: int) -> int:
+    return sum(math.comb(key_bits, size) for size in range(radius + 1))
