@@ -272,13 +272,15 @@ DATA_SECTIONS = (
     "packing",
 )
 """Sections that decide the bytes of a dataset version, together with ``ingest.validation_fraction`` and ``ingest.max_document_bytes``."""
+SPEED_ONLY = {"tokenizer": {"engine", "check_fraction"}}
+"""Fields of those sections that decide how fast the same bytes are made: no part of any fingerprint."""
 MODEL_SECTIONS = ("model", "training")
 """Sections that decide the weights of a model version."""
 
 
 def fingerprint(settings: Settings, sections: Iterable[str], extra: Mapping[str, Any] | None = None) -> str:
     """SHA-256 (hex) over the canonical JSON of the named sections plus ``extra``; equal settings give equal bytes on every machine."""
-    value = {name: getattr(settings, name).model_dump(mode="json") for name in sorted(sections)}
+    value = {name: getattr(settings, name).model_dump(mode="json", exclude=SPEED_ONLY.get(name)) for name in sorted(sections)}
     canonical = json.dumps(value | dict(extra or {}), sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 

@@ -41,6 +41,10 @@ class TokenizerSettings(Section):
     """Vocabulary of a trained tokenizer, special tokens included."""
     max_training_bytes: int = Field(16 * 2**20, ge=1)
     """Text of the first documents (in offset order) that the tokenizer is trained on."""
+    engine: Literal["auto", "huggingface"] = "auto"
+    """``auto``: compiled kernels with the same ids, checked against the tokenizers package, where they know the tokenizer; or that package alone."""
+    check_fraction: float = Field(0.002, ge=0, le=1)
+    """Share of documents, chosen by their content, that both engines encode: one difference, and the tokenizers package does the work alone."""
 
 
 class PackingSettings(Section):

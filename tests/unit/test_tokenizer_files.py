@@ -105,7 +105,7 @@ def test_encoding_gives_one_list_per_text_in_the_smallest_type(tokenizer: BatchT
 def test_batches_larger_than_one_call_come_back_in_order(tokenizer: BatchTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = pa.array([f"text number {i} " * (i % 7) for i in range(200)], pa.large_string())
     whole = tokenizer.encode(texts)
-    monkeypatch.setattr("pipelines.tokenizer._ENCODE_CHARS", 50)
+    monkeypatch.setattr("pipelines.tokenizing.reference.ENCODE_CHARS", 50)
     assert tokenizer.encode(texts).equals(whole)
 
 
