@@ -66,7 +66,7 @@ class DriftReport:
     version: int
     first: int
     baseline: tuple[int, ...]
-    """Last versions of the samples that it was compared with; empty for the first sample."""
+    """Versions that it was compared with; none for the first sample."""
     num_records: int
     num_baseline_records: int
     features: tuple[FeatureDrift, ...]
@@ -157,7 +157,7 @@ class Judge:
         report = DriftReport(
             version=sample.version,
             first=sample.first,
-            baseline=tuple(part.version for part in self._accepted),
+            baseline=tuple(version for part in self._accepted for version in range(part.first, part.version + 1)),
             num_records=num_input(sample.statistics.total),
             num_baseline_records=num_input(baseline.total) if baseline else 0,
             features=compare(sample.statistics, baseline, self._settings) if baseline else (),
