@@ -115,14 +115,20 @@ def is_retracted(kept, row):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def retract_all(kept, rows):  # type: ignore[no-untyped-def]
-    """The rows leave the index."""
+def retract(kept, row):  # type: ignore[no-untyped-def]
+    """The row leaves the index; whether it was still in it."""
     num_base = len(kept.base_retracted)
+    flags, position = (kept.base_retracted, row) if row < num_base else (kept.retracted, row - num_base)
+    was_in_force = not flags[position]
+    flags[position] = True
+    return was_in_force
+
+
+@numba.njit(cache=True, nogil=True)
+def retract_all(kept, rows):  # type: ignore[no-untyped-def]
+    """Several rows leave the index."""
     for row in rows:
-        if row < num_base:
-            kept.base_retracted[row] = True
-        else:
-            kept.retracted[row - num_base] = True
+        retract(kept, row)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -9,7 +9,7 @@ sketch similarity >= ``min_similarity``. Of several such documents the most simi
 Documents without features (all-zero sketch) take no part in near duplicates. Of kept documents that share one and the same
 fingerprint, the first MAX_SAME_FINGERPRINT (retracted ones count) are compared with: the work stays bounded when boilerplate makes thousands of them.
 
-A retracted document is out of the index from then on: what comes later is compared with the others only.
+A retraction row takes every document with its id that was kept before it out of the index: in earlier versions or earlier in the batch.
 
 State: the base (base.py), the segments after it (the kept rows of each dataset version, in order) and which rows were retracted are all
 of it. Opening the same gives the same answers, with or without a base. Memory per kept document after the base: about 70 bytes and the
@@ -25,6 +25,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.dedup.base import Base, open_base
 from pipelines.dedup.growing import Growing, find_in_growing, insert
@@ -39,6 +40,7 @@ from pipelines.dedup.kept import (
     empty_kept,
     find_exact,
     is_retracted,
+    retract,
     retract_all,
     with_room,
 )
@@ -46,14 +48,15 @@ from pipelines.dedup.kept_ids import KeptIds
 from pipelines.dedup.opening import MAX_SAME_FINGERPRINT, Delta, base_lookup, read_delta
 from pipelines.dedup.sketch import sketch_similarity
 from pipelines.dedup.tables import Found
-from schemas.arrow import SEGMENT
+from schemas.arrow import CONTENT_HASH_BYTES, SEGMENT, SKETCH_BYTES
 from schemas.settings_dedup import DedupSettings
 
 RESOLUTION = pa.schema([pa.field("duplicate_of", pa.string()), pa.field("reason", pa.string()), pa.field("similarity", pa.float32())])
-"""All null for a kept document."""
+"""All null for a kept document, and for a retraction."""
+IS_RETRACTION = "is_retraction"
 CHUNK_ROWS = 8_192
-KEPT, EXACT, NEAR = 0, 1, 2
-REASONS = pa.array([None, "exact", "near"], pa.string())
+KEPT, EXACT, NEAR, RETRACTION = 0, 1, 2, 3
+REASONS = pa.array([None, "exact", "near", None], pa.string())
 _Rows = npt.NDArray[np.int64]
 
 
@@ -61,7 +64,7 @@ class Verdicts(NamedTuple):
     """One verdict per row of a chunk."""
 
     row: npt.NDArray[np.int64]  # kept row that this one duplicates; undefined for KEPT
-    reason: npt.NDArray[np.uint8]  # KEPT, EXACT or NEAR
+    reason: npt.NDArray[np.uint8]  # KEPT, EXACT, NEAR or RETRACTION
     similarity: npt.NDArray[np.float32]
 
 
@@ -86,6 +89,17 @@ class Known(NamedTuple):
 
     exact: _Rows  # latest row of the base with the same content hash, or FREE
     near: Found  # rows of the immutable tiers within the distance
+
+
+class Retractions(NamedTuple):
+    """The retractions of a chunk of q rows with c distinct ids. Without retractions all arrays are empty."""
+
+    is_retraction: npt.NDArray[np.bool_]  # [q]
+    codes: npt.NDArray[np.int64]  # [q] which id
+    earlier: Found  # by code: the rows kept before the chunk that have a retracted id
+    heads: npt.NDArray[np.int64]  # [c] position of the latest row of the chunk that was kept with this id, or FREE
+    links: npt.NDArray[np.int64]  # [q] the one before it
+    kept_rows: npt.NDArray[np.int64]  # [q] row number of each kept position
 
 
 class Resolver:
@@ -115,6 +129,7 @@ class Resolver:
         self._ids = KeptIds(self._base, [part.doc_ids for part in delta.parts])
         self._index = self._open_index(delta, shards)
         self._new_rows: list[pa.Table] = []
+        self._newly_retracted = [np.empty(0, np.int64)]
 
     @property
     def num_kept(self) -> int:
@@ -122,23 +137,25 @@ class Resolver:
         return len(self._kept.base_retracted) + int(self._kept.num_new[0])
 
     def resolve(self, rows: pa.Table) -> pa.Table:
-        """Decide each row (columns of SEGMENT, in commit order) and remember the kept ones; returns RESOLUTION rows in the same order."""
-        rows = rows.select(SEGMENT.names).cast(SEGMENT)
+        """Decide each row (columns of SEGMENT, in commit order) and remember the kept ones; returns RESOLUTION rows in the same order.
+
+        Where the optional column ``is_retraction`` is true only ``doc_id`` counts, the others may be null. Raises ValueError for other nulls.
+        """
+        rows, is_retraction = _checked(rows)
         parts = [RESOLUTION.empty_table()]
-        parts += [self._resolve_chunk(rows.slice(start, CHUNK_ROWS).combine_chunks()) for start in range(0, len(rows), CHUNK_ROWS)]
+        for start in range(0, len(rows), CHUNK_ROWS):
+            chunk = rows.slice(start, CHUNK_ROWS).combine_chunks()
+            parts.append(self._resolve_chunk(chunk, is_retraction[start : start + CHUNK_ROWS]))
         return pa.concat_tables(parts)
-
-    def retract(self, rows: _Rows) -> None:
-        """Take kept documents out of the index: the next row is not compared with them."""
-        retract_all(self._kept, rows.astype(np.int64))
-
-    def rows_of(self, doc_ids: pa.Array) -> tuple[_Rows, _Rows]:
-        """Pairs (position in ``doc_ids``, row) of all kept documents that have one of these ids, retracted ones too; the ids must differ."""
-        return self._ids.rows_of(doc_ids)
 
     def new_segment(self) -> pa.Table:
         """The rows kept since this resolver was opened, as the next segment."""
         return pa.concat_tables([SEGMENT.empty_table(), *self._new_rows]).combine_chunks()
+
+    def retracted_rows(self) -> tuple[_Rows, pa.Array]:
+        """(row numbers, document ids) retracted since this resolver was opened, in the order in which that happened."""
+        rows = np.concatenate(self._newly_retracted)
+        return rows, self._ids.take(rows)
 
     def _open_index(self, delta: Delta, shards: Lookup | None) -> FingerprintIndex:
         limits, nothing = self._limits, np.empty(0, np.int64)
@@ -147,26 +164,43 @@ class Resolver:
         fingerprints, rows = delta.compared()
         return FingerprintIndex(limits.max_hamming, fingerprints, rows, base_lookup(self._base, limits.max_hamming, shards))
 
-    def _resolve_chunk(self, chunk: pa.Table) -> pa.Table:
+    def _resolve_chunk(self, chunk: pa.Table, is_retraction: npt.NDArray[np.bool_]) -> pa.Table:
         num_rows = len(chunk)
         columns = columns_of(chunk)
         self._kept = with_room(self._kept, num_rows)
         self._index.reserve(num_rows)
         verdicts = Verdicts(np.zeros(num_rows, np.int64), np.zeros(num_rows, np.uint8), np.zeros(num_rows, np.float32))
-        state = State(self._kept, self._index.growing, self._limits)
-        _resolve_rows(columns, state, self._look_up(columns), verdicts)
+        known, retractions = self._look_up(columns, is_retraction), self._retractions(chunk["doc_id"], is_retraction)
+        retracted = _resolve_rows(columns, State(self._kept, self._index.growing, self._limits), known, retractions, verdicts)
+        self._newly_retracted.append(retracted)
         kept = chunk.filter(pa.array(verdicts.reason == KEPT))
         self._ids.append(kept["doc_id"])
         self._new_rows.append(kept)
         return self._resolution(verdicts)
 
-    def _look_up(self, columns: Columns) -> Known:
-        num_rows = len(columns.fingerprint)
-        exact = self._base.rows_by_content(columns.content_hash) if self._base else np.full(num_rows, FREE, np.int64)
-        wanted = columns.sketch.any(axis=1) & self._limits.near
-        in_base = np.flatnonzero(exact != FREE)
-        wanted[in_base[~self._kept.base_retracted[exact[in_base]]]] = False
-        return Known(exact, self._index.find_in_tiers(columns.fingerprint, wanted))
+    def _look_up(self, columns: Columns, is_retraction: npt.NDArray[np.bool_]) -> Known:
+        exact = self._base.rows_by_content(columns.content_hash) if self._base else np.full(len(is_retraction), FREE, np.int64)
+        can_be_near = columns.sketch.any(axis=1) & ~is_retraction
+        if not is_retraction.any():  # else an exact duplicate may be none any more when its turn comes
+            can_be_near &= (exact == FREE) | self._kept.base_retracted[exact] if len(self._kept.base_retracted) else True
+        if not self._limits.near:
+            can_be_near[:] = False
+        return Known(exact, self._index.find_in_tiers(columns.fingerprint, can_be_near))
+
+    def _retractions(self, doc_ids: pa.ChunkedArray, is_retraction: npt.NDArray[np.bool_]) -> Retractions:
+        nothing = np.empty(0, np.int64)
+        if not is_retraction.any():
+            return Retractions(is_retraction[:0], nothing, Found(nothing, nothing), nothing, nothing, nothing)
+        encoded = doc_ids.combine_chunks().dictionary_encode()
+        codes = encoded.indices.to_numpy().astype(np.int64)
+        wanted = np.unique(codes[is_retraction])
+        positions, rows = self._ids.rows_of(encoded.dictionary.take(pa.array(wanted)))
+        order = np.lexsort((rows, positions))
+        counts = np.zeros(len(encoded.dictionary) + 1, np.int64)
+        counts[wanted + 1] = np.bincount(positions, minlength=len(wanted))
+        earlier = Found(np.cumsum(counts), rows[order])
+        free = np.full(len(encoded.dictionary), FREE, np.int64)
+        return Retractions(is_retraction, codes, earlier, free, np.empty(len(codes), np.int64), np.empty(len(codes), np.int64))
 
     def _resolution(self, verdicts: Verdicts) -> pa.Table:
         is_duplicate = (verdicts.reason == EXACT) | (verdicts.reason == NEAR)
@@ -179,12 +213,39 @@ class Resolver:
         return pa.table(columns, schema=RESOLUTION)
 
 
+def _checked(rows: pa.Table) -> tuple[pa.Table, npt.NDArray[np.bool_]]:
+    """Rows of SEGMENT without nulls, and which of them are retractions; what a retraction does not say is zero."""
+    if IS_RETRACTION not in rows.column_names:
+        return rows.select(SEGMENT.names).cast(SEGMENT), np.zeros(len(rows), bool)
+    is_retraction = rows[IS_RETRACTION].fill_null(False)
+    zeros = {"fingerprint": pa.scalar(0, pa.uint64()), "content_hash": _zeros(CONTENT_HASH_BYTES), "sketch": _zeros(SKETCH_BYTES)}
+    columns = [_if_else(is_retraction, zeros[name], rows[name]) if name in zeros else rows[name] for name in SEGMENT.names]
+    table = pa.table(columns, names=SEGMENT.names).cast(SEGMENT)
+    return table, is_retraction.to_numpy()
+
+
+def _zeros(width: int) -> pa.Scalar:
+    return pa.scalar(bytes(width), pa.binary(width))
+
+
+def _if_else(condition: pa.ChunkedArray, left: pa.Scalar, right: pa.ChunkedArray) -> pa.ChunkedArray:
+
+    return pc.if_else(condition, left, right.cast(left.type))
+
+
 @numba.njit(cache=True, nogil=True)
-def _resolve_rows(rows, state, known, verdicts):  # type: ignore[no-untyped-def]
-    """Fill in the verdicts, and keep what is no duplicate."""
+def _resolve_rows(rows, state, known, retractions, verdicts):  # type: ignore[no-untyped-def]
+    """Fill in the verdicts; returns the rows that retractions took out of the index."""
     kept, growing, limits = state.kept, state.growing, state.limits
     found = np.empty(64, np.int64)
+    retracted = np.empty(16, np.int64)
+    num_retracted = 0
+    has_retractions = len(retractions.is_retraction) > 0
     for index in range(len(rows.fingerprint)):
+        if has_retractions and retractions.is_retraction[index]:
+            verdicts.reason[index] = RETRACTION
+            num_retracted, retracted = _retract_id(kept, retractions, retractions.codes[index], retracted, num_retracted)
+            continue
         row = _exact(kept, known.exact[index], rows.content_hash[index, 0], rows.content_hash[index, 1])
         if row != FREE:
             verdicts.row[index], verdicts.reason[index], verdicts.similarity[index] = row, EXACT, np.float32(1)
@@ -199,8 +260,11 @@ def _resolve_rows(rows, state, known, verdicts):  # type: ignore[no-untyped-def]
                 verdicts.row[index], verdicts.reason[index], verdicts.similarity[index] = best, NEAR, similarity
                 continue
         row = append(kept, rows, index)
+        if has_retractions:
+            _link(retractions, index, row)
         if can_be_near and num_same < MAX_SAME_FINGERPRINT:
             insert(growing, rows.fingerprint[index], row)
+    return retracted[:num_retracted]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -240,3 +304,35 @@ def _best_of(candidates, fingerprint, sketch, kept):  # type: ignore[no-untyped-
         if similarity > best_similarity or (similarity == best_similarity and row < best):
             best, best_similarity = row, similarity
     return best, best_similarity, num_same
+
+
+@numba.njit(cache=True, nogil=True)
+def _link(retractions, index, row):  # type: ignore[no-untyped-def]
+    """Remember that this row of the chunk was kept."""
+    code = retractions.codes[index]
+    retractions.kept_rows[index] = row
+    retractions.links[index] = retractions.heads[code]
+    retractions.heads[code] = index
+
+
+@numba.njit(cache=True, nogil=True)
+def _retract_id(kept, retractions, code, retracted, count):  # type: ignore[no-untyped-def]
+    """Take all rows with the id out of the index: earlier ones, then those of this chunk; appends the rows to ``retracted``."""
+    for position in range(retractions.earlier.starts[code], retractions.earlier.starts[code + 1]):
+        count, retracted = _retract_row(kept, retractions.earlier.rows[position], retracted, count)
+    position = retractions.heads[code]
+    while position != FREE:
+        count, retracted = _retract_row(kept, retractions.kept_rows[position], retracted, count)
+        position = retractions.links[position]
+    retractions.heads[code] = FREE
+    return count, retracted
+
+
+@numba.njit(cache=True, nogil=True)
+def _retract_row(kept, row, retracted, count):  # type: ignore[no-untyped-def]
+    if not retract(kept, row):
+        return count, retracted
+    if count == len(retracted):
+        retracted = np.concatenate((retracted, np.empty(len(retracted), np.int64)))
+    retracted[count] = row
+    return count + 1, retracted

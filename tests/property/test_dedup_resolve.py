@@ -79,7 +79,6 @@ def verdict_of(row: dict[str, Any], kept: list[dict[str, Any]], options: DedupSe
     return NEITHER
 
 
-RESOLUTION_OF_NOTHING = pa.Table.from_pylist([{}], schema=RESOLUTION)
 NEITHER = {"duplicate_of": None, "reason": None, "similarity": None}
 
 
@@ -100,18 +99,10 @@ class Versions:
         self.retracted = np.empty(0, np.int64)
         self.resolver = Resolver(options, [])
 
-    def resolve(self, events: pa.Table) -> pa.Table:
-        """In runs between the retractions, each of which takes out all that was kept with its id."""
-        parts, start = [RESOLUTION.empty_table()], 0
-        for position in np.flatnonzero(events["is_retraction"].to_numpy()):
-            parts += [self.resolver.resolve(events.slice(start, position - start)), RESOLUTION_OF_NOTHING]
-            _, rows = self.resolver.rows_of(events["doc_id"].slice(position, 1).combine_chunks())
-            self.resolver.retract(rows)
-            self.retracted = np.concatenate([self.retracted, rows])
-            start = position + 1
-        return pa.concat_tables([*parts, self.resolver.resolve(events.slice(start))])
-
     def close(self) -> None:
+        rows, ids = self.resolver.retracted_rows()
+        assert len(rows) == len(ids) == len(set(rows.tolist()))
+        self.retracted = np.concatenate([self.retracted, rows])
         self.segments.append(write_segment(self.folder, len(list(self.folder.iterdir())), self.resolver.new_segment()))
 
     def compact(self, max_hamming: int) -> None:
@@ -171,7 +162,7 @@ def test_retractions_compactions_and_reopenings_anywhere_leave_the_verdicts_of_t
         start = 0
         for cut, what in [*sorted(cuts), (len(events), "batch")]:
             end = max(start, min(cut, len(events)))
-            parts.append(versions.resolve(table.slice(start, end - start)))
+            parts.append(versions.resolver.resolve(table.slice(start, end - start)))
             start = end
             if what != "batch":
                 versions.close()
@@ -185,7 +176,7 @@ def test_retractions_compactions_and_reopenings_anywhere_leave_the_verdicts_of_t
         )
 
 
-def test_after_its_retraction_a_document_may_come_again_and_a_copy_before_stays_a_duplicate(tmp_path: Path) -> None:
+def test_after_its_retraction_a_document_may_come_again_and_a_copy_before_stays_a_duplicate() -> None:
     sketch = bytes([1] * 32)
     document: Row = (5, b"a" * 16, sketch)
     events: list[Event] = [
@@ -198,10 +189,11 @@ def test_after_its_retraction_a_document_may_come_again_and_a_copy_before_stays_
         (None, "a"),
         (document, "d"),
     ]
-    versions = Versions(tmp_path, DedupSettings())
-    assert versions.resolve(table_of_events(events))["duplicate_of"].to_pylist() == [None, "a", None, None, "a", None, None, None]
-    assert versions.retracted.tolist() == [0, 0, 1]
-    assert versions.resolver.num_kept == 3
+    resolver = Resolver(DedupSettings(), [])
+    assert resolver.resolve(table_of_events(events))["duplicate_of"].to_pylist() == [None, "a", None, None, "a", None, None, None]
+    rows, ids = resolver.retracted_rows()
+    assert (rows.tolist(), ids.to_pylist()) == ([0, 1], ["a", "a"])
+    assert resolver.num_kept == 3
 
 
 def test_thousands_of_equal_fingerprints_are_decided_as_the_reference_says_across_a_reopening(tmp_path: Path) -> None:
