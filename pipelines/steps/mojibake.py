@@ -24,6 +24,10 @@ def _byte_values() -> dict[int, int]:
 
 
 _BYTES = _byte_values()
+CONTINUATIONS = frozenset(code for code, byte in _BYTES.items() if 0x80 <= byte <= 0xBF)
+"""Code points that the second and later bytes of a sequence were read as."""
+LEADS = frozenset({0xC2, 0xC3, *range(0xCE, 0xD2), 0xE2, *range(0xE3, 0xF1)})
+"""Code points that SIGNATURE's sequences begin with; each is followed by one of CONTINUATIONS."""
 _CONTINUATION = "".join(re.escape(chr(code)) for code, byte in sorted(_BYTES.items()) if 0x80 <= byte <= 0xBF)
 # The leads of Latin letters and Latin-1 signs, of punctuation, of Cyrillic in pairs, of CJK, and of emoji, each with all its continuations
 SIGNATURE = (

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.steps.characters import CONTROL, HIDDEN, character_flags
-from pipelines.steps.normalize import normalize
+from pipelines.steps.normalize import _normalize_slowly, normalize
 
 # Everything that takes part in a rule, so that rules meet each other often.
 SPECIAL = st.sampled_from(
@@ -57,3 +57,20 @@ def test_letters_and_numbers_are_never_lost(text: str) -> None:
 @given(st.lists(TEXTS, max_size=6))
 def test_a_text_is_normalized_the_same_way_in_any_batch(texts: list[str]) -> None:
     assert normalized(texts) == [normalized([text])[0] for text in texts]
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.lists(TEXTS, min_size=1, max_size=6))
+@example(["\u0915\u094d\u093c", "\u3000a", "a\u3000\nb", "a\n\n\nb", "\u1100\u1161", "é»", "a\u0323\u0307", "\U0002f800", "\n", " "])
+def test_the_short_way_and_the_long_way_give_the_same_text(texts: list[str]) -> None:
+    array = pa.array(texts, pa.large_string())
+    short, long = normalize(array), _normalize_slowly(array)
+    assert short.texts.to_pylist() == long.texts.to_pylist()
+    assert short.num_controls.tolist() == long.num_controls.tolist()
+
+
+def test_every_code_point_takes_the_short_way_only_where_the_long_way_changes_nothing() -> None:
+    codes = [*range(0xD800), *range(0xE000, 0x32000), *range(0xE0000, 0xE0200), 0x10FFFF]
+    for template in ("a{}b", "e{}", "\u0915\u094d{}", "\u1100{}", "\u00c3{}x", "{}\u00a9"):
+        array = pa.array([template.format(chr(code)) for code in codes], pa.large_string())
+        assert normalize(array).texts.equals(_normalize_slowly(array).texts)
