@@ -217,6 +217,8 @@ class TelemetrySettings(Section):
 
     otlp_endpoint: str = Field("", pattern=r"^(https?://\S+)?$")
     """Collector that gets the traces (OTLP over HTTP), for example ``http://localhost:4318``; empty sends none."""
+    openlineage_url: str = Field("", pattern=r"^(https?://\S+)?$")
+    """Receiver of OpenLineage run events, for example ``http://localhost:5000/api/v1/lineage``; empty: they are only written under the root."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe log line that is written."""
 

@@ -1,0 +1,159 @@
+"""The dataset's card in Croissant 1.1 (JSON-LD): what files there are, what is in them, and how to check them.
+
+The card of version N lists every file of versions 1 to N with its SHA-256; paths are relative to the root, next to which the card is meant to lie.
+``documents`` reads the audit trail; ``shards`` lists the token files, because Croissant has no reader for Arrow IPC.
+Source: https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.dataset.dataset import Dataset
+from schemas.arrow import DOCUMENTS
+from schemas.manifest import DatasetManifest, FileEntry, ShardEntry
+
+CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
+PARQUET = "application/x-parquet"
+ARROW = "application/vnd.apache.arrow.file"
+CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "dct": "http://purl.org/dc/terms/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "sc": "https://schema.org/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "conformsTo": "dct:conformsTo",
+}
+CONTEXT |= {
+    name: f"cr:{name}"
+    for name in (
+        *("citeAs", "column", "equivalentProperty", "extract", "field", "fileProperty", "fileObject", "fileSet", "format", "includes"),
+        *("isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet", "references", "regex", "repeated", "replace"),
+        *("samplingRate", "separator", "source", "subField", "transform"),
+    )
+}
+_TYPES = {
+    pa.string(): "sc:Text",
+    pa.int32(): "cr:Int32",
+    pa.int64(): "cr:Int64",
+    pa.uint64(): "cr:UInt64",
+    pa.float32(): "cr:Float32",
+    pa.bool_(): "sc:Boolean",
+}
+_DOCUMENTS, _SHARDS = "documents", "shards"
+_MEANING = {
+    "doc_id": "The document's id.",
+    "topic": "Kafka topic, partition and offset are where its record stands.",
+    "outcome": "kept, rejected, duplicate, dead, retracted or control: every offset has exactly one.",
+    "reason": "The rule that decided.",
+    "duplicate_of": "Id of the kept document that this one repeats.",
+    "similarity": "Estimated Jaccard similarity with it.",
+    "shard": "Path of the shard in which its tokens begin.",
+    "num_tokens": "Tokens, the end-of-text token included.",
+}
+
+
+def croissant(dataset: Dataset) -> dict[str, Any]:
+    """The card of a dataset version as JSON values; a pure function of the manifests."""
+    manifests = dataset.manifests()
+    manifest = dataset.manifest
+    return {
+        "@context": CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": CONFORMS_TO,
+        "name": f"headrace-dataset-v{manifest.version}",
+        "description": _description(manifest),
+        "version": f"{manifest.version}.0.0",
+        "datePublished": manifest.created_at.isoformat(),
+        "dateCreated": manifests[0].created_at.isoformat(),
+        "isLiveDataset": True,
+        "inLanguage": sorted({language for part in manifests for language in part.languages}),
+        "identifier": f"sha256:{dataset.sha256}",
+        "distribution": [*_files(manifests), _file_set(manifests)],
+        "recordSet": [_documents(), _shards(manifests)],
+    }
+
+
+def _description(manifest: DatasetManifest) -> str:
+    kept = sum(count for outcome, count in manifest.totals.outcomes.items() if outcome == "kept")
+    topics = ", ".join(sorted(manifest.topic_ids))
+    return (
+        f"Token shards and the audit trail of Kafka topic {topics}, versions 1 to {manifest.version}: {manifest.totals.num_records} records, "
+        f"{kept} documents kept, {manifest.totals.num_tokens} tokens of a tokenizer with {manifest.tokenizer.vocab_size} ids "
+        f"(tokenizer.json has SHA-256 {manifest.tokenizer.sha256}), packed into rows of {manifest.sequence_length}."
+    )
+
+
+def _files(manifests: Iterable[DatasetManifest]) -> list[dict[str, Any]]:
+    return [
+        _file(entry, kind)
+        for manifest in manifests
+        for entries, kind in ((manifest.documents, PARQUET), (manifest.shards, ARROW))
+        for entry in entries
+    ]
+
+
+def _file(entry: FileEntry, encoding: str) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": entry.path,
+        "name": entry.path,
+        "contentUrl": entry.path,
+        "contentSize": f"{entry.size_bytes} B",
+        "encodingFormat": encoding,
+        "sha256": entry.sha256,
+    }
+
+
+def _file_set(manifests: Iterable[DatasetManifest]) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileSet",
+        "@id": "audit-trail",
+        "name": "audit-trail",
+        "description": "One row per Kafka offset that was read.",
+        "encodingFormat": PARQUET,
+        "includes": [entry.path for manifest in manifests for entry in manifest.documents],
+    }
+
+
+def _documents() -> dict[str, Any]:
+    columns = [field for field in DOCUMENTS if field.type in _TYPES]
+    fields = [
+        {
+            "@type": "cr:Field",
+            "@id": f"{_DOCUMENTS}/{field.name}",
+            "name": field.name,
+            "description": _MEANING.get(field.name, field.name.replace("_", " ")),
+            "dataType": _TYPES[field.type],
+            "source": {"fileSet": {"@id": "audit-trail"}, "extract": {"column": field.name}},
+        }
+        for field in columns
+    ]
+    key = [{"@id": f"{_DOCUMENTS}/{name}"} for name in ("topic", "partition", "offset")]
+    return {"@type": "cr:RecordSet", "@id": _DOCUMENTS, "name": _DOCUMENTS, "description": "What became of each offset.", "key": key, "field": fields}
+
+
+def _shards(manifests: Iterable[DatasetManifest]) -> dict[str, Any]:
+    names = {
+        "path": "sc:Text",
+        "split": "sc:Text",
+        "rows": "cr:Int64",
+        "tokens": "cr:Int64",
+        "documents": "cr:Int64",
+        "sha256": "sc:Text",
+        "version": "cr:Int64",
+    }
+    fields = [{"@type": "cr:Field", "@id": f"{_SHARDS}/{name}", "name": name, "dataType": kind} for name, kind in names.items()]
+    data = [_shard(entry, manifest.version) for manifest in manifests for entry in manifest.shards]
+    about = "Packed rows of token ids: Arrow IPC files with columns tokens (rows of S ids) and starts (positions at which documents begin)."
+    return {"@type": "cr:RecordSet", "@id": _SHARDS, "name": _SHARDS, "description": about, "field": fields} | ({"data": data} if data else {})
+
+
+def _shard(entry: ShardEntry, version: int) -> dict[str, Any]:
+    values = {"path": entry.path, "split": str(entry.split), "rows": entry.rows, "tokens": entry.tokens, "documents": entry.documents}
+    return {f"{_SHARDS}/{name}": value for name, value in (values | {"sha256": entry.sha256, "version": version}).items()}
