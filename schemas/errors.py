@@ -10,13 +10,16 @@
     │   ├── TopicMissing         the topic does not exist
     │   ├── TopicRecreated       the topic's id is not the one the dataset was read from
     │   ├── OffsetsLost          retention removed offsets that were never read
-    │   └── SourceStalled        a partition stopped making progress before the planned end
+    │   ├── SourceStalled        a partition stopped making progress before the planned end
+    │   └── BlobsUnavailable     the folder of documents that lie outside their records cannot be read just now
     ├── DatasetError
     │   ├── DatasetNotFound      no dataset, or no such version, under this root
     │   ├── CommitConflict       another writer published this version first: this one is fenced
     │   ├── ManifestCorrupt      a manifest does not parse or contradicts itself
     │   ├── ShardCorrupt         a shard's bytes are not those its manifest promised
-    │   └── TokenizerMismatch    token ids of two tokenizers would be mixed
+    │   ├── TokenizerMismatch    token ids of two tokenizers would be mixed
+    │   └── QualityModelCorrupt  a quality model's bytes are not those that its name promises
+    ├── HookFailed               code of the operator, named in the settings, raised or gave a wrong answer
     ├── TrainingError
     │   ├── CheckpointCorrupt    a checkpoint is incomplete or belongs to another run
     │   └── NotEnoughData        the dataset has fewer rows than one global batch
@@ -84,6 +87,10 @@ class SourceStalled(SourceError):
     """A partition made no progress towards its planned end offset within the time limit."""
 
 
+class BlobsUnavailable(SourceError):
+    """A blob store that documents refer to cannot be read just now. Nothing is committed, so nothing is lost: try again when it is back."""
+
+
 class DatasetError(HeadraceError):
     """Something is wrong with the dataset under the root."""
 
@@ -106,6 +113,14 @@ class ShardCorrupt(DatasetError):
 
 class TokenizerMismatch(DatasetError):
     """Token ids of two different tokenizers would end up in one dataset."""
+
+
+class QualityModelCorrupt(DatasetError):
+    """A quality model's files are not those that its folder's name, a hash, promises."""
+
+
+class HookFailed(HeadraceError):
+    """The operator's own code, named in the settings, raised or gave a wrong answer. The batch stays uncommitted: nothing is lost."""
 
 
 class TrainingError(HeadraceError):

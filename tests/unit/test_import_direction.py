@@ -19,6 +19,7 @@ NUMERIC = (
     "pipelines/steps",
     "pipelines/dedup",
     "pipelines/dataset",
+    "pipelines/quality",
     "pipelines/tokenizer.py",
     "ray_apps/training/step.py",
     "ray_apps/training/loop.py",
