@@ -14,7 +14,8 @@ class QualitySettings(Section):
     """Which sets of rules judge, and the thresholds of Headrace's own. Counts are in words; a CJK character counts as a word of its own."""
 
     rule_sets: tuple[str, ...] = ("headrace",)
-    """Sets that judge, first come first named: ``headrace``, ``gopher_quality``, ``gopher_repetition``, ``c4``, ``fineweb``. ``c4`` goes first: it cleans the text."""
+    """Sets that judge, first come first named: ``headrace``, ``gopher_quality``, ``gopher_repetition``, ``c4``, ``fineweb``.
+    ``c4`` goes before all others: it takes lines out of the text."""
     words: Literal["whitespace", "unicode"] = "whitespace"
     """What the Gopher and FineWeb sets count: what stands between white space (as the papers do), or Unicode words; unspaced script: letters."""
     min_words: int = Field(8, ge=1)
@@ -62,7 +63,7 @@ class QualitySettings(Section):
 
 
 class GopherQualitySettings(Section):
-    """Gopher's quality rules (Rae et al. 2021, arXiv 2112.11446, appendix A.1), with datatrove's values. Two letters of unspaced script are a word."""
+    """Gopher's quality rules (Rae et al. 2021, arXiv 2112.11446, appendix A.1). Two letters of unspaced script are a word."""
 
     min_words: int = Field(50, ge=0)
     """Fewest words that are not only punctuation; 0 asks for none."""

@@ -30,7 +30,7 @@ from pipelines.steps.rules.columns import C4_RULE, IS_UNSPACED, NUM_CHARS, NUM_C
 from pipelines.steps.rules.fineweb import broken_fineweb
 from pipelines.steps.rules.gopher import STOP_LANGUAGES, STOP_WORDS, Masks, broken_quality, broken_repetition
 from pipelines.steps.rules.headrace import Counts, broken_rules, count_characters, count_own_lines, drop_boilerplate, is_unspaced, top_gram
-from pipelines.steps.rules.lines import count_lines, count_paragraphs
+from pipelines.steps.rules.lines import count_lines, count_paragraphs, hash_lines
 from pipelines.steps.rules.marks import rule_flags
 from pipelines.steps.rules.phrases import automaton, match_lines
 from pipelines.steps.rules.repetition import count_grams
@@ -69,6 +69,8 @@ class _Plan(NamedTuple):
     lines: bool
     c4: bool
     no_boilerplate: bool
+    cleans: bool
+    """Whether texts may change."""
     is_unicode: bool
     short_chars: int
     max_chars: int
@@ -98,12 +100,11 @@ def measure(texts: pa.Array, languages: pa.Array, settings: Settings) -> Measure
     num_chars = np.zeros(len(texts), np.int64)
     count_chars(data, offsets, num_chars)
     scratch = empty_scratch(int(np.max(num_chars[num_chars <= plan.max_chars], initial=1)))
-    cleans = plan.c4 or plan.no_boilerplate
-    cleaned = np.empty(offsets[-1] - offsets[0] if len(texts) and cleans else 0, np.uint8)
-    cleaned_offsets = np.zeros(len(offsets) if cleans else 1, np.int64)
+    room = int(offsets[-1] - offsets[0]) if len(texts) and plan.cleans else 0
+    cleaned = (np.empty(room, np.uint8), np.zeros(len(texts) + 1, np.int64))
     tables = (rule_flags(), automaton(), stop_table(STOP_WORDS.values()))
-    _measure_all(data, offsets, num_chars, _stop_lists(languages), tables, scratch, plan, c4_options(settings.c4), counts, cleaned, cleaned_offsets)
-    return Measured(large_strings(cleaned, cleaned_offsets) if cleans and len(texts) else texts, counts)
+    _measure_all((data, offsets), cleaned, num_chars, _stop_lists(languages), tables, scratch, (plan, c4_options(settings.c4)), counts)
+    return Measured(large_strings(cleaned[0][: cleaned[1][-1]], cleaned[1]) if plan.cleans else texts, counts)
 
 
 def _plan(settings: Settings) -> _Plan:
@@ -115,6 +116,7 @@ def _plan(settings: Settings) -> _Plan:
         lines=bool(sets & {"gopher_quality", "gopher_repetition", "fineweb"}),
         c4="c4" in sets,
         no_boilerplate=settings.quality.remove_boilerplate_lines,
+        cleans="c4" in sets or settings.quality.remove_boilerplate_lines,
         is_unicode=settings.quality.words == "unicode",
         short_chars=settings.fineweb.short_line_chars,
         max_chars=settings.quality.max_chars,
@@ -158,49 +160,41 @@ def _other_chinese(counts: Counts, languages: pa.Array, kept: str) -> npt.NDArra
 
 
 @njit(cache=True, nogil=True)
-def _measure_all(
-    data: Any,
-    offsets: Any,
-    num_chars: Any,
-    lists: Any,
-    tables: Any,
-    scratch: Any,
-    plan: Any,
-    c4: Any,
-    counts: Any,
-    cleaned: Any,
-    cleaned_offsets: Any,
-) -> None:
+def _measure_all(texts: Any, cleaned: Any, num_chars: Any, lists: Any, tables: Any, scratch: Any, plans: Any, counts: Any) -> None:
+    data, offsets = texts
+    out, out_offsets = cleaned
     flags, phrases, stops = tables
+    plan, c4 = plans
     at = 0
     for i in range(len(num_chars)):
         start, stop = offsets[i], offsets[i + 1]
         counts[i, NUM_CHARS] = num_chars[i]
-        is_changed = False
+        is_cleaned = False
         if num_chars[i] <= plan.max_chars:
             num = decode(data, flags, start, stop, scratch)
             counts[i, IS_UNSPACED] = is_unspaced(scratch, num)
-            if plan.own or plan.c4 or plan.no_boilerplate:
+            if plan.own or plan.cleans:
                 match_lines(data, start, stop, phrases, scratch.masks)
-            if plan.c4 or plan.no_boilerplate:
+            if plan.cleans:
                 num = _clean(scratch, num, plan, c4, counts[i])
-                is_changed = counts[i, C4_RULE] == 0
             if counts[i, C4_RULE] == 0:
+                is_cleaned = plan.cleans
                 _measure_one(scratch, num, lists[i], stops, plan, counts[i])
-        if plan.c4 or plan.no_boilerplate:
-            if is_changed:
-                at = encode(scratch.codes, num, cleaned, at)
-            else:
-                cleaned[at : at + stop - start] = data[start:stop]
-                at += stop - start
-            cleaned_offsets[i + 1] = at
+        if is_cleaned:
+            at = encode(scratch.codes, num, out, at)
+        elif plan.cleans:
+            out[at : at + stop - start] = data[start:stop]
+            at += stop - start
+        if plan.cleans:
+            out_offsets[i + 1] = at
 
 
 @njit(cache=True, nogil=True)
 def _clean(scratch: Any, num_chars: Any, plan: Any, c4: Any, counts: Any) -> Any:
-    """Take lines out; the number of characters. Phrases of the lines that stay are looked up again only where they are needed: in ``masks``."""
+    """Take lines out; the number of characters. ``masks`` goes with the lines that stay."""
     num_lines = split_lines(scratch, num_chars)
     if plan.no_boilerplate:
+        hash_lines(scratch, num_lines)
         num_chars = drop_boilerplate(scratch, num_lines)
         num_lines = split_lines(scratch, num_chars)
     if plan.c4:
@@ -212,6 +206,7 @@ def _clean(scratch: Any, num_chars: Any, plan: Any, c4: Any, counts: Any) -> Any
 def _measure_one(scratch: Any, num_chars: Any, stop_list: Any, stops: Any, plan: Any, counts: Any) -> None:
     count_characters(scratch, num_chars, counts)
     num_lines = split_lines(scratch, num_chars)
+    hash_lines(scratch, num_lines)
     num_words = 0
     if plan.own:
         count_own_lines(scratch, num_lines, counts)

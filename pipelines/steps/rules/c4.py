@@ -62,33 +62,34 @@ def c4_options(settings: C4Settings) -> C4Options:
 @njit(cache=True, nogil=True)
 def clean_lines(scratch: Any, num_lines: Any, is_unspaced: Any, options: Any) -> Any:
     """Move the lines that stay, and their masks, to the front; the number of characters, and the verdict."""
+    codes, kinds, masks = scratch.codes, scratch.kinds, scratch.masks
     num_chars = num_sentences = num_kept = 0
     for line in range(num_lines):
-        first, last = trimmed(scratch, scratch.starts[line], scratch.stops[line])
-        halves, longest = _line_words(scratch, first, last, is_unspaced)
+        first, last = trimmed(kinds, scratch.starts[line], scratch.stops[line])
+        halves, longest = _line_words(kinds, first, last, is_unspaced)
         if longest > options.word_chars:
             continue
         start = num_chars + (num_chars > 0)
-        stop = _move(scratch, first, last, start, options.citations and (scratch.masks[line] & CITATION) != 0)
-        verdict = _judge_line(scratch, start, stop, halves, is_unspaced, scratch.masks[line], options)
+        stop = _move(codes, kinds, first, last, start, options.citations and (masks[line] & CITATION) != 0)
+        verdict = _judge_line(codes, kinds, start, stop, halves, is_unspaced, masks[line], options)
         if verdict > ACCEPTED:
             return num_chars, verdict
         if verdict == _STAYS:
-            stop = trimmed(scratch, start, stop)[1]
+            stop = trimmed(kinds, start, stop)[1]
             if stop > start:
-                num_sentences += count_sentences(scratch, start, stop)
+                num_sentences += count_sentences(codes, kinds, start, stop)
                 if start:
-                    scratch.codes[num_chars] = _LINE_FEED
-                    scratch.kinds[num_chars] = NEWLINE | WHITE
+                    codes[num_chars] = _LINE_FEED
+                    kinds[num_chars] = NEWLINE | WHITE
                 num_chars = stop
-                scratch.masks[num_kept] = scratch.masks[line]
+                masks[num_kept] = masks[line]
                 num_kept += 1
     return num_chars, TOO_FEW_SENTENCES if num_sentences < options.num_sentences else ACCEPTED
 
 
 @njit(cache=True, nogil=True)
-def _judge_line(scratch: Any, start: Any, stop: Any, halves: Any, is_unspaced: Any, mask: Any, options: Any) -> Any:
-    if options.terminal and not _is_ended(scratch, start, stop, is_unspaced):
+def _judge_line(codes: Any, kinds: Any, start: Any, stop: Any, halves: Any, is_unspaced: Any, mask: Any, options: Any) -> Any:
+    if options.terminal and not _is_ended(codes, kinds, start, stop, is_unspaced):
         return _GOES
     if halves < options.halves:
         return _GOES
@@ -102,48 +103,45 @@ def _judge_line(scratch: Any, start: Any, stop: Any, halves: Any, is_unspaced: A
 
 
 @njit(cache=True, nogil=True)
-def _line_words(scratch: Any, first: Any, last: Any, is_unspaced: Any) -> Any:
+def _line_words(kinds: Any, first: Any, last: Any, is_unspaced: Any) -> Any:
     """Half words of a line, and the characters of its longest word."""
     halves = longest = length = 0
     for k in range(first, last):
-        kind = scratch.kinds[k]
+        kind = kinds[k]
         single = is_unspaced and kind & UNSPACED
         if kind & WHITE or single:
             longest = max(longest, length)
             length = 0
             halves += 1 if single else 0
             continue
-        if not is_unspaced:
-            halves += 2 if length == 0 else 0
-            length += 1
-        elif length or kind & (LETTER | DIGIT):
+        if not is_unspaced or length or kind & (LETTER | DIGIT):
             halves += 2 if length == 0 else 0
             length += 1
     return halves, max(longest, length)
 
 
 @njit(cache=True, nogil=True)
-def _is_ended(scratch: Any, start: Any, stop: Any, is_unspaced: Any) -> Any:
+def _is_ended(codes: Any, kinds: Any, start: Any, stop: Any, is_unspaced: Any) -> Any:
     if start == stop:
         return False
-    code, kind = scratch.codes[stop - 1], scratch.kinds[stop - 1]
+    code, kind = codes[stop - 1], kinds[stop - 1]
     if is_unspaced and kind & (TERMINAL | CLOSING):
         return True
     if kind & WIDE_TERMINAL:
         return True
-    return code in _ENDS and not ends_in_ellipsis(scratch, start, stop, is_unspaced)
+    return code in _ENDS and not ends_in_ellipsis(codes, start, stop, is_unspaced)
 
 
 @njit(cache=True, nogil=True)
-def _move(scratch: Any, first: Any, last: Any, to: Any, has_bracket: Any) -> Any:
+def _move(codes: Any, kinds: Any, first: Any, last: Any, to: Any, has_bracket: Any) -> Any:
     """Copy the characters to the front, without citations if there may be any; where the copy ends."""
     while first < last:
-        if has_bracket and scratch.codes[first] == _BRACKET:
-            length = _citation_length(scratch.codes, first, last)
+        if has_bracket and codes[first] == _BRACKET:
+            length = _citation_length(codes, first, last)
             if length:
                 first += length
                 continue
-        scratch.codes[to], scratch.kinds[to] = scratch.codes[first], scratch.kinds[first]
+        codes[to], kinds[to] = codes[first], kinds[first]
         first += 1
         to += 1
     return to
@@ -164,22 +162,22 @@ def _citation_length(codes: Any, first: Any, last: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def count_sentences(scratch: Any, start: Any, stop: Any) -> Any:
+def count_sentences(codes: Any, kinds: Any, start: Any, stop: Any) -> Any:
     """Sentences of a line that is not empty."""
     num = 0
     begun = False
     k = start
     while k < stop:
-        kind = scratch.kinds[k]
+        kind = kinds[k]
         k += 1
         if not kind & TERMINAL:
             begun = begun or not kind & WHITE
             continue
         is_wide = kind & WIDE_TERMINAL
-        while k < stop and _goes_on(scratch.codes[k], scratch.kinds[k]):
-            is_wide |= scratch.kinds[k] & WIDE_TERMINAL
+        while k < stop and _goes_on(codes[k], kinds[k]):
+            is_wide |= kinds[k] & WIDE_TERMINAL
             k += 1
-        if is_wide or k == stop or scratch.kinds[k] & WHITE:
+        if is_wide or k == stop or kinds[k] & WHITE:
             num += 1
             begun = False
         else:

@@ -22,7 +22,7 @@ phrases.BOILERPLATE in them, and up to three lines of links parted by bars; more
 Cost: about 9 ns per character.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +63,7 @@ from schemas.settings_quality import QualitySettings
 Counts = npt.NDArray[np.int64]
 _NEUTRAL = EMOJI | SELECTOR | JOINER | TAG
 _NOT_VISIBLE = SPACE | NEWLINE | _NEUTRAL
+_RARE = SYMBOL | EMOJI | UNSPACED
 _MIN_GRAM_COUNT = 6
 """A 2-gram that occurs less often is no repetition, however short the text: poems and dialog titles repeat a phrase four or five times."""
 _MAX_BANNER_BYTES = 160
@@ -105,8 +106,9 @@ def ratio(part: Counts, whole: Counts) -> npt.NDArray[np.float64]:
 def is_unspaced(scratch: Any, num_chars: Any) -> Any:
     """Whether more than half of the letters are of scripts written without spaces."""
     letters = unspaced = 0
+    kinds = scratch.kinds
     for k in range(num_chars):
-        kind = scratch.kinds[k]
+        kind = kinds[k]
         letters += (kind & LETTER) != 0
         unspaced += (kind & UNSPACED) != 0
     return 2 * unspaced > letters
@@ -115,70 +117,71 @@ def is_unspaced(scratch: Any, num_chars: Any) -> Any:
 @njit(cache=True, nogil=True)
 def count_characters(scratch: Any, num_chars: Any, counts: Any) -> None:
     """A mark that is repeated counts once: rulers and the frames of tables say nothing about the text between them. A letter of an
-    unspaced script counts twice among the visible: it says as much as two or three Latin ones, in the width of two."""
-    before = num_dots = visible = letters = symbols = dots = 0
+    unspaced script counts twice among the visible: it says as much as two or three Latin ones, in the width of two.
+
+    Without branches, so that several characters are counted at once."""
+    visible = letters = symbols = 0
+    codes, kinds = scratch.codes, scratch.kinds
     for k in range(num_chars):
-        code, kind = scratch.codes[k], scratch.kinds[k]
-        weight = 2 if kind & UNSPACED else 1
-        letters += weight if kind & LETTER else 0
-        if kind & (LETTER | DIGIT):
-            visible += 0 if kind & _NOT_VISIBLE else weight
-            num_dots = 0
-        else:
-            num_dots = num_dots + 1 if code == _DOT else 0
-            symbols += num_dots == 3
-            dots += num_dots > 0 and num_dots % 3 == 0
-            if code != before:
-                visible += 0 if kind & _NOT_VISIBLE else weight
-        if kind & SYMBOL and (code != before or kind & (LETTER | DIGIT)):
-            symbols += code != REPLACEMENT
-        before = code
-    counts[NUM_CHARS], counts[NUM_VISIBLE], counts[NUM_LETTERS], counts[NUM_SYMBOLS], counts[NUM_ELLIPSES] = (
-        num_chars,
-        visible,
-        letters,
-        symbols,
-        dots,
-    )
+        code, kind = codes[k], np.int64(kinds[k])
+        before = codes[max(k - 1, 0)]
+        is_counted = ((kind & (LETTER | DIGIT)) != 0) | (code != before) | (k == 0)
+        weight = 1 + ((kind & UNSPACED) != 0)
+        letters += weight * ((kind & LETTER) != 0)
+        visible += weight * (is_counted & ((kind & _NOT_VISIBLE) == 0))
+        symbols += is_counted & ((kind & SYMBOL) != 0)
+    counts[NUM_CHARS], counts[NUM_VISIBLE], counts[NUM_LETTERS], counts[NUM_SYMBOLS] = num_chars, visible, letters, symbols
     _count_rare(scratch, num_chars, counts)
 
 
 @njit(cache=True, nogil=True)
 def _count_rare(scratch: Any, num_chars: Any, counts: Any) -> None:
-    """Characters of one kind each. In unspaced script two ellipsis characters in a row are one ellipsis."""
-    replacements = hashes = ellipses = runs = emoji = unspaced = simplified = traditional = 0
-    before = 0
+    """What most characters are not. Three dots are one symbol; in unspaced script two ellipsis characters in a row are one ellipsis."""
+    num_dots = 0
+    before = np.int32(0)
+    codes, kinds = scratch.codes, scratch.kinds
     for k in range(num_chars):
-        code, kind = scratch.codes[k], scratch.kinds[k]
-        replacements += code == REPLACEMENT
-        hashes += code == _HASH
-        ellipses += code == _ELLIPSIS
-        runs += code == _ELLIPSIS and before != _ELLIPSIS
-        emoji += (kind & EMOJI) != 0
-        unspaced += (kind & UNSPACED) != 0
-        simplified += (kind & SIMPLIFIED) != 0
-        traditional += (kind & TRADITIONAL) != 0
+        code, kind = codes[k], kinds[k]
+        if kind & _RARE or code == _DOT:
+            num_dots = (num_dots + 1 if before == _DOT else 1) if code == _DOT else 0
+            counts[NUM_SYMBOLS] += num_dots == 3
+            counts[NUM_ELLIPSES] += num_dots > 0 and num_dots % 3 == 0
+            if kind & _RARE:
+                _count_one(code, kind, before, counts)
         before = code
-    counts[NUM_REPLACEMENTS], counts[NUM_HASHES], counts[NUM_EMOJI], counts[NUM_UNSPACED] = replacements, hashes, emoji, unspaced
-    counts[NUM_SIMPLIFIED], counts[NUM_TRADITIONAL] = simplified, traditional
-    counts[NUM_ELLIPSES] += runs if counts[IS_UNSPACED] else ellipses
+
+
+@njit(cache=True, nogil=True)
+def _count_one(code: Any, kind: Any, before: Any, counts: Any) -> None:
+    counts[NUM_UNSPACED] += (kind & UNSPACED) != 0
+    counts[NUM_SIMPLIFIED] += (kind & SIMPLIFIED) != 0
+    counts[NUM_TRADITIONAL] += (kind & TRADITIONAL) != 0
+    counts[NUM_EMOJI] += (kind & EMOJI) != 0
+    counts[NUM_HASHES] += code == _HASH
+    counts[NUM_ELLIPSES] += code == _ELLIPSIS and not (counts[IS_UNSPACED] and before == _ELLIPSIS)
+    if code == REPLACEMENT:
+        counts[NUM_REPLACEMENTS] += 1
+        counts[NUM_SYMBOLS] -= before != REPLACEMENT
 
 
 @njit(cache=True, nogil=True)
 def count_own_lines(scratch: Any, num_lines: Any, counts: Any) -> None:
-    """Lines are compared without white space; a line without a letter or digit is no line."""
+    """Lines are compared without the white space at their ends; a line without a letter or digit is no line."""
     mask = clear_table(scratch, num_lines)
+    codes, kinds, keys, slot_counts = scratch.codes, scratch.kinds, scratch.keys, scratch.counts
+    tops, ends, lines, masks = scratch.tops, scratch.ends, scratch.lines, scratch.masks
     link_lines = link_bytes = 0
     for line in range(num_lines):
-        digest, num_bytes, some, marks, bars, visible = _look_at(scratch, line)
-        if not some & (LETTER | DIGIT):
+        look = _look_at(codes, kinds, tops[line], ends[line])
+        if not look.some & (LETTER | DIGIT):
             continue
-        is_new = enter(scratch, mask, digest)[1]
+        num_bytes = look.num_bytes
+        is_new = enter(keys, slot_counts, mask, lines[line])[1]
         counts[NUM_LINES] += 1
         counts[NUM_LINE_BYTES] += num_bytes
         counts[NUM_DUPLICATE_LINES] += not is_new
         counts[NUM_DUPLICATE_LINE_BYTES] += 0 if is_new else num_bytes
-        kind = _kind_of(scratch, line, num_bytes, marks, bars, visible)
+        kind = _kind_of(codes, kinds, masks[line], tops[line], ends[line], look)
         counts[BOILERPLATE_BYTES] += num_bytes if kind == _BANNER else 0
         counts[CODE_BYTES] += num_bytes if kind == _CODE else 0
         counts[LOG_BYTES] += num_bytes if kind == _LOG else 0
@@ -188,48 +191,69 @@ def count_own_lines(scratch: Any, num_lines: Any, counts: Any) -> None:
         counts[BOILERPLATE_BYTES] += link_bytes
 
 
-@njit(cache=True, nogil=True)
-def _look_at(scratch: Any, line: Any) -> Any:
-    """Of a line's visible characters: hash, bytes, all flags, code marks, bars and number."""
-    digest = FNV_OFFSET
-    num_bytes = marks = bars = visible = 0
-    some = np.uint32(0)
-    for k in range(scratch.starts[line], scratch.stops[line]):
-        kind = scratch.kinds[k]
-        if not kind & SPACE:
-            code = scratch.codes[k]
-            digest = mixed(digest, code)
-            num_bytes += 1 + (code >= 0x80) + (code >= 0x800) + (code >= 0x10000)
-            some |= kind
-            marks += (kind & CODE_MARK) != 0
-            bars += (kind & BAR) != 0
-            visible += 1
-    return digest, num_bytes, some, marks, bars, visible
+class _Look(NamedTuple):
+    """What a line's visible characters are."""
+
+    num_bytes: int
+    some: int
+    """All their flags."""
+    marks: int
+    bars: int
+    visible: int
 
 
 @njit(cache=True, nogil=True)
-def _kind_of(scratch: Any, line: Any, num_bytes: Any, marks: Any, bars: Any, visible: Any) -> Any:
-    if scratch.masks[line] & BOILERPLATE and num_bytes <= _MAX_BANNER_BYTES:
+def _look_at(codes: Any, kinds: Any, start: Any, stop: Any) -> Any:
+    marks = bars = visible = some = highest = 0
+    for k in range(start, stop):
+        kind = np.int64(kinds[k])
+        some |= kind
+        highest |= codes[k]
+        marks += (kind & CODE_MARK) != 0
+        bars += (kind & BAR) != 0
+        visible += (kind & SPACE) == 0
+    num_bytes = visible if highest < 0x80 else _visible_bytes(codes, kinds, start, stop)
+    return _Look(num_bytes, some, marks, bars, visible)
+
+
+@njit(cache=True, nogil=True)
+def _visible_bytes(codes: Any, kinds: Any, start: Any, stop: Any) -> Any:
+    total = 0
+    for k in range(start, stop):
+        code = codes[k]
+        total += ((kinds[k] & SPACE) == 0) * (1 + (code >= 0x80) + (code >= 0x800) + (code >= 0x10000))
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _kind_of(codes: Any, kinds: Any, mask: Any, first: Any, last: Any, look: Any) -> Any:
+    if mask & BOILERPLATE and look.num_bytes <= _MAX_BANNER_BYTES:
         return _BANNER
-    first = scratch.starts[line]
-    while scratch.kinds[first] & SPACE:
-        first += 1
-    if bars >= _MIN_BARS and visible <= _MAX_LINK_CHARS * (bars + 1) and not scratch.kinds[first] & BAR:
+    if look.bars >= _MIN_BARS and look.visible <= _MAX_LINK_CHARS * (look.bars + 1) and _are_links(kinds, first, last):
         return _LINKS
-    if _begins_with_time(scratch, first, scratch.stops[line]):
+    if look.some & DIGIT and _begins_with_time(codes, kinds, first, last):
         return _LOG
-    if scratch.codes[scratch.stops[line] - 1] in _LINE_END_OF_CODE or (marks >= 2 and marks * _CODE_MARK_SHARE > visible):
+    if (look.marks and codes[last - 1] in _LINE_END_OF_CODE) or (look.marks >= 2 and look.marks * _CODE_MARK_SHARE > look.visible):
         return _CODE
     return _PROSE
 
 
 @njit(cache=True, nogil=True)
-def _begins_with_time(scratch: Any, first: Any, stop: Any) -> Any:
+def _are_links(kinds: Any, first: Any, stop: Any) -> Any:
+    """Whether enough bars stand between spaces, and none before the first link (that would be a table or a quotation)."""
+    num = 0
+    for k in range(first + 1, stop - 1):
+        num += (kinds[k] & BAR) != 0 and (kinds[k - 1] & SPACE) != 0 and (kinds[k + 1] & SPACE) != 0
+    return num >= _MIN_BARS and not kinds[first] & BAR
+
+
+@njit(cache=True, nogil=True)
+def _begins_with_time(codes: Any, kinds: Any, first: Any, stop: Any) -> Any:
     """Six digits and two colons in the first characters: ``2024-05-01 10:20:30``, ``[10:20:30.123]``, ``May  1 10:20:30``."""
     digits = colons = 0
     for k in range(first, min(stop, first + _TIME_CHARS)):
-        digits += (scratch.kinds[k] & DIGIT) != 0
-        colons += scratch.codes[k] == _COLON
+        digits += (kinds[k] & DIGIT) != 0
+        colons += codes[k] == _COLON
     return digits >= 6 and colons >= 2
 
 
@@ -256,10 +280,11 @@ def drop_boilerplate(scratch: Any, num_lines: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _is_dropped(scratch: Any, line: Any, with_links: Any) -> Any:
-    _, num_bytes, some, marks, bars, visible = _look_at(scratch, line)
-    if not some & (LETTER | DIGIT):
+    codes, kinds, first, last = scratch.codes, scratch.kinds, scratch.tops[line], scratch.ends[line]
+    look = _look_at(codes, kinds, first, last)
+    if not look.some & (LETTER | DIGIT):
         return False
-    kind = _kind_of(scratch, line, num_bytes, marks, bars, visible)
+    kind = _kind_of(codes, kinds, scratch.masks[line], first, last, look)
     return kind == _BANNER or (with_links and kind == _LINKS)
 
 
@@ -270,21 +295,23 @@ def top_gram(scratch: Any, num_words: Any) -> Any:
     A 2-gram is a run of words that weighs 4 halves: two spaced words, four letters of an unspaced script, or a mixture.
     """
     mask = clear_table(scratch, num_words)
+    keys, covered, behind = scratch.keys, scratch.counts, scratch.firsts
+    words, marks, sizes = scratch.words, scratch.word_marks, scratch.word_chars
     top = 0
     for last in range(num_words):
         key = FNV_OFFSET
         halves = length = chars = 0
         while halves < 4 and length < 4 and length <= last:
-            key = mixed(key, scratch.words[last - length])
-            halves += scratch.word_marks[last - length] & HALVES
-            chars += scratch.word_chars[last - length]
+            key = mixed(key, words[last - length])
+            halves += marks[last - length] & HALVES
+            chars += sizes[last - length]
             length += 1
         if halves < 4:
             continue
-        slot, is_new = enter(scratch, mask, key)
-        if is_new or last - length >= scratch.firsts[slot]:
-            scratch.counts[slot] += chars
-            scratch.firsts[slot] = last
-            if scratch.counts[slot] >= chars * _MIN_GRAM_COUNT:
-                top = max(top, scratch.counts[slot])
+        slot, is_new = enter(keys, covered, mask, key)
+        if is_new or last - length >= behind[slot]:
+            covered[slot] += chars
+            behind[slot] = last
+            if covered[slot] >= chars * _MIN_GRAM_COUNT:
+                top = max(top, covered[slot])
     return top

@@ -32,56 +32,73 @@ _DOT, _ELLIPSIS, _MIDDLE_ELLIPSIS, _HYPHEN, _ROUND_BULLET = 0x2E, 0x2026, 0x22EF
 
 @njit(cache=True, nogil=True)
 def count_lines(scratch: Any, num_lines: Any, is_unspaced: Any, short_chars: Any, counts: Any) -> None:
-    """Fill the columns of lines; ``short_chars``: a line of no more is short."""
+    """Fill the columns of lines, after hash_lines; ``short_chars``: a line of no more is short."""
     mask = clear_table(scratch, num_lines)
+    codes, kinds, keys, slot_counts = scratch.codes, scratch.kinds, scratch.keys, scratch.counts
+    starts, stops, tops, ends, lines = scratch.starts, scratch.stops, scratch.tops, scratch.ends, scratch.lines
     counts[NUM_ALL_LINES] = num_lines
+    endings = TERMINAL | CLOSING if is_unspaced else TERMINAL
     for line in range(num_lines):
-        start, stop = scratch.starts[line], scratch.stops[line]
-        digest, width = _hash_line(scratch, start, stop)
-        scratch.lines[line] = digest
-        first, last = trimmed(scratch, start, stop)
+        start, stop, first, last = starts[line], stops[line], tops[line], ends[line]
         if first == last:
             continue
-        is_new = enter(scratch, mask, digest)[1]
+        is_new = enter(keys, slot_counts, mask, mixed(lines[line], first - start))[1]
         counts[NUM_TEXT_LINES] += 1
         counts[REPEATED_LINES] += not is_new
         counts[REPEATED_LINE_CHARS] += 0 if is_new else stop - start
-        counts[NUM_SHORT_LINES] += (width if is_unspaced else stop - start) <= short_chars
-        counts[NUM_ENDED_LINES] += (scratch.kinds[stop - 1] & (TERMINAL | CLOSING if is_unspaced else TERMINAL)) != 0
-        counts[NUM_BULLET_LINES] += _is_bullet(scratch, first, is_unspaced)
-        counts[NUM_ELLIPSIS_LINES] += ends_in_ellipsis(scratch, first, last, is_unspaced)
+        counts[NUM_SHORT_LINES] += (_width(kinds, start, stop) if is_unspaced else stop - start) <= short_chars
+        counts[NUM_ENDED_LINES] += (kinds[stop - 1] & endings) != 0
+        counts[NUM_BULLET_LINES] += _is_bullet(codes[first], kinds[first], is_unspaced)
+        counts[NUM_ELLIPSIS_LINES] += ends_in_ellipsis(codes, first, last, is_unspaced)
 
 
 @njit(cache=True, nogil=True)
-def _hash_line(scratch: Any, start: Any, stop: Any) -> Any:
-    digest = FNV_OFFSET
+def hash_lines(scratch: Any, num_lines: Any) -> None:
+    """Fill ``lines``, ``tops`` and ``ends``: a line's hash and its range without the white space at its ends.
+
+    Four hashes side by side: one alone would wait for its own multiplications."""
+    codes, kinds, lines = scratch.codes, scratch.kinds, scratch.lines
+    starts, stops, tops, ends = scratch.starts, scratch.stops, scratch.tops, scratch.ends
+    for line in range(num_lines):
+        first, last = trimmed(kinds, starts[line], stops[line])
+        tops[line], ends[line] = first, last
+        a, b, c, d = FNV_OFFSET, FNV_OFFSET, FNV_OFFSET, np.uint64(last - first)
+        while first + 4 <= last:
+            a, b = mixed(a, codes[first]), mixed(b, codes[first + 1])
+            c, d = mixed(c, codes[first + 2]), mixed(d, codes[first + 3])
+            first += 4
+        while first < last:
+            a = mixed(a, codes[first])
+            first += 1
+        lines[line] = mixed(mixed(mixed(a, b), c ^ c >> np.uint64(31)), d ^ d >> np.uint64(33))
+
+
+@njit(cache=True, nogil=True)
+def _width(kinds: Any, start: Any, stop: Any) -> Any:
     width = stop - start
     for k in range(start, stop):
-        digest = mixed(digest, scratch.codes[k])
-        width += (scratch.kinds[k] & UNSPACED) != 0
-    return digest, width
+        width += (kinds[k] & UNSPACED) != 0
+    return width
 
 
 @njit(cache=True, nogil=True)
-def trimmed(scratch: Any, start: Any, stop: Any) -> Any:
+def trimmed(kinds: Any, start: Any, stop: Any) -> Any:
     """The range without the white space at its ends."""
-    while start < stop and scratch.kinds[start] & WHITE:
+    while start < stop and kinds[start] & WHITE:
         start += 1
-    while stop > start and scratch.kinds[stop - 1] & WHITE:
+    while stop > start and kinds[stop - 1] & WHITE:
         stop -= 1
     return start, stop
 
 
 @njit(cache=True, nogil=True)
-def _is_bullet(scratch: Any, first: Any, is_unspaced: Any) -> Any:
-    code = scratch.codes[first]
-    return code in (_HYPHEN, _ROUND_BULLET) or (is_unspaced and (scratch.kinds[first] & BULLET) != 0)
+def _is_bullet(code: Any, kind: Any, is_unspaced: Any) -> Any:
+    return code == _HYPHEN or code == _ROUND_BULLET or (is_unspaced and (kind & BULLET) != 0)  # noqa: PLR1714 (Numba: a tuple is slower)
 
 
 @njit(cache=True, nogil=True)
-def ends_in_ellipsis(scratch: Any, first: Any, last: Any, is_unspaced: Any) -> Any:
+def ends_in_ellipsis(codes: Any, first: Any, last: Any, is_unspaced: Any) -> Any:
     """Whether the trimmed line ends with three dots or an ellipsis character."""
-    codes = scratch.codes
     if codes[last - 1] == _ELLIPSIS or (is_unspaced and codes[last - 1] == _MIDDLE_ELLIPSIS):
         return True
     return last - first >= 3 and codes[last - 1] == _DOT and codes[last - 2] == _DOT and codes[last - 3] == _DOT
@@ -89,7 +106,7 @@ def ends_in_ellipsis(scratch: Any, first: Any, last: Any, is_unspaced: Any) -> A
 
 @njit(cache=True, nogil=True)
 def count_paragraphs(scratch: Any, num_lines: Any, counts: Any) -> None:
-    """Fill the columns of paragraphs; count_lines filled the lines' hashes."""
+    """Fill the columns of paragraphs; hash_lines filled the lines' hashes."""
     mask = clear_table(scratch, num_lines)
     line = 0
     while line < num_lines:
@@ -99,9 +116,9 @@ def count_paragraphs(scratch: Any, num_lines: Any, counts: Any) -> None:
         first = line
         digest = FNV_OFFSET
         while line < num_lines and scratch.starts[line] < scratch.stops[line]:
-            digest = mixed(digest, scratch.lines[line])
+            digest = mixed(mixed(digest, scratch.lines[line]), scratch.tops[line] - scratch.starts[line])
             line += 1
-        is_new = enter(scratch, mask, digest ^ np.uint64(line - first))[1]
+        is_new = enter(scratch.keys, scratch.counts, mask, digest ^ np.uint64(line - first))[1]
         counts[NUM_PARAGRAPHS] += 1
         counts[REPEATED_PARAGRAPHS] += not is_new
         counts[REPEATED_PARAGRAPH_CHARS] += 0 if is_new else scratch.stops[line - 1] - scratch.starts[first]

@@ -10,7 +10,6 @@ Source: Rae et al. 2021, arXiv 2112.11446, appendix A.1. Cost: about 12 ns per w
 
 from typing import Any
 
-import numpy as np
 from numba import njit
 
 from pipelines.steps.rules.columns import GRAM_CHARS
@@ -56,22 +55,24 @@ def _first_grams(scratch: Any, num_words: Any, counts: Any) -> None:
 @njit(cache=True, nogil=True)
 def _look_up(scratch: Any, num_candidates: Any) -> None:
     mask = clear_table(scratch, num_candidates)
+    keys, counts, firsts, slots, grams = scratch.keys, scratch.counts, scratch.firsts, scratch.slots, scratch.grams
     for k in range(num_candidates):
-        slot, is_new = enter(scratch, mask, scratch.grams[k])
+        slot, is_new = enter(keys, counts, mask, grams[k])
         if is_new:
-            scratch.firsts[slot] = k
-        scratch.counts[slot] += 1
-        scratch.slots[k] = slot
+            firsts[slot] = k
+        counts[slot] += 1
+        slots[k] = slot
 
 
 @njit(cache=True, nogil=True)
 def _top_chars(scratch: Any, num_candidates: Any, length: Any, step: Any) -> Any:
     """Characters of all occurrences of the most frequent n-gram (the first of several), with the spaces in it; 0 if none repeats."""
     most, best = 1, -1
+    slots, firsts, counts = scratch.slots, scratch.firsts, scratch.counts
     for k in range(num_candidates):
-        slot = scratch.slots[k]
-        if scratch.firsts[slot] == k and scratch.counts[slot] > most:
-            most, best = scratch.counts[slot], k
+        slot = slots[k]
+        if firsts[slot] == k and counts[slot] > most:
+            most, best = counts[slot], k
     if best < 0:
         return 0
     return most * (_chars(scratch, scratch.positions[best], length) + (length - 1 if step == 1 else 0))
@@ -101,12 +102,13 @@ def _chars(scratch: Any, position: Any, length: Any) -> Any:
 @njit(cache=True, nogil=True)
 def _refine(scratch: Any, num_candidates: Any, num_words: Any, length: Any) -> Any:
     """Keep the candidates whose n-gram may go on by one word; their number."""
+    positions, slots, counts, grams, words = scratch.positions, scratch.slots, scratch.counts, scratch.grams, scratch.words
     num_kept = 0
     for k in range(num_candidates - 1):
-        position = scratch.positions[k]
-        follows = scratch.positions[k + 1] == position + 1
-        if follows and position + length < num_words and scratch.counts[scratch.slots[k]] > 1 and scratch.counts[scratch.slots[k + 1]] > 1:
-            scratch.positions[num_kept] = position
-            scratch.grams[num_kept] = mixed(scratch.grams[k], scratch.words[position + length])
+        position = positions[k]
+        follows = positions[k + 1] == position + 1
+        if follows and position + length < num_words and counts[slots[k]] > 1 and counts[slots[k + 1]] > 1:
+            positions[num_kept] = position
+            grams[num_kept] = mixed(grams[k], words[position + length])
             num_kept += 1
     return num_kept

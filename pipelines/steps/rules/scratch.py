@@ -18,7 +18,7 @@ U64 = npt.NDArray[np.uint64]
 
 
 class Scratch(NamedTuple):
-    """Numba sees a tuple of arrays; the fields' comments say what one entry is."""
+    """The arrays; the comments say what one entry is. Inner loops take the arrays that they need out of the tuple: passing it on is not free."""
 
     codes: I32
     """Code point of a character."""
@@ -33,8 +33,12 @@ class Scratch(NamedTuple):
     """First character of a line."""
     stops: I32
     """Behind a line's last character, before the newline."""
+    tops: I32
+    """First character of a line that is not white."""
+    ends: I32
+    """Behind the last such character."""
     lines: U64
-    """Hash of a line."""
+    """Hash of a line, without the white space at its ends."""
     masks: I32
     """Kinds of phrases that occur in a line (pipelines.steps.rules.phrases)."""
     keys: U64
@@ -53,11 +57,14 @@ def empty_scratch(num_chars: int) -> Scratch:
     """Room for documents of up to ``num_chars`` characters."""
     size = num_chars + 2
     num_slots = 1 << (2 * size).bit_length()
-    codes, chars, marks, starts, stops, masks, positions, slots = np.zeros((8, size), np.int32)
-    words, lines, grams = np.zeros((3, size), np.uint64)
-    counts, firsts = np.zeros((2, num_slots), np.int32)
     keys = np.zeros(num_slots, np.uint64)
-    return Scratch(codes, np.zeros(size, np.uint32), words, chars, marks, starts, stops, lines, masks, keys, counts, firsts, grams, positions, slots)
+    slot_counts, slot_firsts = np.zeros((2, num_slots), np.int32)
+    words, lines, grams = np.zeros((3, size), np.uint64)
+    codes, word_chars, word_marks, starts, stops, tops, ends, masks, positions, slots = np.zeros((10, size), np.int32)
+    return Scratch(
+        *(codes, np.zeros(size, np.uint32), words, word_chars, word_marks, starts, stops, tops, ends, lines, masks),
+        *(keys, slot_counts, slot_firsts, grams, positions, slots),
+    )
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -123,16 +130,17 @@ def encode(codes: Any, num_chars: Any, out: Any, at: Any) -> Any:
 @njit(cache=True, nogil=True)
 def split_lines(scratch: Any, num_chars: Any) -> Any:
     """Fill ``starts`` and ``stops``; the number of lines. As ``str.splitlines`` of normalized text: a newline at the end begins no line."""
+    codes, starts, stops = scratch.codes, scratch.starts, scratch.stops
     num_lines = start = 0
     for k in range(num_chars):
-        if scratch.codes[k] == 0x0A:
-            scratch.starts[num_lines] = start
-            scratch.stops[num_lines] = k
+        if codes[k] == 0x0A:
+            starts[num_lines] = start
+            stops[num_lines] = k
             num_lines += 1
             start = k + 1
     if start < num_chars:
-        scratch.starts[num_lines] = start
-        scratch.stops[num_lines] = num_chars
+        starts[num_lines] = start
+        stops[num_lines] = num_chars
         num_lines += 1
     return num_lines
 
@@ -147,15 +155,15 @@ def clear_table(scratch: Any, num_entries: Any) -> Any:
     return mask
 
 
-@njit(cache=True, nogil=True, inline="always")
-def enter(scratch: Any, mask: Any, key: Any) -> Any:
+@njit(cache=True, nogil=True)
+def enter(keys: Any, counts: Any, mask: Any, key: Any) -> Any:
     """The slot of ``key`` (linear probing), and whether it was entered just now, with a count of 0."""
     key |= np.uint64(1)
     slot = np.int64((key ^ key >> np.uint64(29)) >> np.uint64(3)) & mask
-    while scratch.keys[slot] != 0:
-        if scratch.keys[slot] == key:
+    while keys[slot] != 0:
+        if keys[slot] == key:
             return slot, False
         slot = (slot + 1) & mask
-    scratch.keys[slot] = key
-    scratch.counts[slot] = 0
+    keys[slot] = key
+    counts[slot] = 0
     return slot, True

@@ -72,20 +72,21 @@ def _salt(number: int) -> int:
 def split_spaced(scratch: Any, num_chars: Any) -> Any:
     """Fill the words; their number."""
     digest = FNV_OFFSET
+    codes, kinds, words, word_chars, word_marks = scratch.codes, scratch.kinds, scratch.words, scratch.word_chars, scratch.word_marks
     num_words = start = 0
     some = np.uint32(0)
     every = np.uint32(0xFFFFFFFF)
     for k in range(num_chars + 1):
-        kind = scratch.kinds[k] if k < num_chars else np.uint32(WHITE)
+        kind = kinds[k] if k < num_chars else np.uint32(WHITE)
         if not kind & WHITE:
-            digest = mixed(digest, scratch.codes[k])
+            digest = mixed(digest, codes[k])
             some |= kind
             every &= kind
         else:
             if k > start:
-                scratch.words[num_words] = digest
-                scratch.word_chars[num_words] = k - start
-                scratch.word_marks[num_words] = 2 | (HAS_LETTER if some & ALPHA else 0) | (0 if every & PUNCTUATION else IS_PLAIN)
+                words[num_words] = digest
+                word_chars[num_words] = k - start
+                word_marks[num_words] = 2 | (HAS_LETTER if some & ALPHA else 0) | (0 if every & PUNCTUATION else IS_PLAIN)
                 num_words += 1
                 digest = FNV_OFFSET
                 some = np.uint32(0)
@@ -99,19 +100,21 @@ def split_unicode(scratch: Any, num_chars: Any, counts: Any) -> Any:
     """Fill the words; their number. Word characters: those below U+0590, in which encoded data and minified code are written; a word of
     another script counts 1."""
     digest = FNV_OFFSET
+    codes, kinds, words, word_chars, word_marks = scratch.codes, scratch.kinds, scratch.words, scratch.word_chars, scratch.word_marks
     num_words = length = num_latin = sum_latin = sum_chars = 0
     some = np.uint32(0)
     for k in range(num_chars + 1):
-        kind = scratch.kinds[k] if k < num_chars else np.uint32(SPACE)
+        kind = kinds[k] if k < num_chars else np.uint32(SPACE)
         if not kind & (_BREAK | UNSPACED):
             if length or not kind & MARK:
-                digest = mixed(digest, scratch.codes[k])
+                digest = mixed(digest, codes[k])
                 length += 1
                 num_latin += (kind & LATIN) != 0
                 some |= kind
             continue
         if some & (LETTER | DIGIT):
-            _put_word(scratch, num_words, digest, length, 2 | IS_PLAIN | (HAS_LETTER if some & ALPHA else 0))
+            words[num_words], word_chars[num_words] = digest, length
+            word_marks[num_words] = 2 | IS_PLAIN | (HAS_LETTER if some & ALPHA else 0)
             num_words += 1
             sum_chars += length
             sum_latin += max(num_latin, 1)
@@ -119,7 +122,8 @@ def split_unicode(scratch: Any, num_chars: Any, counts: Any) -> Any:
         length = num_latin = 0
         some = np.uint32(0)
         if kind & UNSPACED:
-            _put_word(scratch, num_words, mixed(digest, scratch.codes[k]), 1, 1 | IS_PLAIN | (HAS_LETTER if kind & ALPHA else 0))
+            words[num_words], word_chars[num_words] = mixed(digest, codes[k]), 1
+            word_marks[num_words] = 1 | IS_PLAIN | (HAS_LETTER if kind & ALPHA else 0)
             num_words += 1
             sum_chars += 1
             sum_latin += 1
@@ -127,30 +131,24 @@ def split_unicode(scratch: Any, num_chars: Any, counts: Any) -> Any:
     return num_words
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _put_word(scratch: Any, number: Any, digest: Any, length: Any, marks: Any) -> None:
-    scratch.words[number] = digest
-    scratch.word_chars[number] = length
-    scratch.word_marks[number] = marks
-
-
 @njit(cache=True, nogil=True)
 def count_words(scratch: Any, num_words: Any, stops: Any, language: Any, counts: Any) -> None:
     """Gopher's counts of words; ``language`` is the number of the stop words' language."""
     salt = np.uint64(language) * np.uint64(0x9E3779B97F4A7C15)
+    words, word_marks, word_chars, keys, bits = scratch.words, scratch.word_marks, scratch.word_chars, stops.keys, stops.bits
     all_halves = plain = plain_chars = alpha = 0
     found = np.uint64(0)
     for k in range(num_words):
-        marks = scratch.word_marks[k]
+        marks = word_marks[k]
         halves = marks & HALVES
         all_halves += halves
         if marks & IS_PLAIN:
             plain += halves
-            plain_chars += scratch.word_chars[k]
+            plain_chars += word_chars[k]
         if marks & HAS_LETTER:
             alpha += halves
         if language:
-            found |= _stop_bit(scratch.words[k] ^ salt, stops)
+            found |= _stop_bit(words[k] ^ salt, keys, bits)
     counts[NUM_HALVES], counts[NUM_PLAIN_HALVES], counts[NUM_PLAIN_CHARS], counts[NUM_ALPHA_HALVES] = all_halves, plain, plain_chars, alpha
     counts[NUM_STOP_WORDS] = 0
     while found:
@@ -159,10 +157,10 @@ def count_words(scratch: Any, num_words: Any, stops: Any, language: Any, counts:
 
 
 @njit(cache=True, nogil=True)
-def _stop_bit(key: Any, stops: Any) -> Any:
+def _stop_bit(key: Any, keys: Any, bits: Any) -> Any:
     slot = np.int64(key & np.uint64(_STOP_SLOTS - 1))
-    while stops.keys[slot] != 0:
-        if stops.keys[slot] == key:
-            return stops.bits[slot]
+    while keys[slot] != 0:
+        if keys[slot] == key:
+            return bits[slot]
         slot = (slot + 1) & (_STOP_SLOTS - 1)
     return np.uint64(0)
