@@ -35,7 +35,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 def _as_json(query: str, fates: "list[Fate]") -> dict[str, Any]:
     """The fields of the record that counts (the kept one, else the newest), and all records in commit order."""
-    decisive = next((fate for fate in fates if fate.outcome == "kept"), fates[-1])
+    kept = [fate for fate in fates if fate.outcome == "kept"]
+    decisive = next((fate for fate in kept if fate.retracted_in is None), (kept or fates)[-1])
     return {"query": query, **decisive.as_json(), "records": [fate.as_json() for fate in fates]}
 
 
@@ -48,21 +49,40 @@ def sentence(fate: "Fate") -> str:
 def _outcome(fate: "Fate") -> str:
     if fate.outcome == "kept":
         place = f"kept for {fate.split}: {fate.shard} row {fate.row} position {fate.start}, {fate.length} tokens"
-        return f"{place}; {_models(fate)}"
-    if fate.outcome == "duplicate":
-        return f"dropped as {fate.reason} duplicate of document {fate.duplicate_of} (similarity {fate.similarity:.2f})"
+        return f"{place}; {_holding(fate)}{_models(fate)}"
     if fate.dead_letter is not None:
         return f"dead ({fate.reason}); its dead letter is in topic {fate.dead_letter['topic']} under key {fate.dead_letter['key']}"
-    if fate.outcome == "rejected":
-        return f"rejected by rule {fate.reason}"
     if fate.outcome == "retracted":
         return "a retraction of the document was recorded"
+    if fate.outcome in ("duplicate", "rejected"):
+        return _dropped(fate)
     return "no record to read at this offset (transaction marker, aborted or compacted away)"
+
+
+def _dropped(fate: "Fate") -> str:
+    if fate.reason == "retracted":
+        return "not taken in (retracted): it was published before its retraction, which was read first"
+    if fate.outcome == "rejected":
+        return f"rejected by rule {fate.reason}"
+    if fate.similarity is None:
+        return f"dropped ({fate.reason}): document {fate.duplicate_of} is kept already"
+    return f"dropped as {fate.reason} duplicate of document {fate.duplicate_of} (similarity {fate.similarity:.2f})"
+
+
+def _holding(fate: "Fate") -> str:
+    """Which versions hold it, where a retraction has ended that."""
+    if fate.retracted_in is None:
+        return ""
+    taken_out = f"retracted in version {fate.retracted_in} by {fate.retracted_by}, "
+    if fate.dataset_versions is None:
+        return f"{taken_out}so that no version holds it; "
+    return f"{taken_out}held by versions {fate.dataset_versions['first']} to {fate.dataset_versions['last']}; "
 
 
 def _models(fate: "Fate") -> str:
     if fate.split == "validation":
         return "held out for validation, no model trained on it"
     if not fate.models:
-        return "no model has trained on it yet"
-    return "trained into model version" + ("s " if len(fate.models) > 1 else " ") + ", ".join(map(str, fate.models))
+        return "no model has trained on it" + ("" if fate.retracted_in else " yet")
+    heirs = f"; grown out of these: {', '.join(map(str, fate.heirs))}" if fate.heirs else ""
+    return "trained into model version" + ("s " if len(fate.models) > 1 else " ") + ", ".join(map(str, fate.models)) + heirs

@@ -1,4 +1,4 @@
-"""Which kept documents have this id? Answered for the few records that ask: retractions, and dead letters that are replayed.
+"""Which kept documents have this id? Answered for the few records that ask: dead letters that are replayed.
 
 Kept documents are numbered in commit order (their ordinal). Ids are kept as 64-bit hashes in sorted runs, 12 bytes per document, and
 only once somebody asks: building them reads the audit trail once, about 0.15 s per million documents. A hit is confirmed by the id
@@ -6,6 +6,7 @@ itself, read from the audit trail, so that a collision of hashes changes nothing
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,6 @@ import polars as pl
 
 from pipelines.dataset.dataset import Dataset
 from schemas.arrow import Outcome
-from schemas.manifest import DatasetManifest
 
 MAX_RUNS = 32
 """Runs are merged beyond this number: a look-up is one binary search in each."""
@@ -35,9 +35,8 @@ def hash_ids(doc_ids: pl.Series) -> Hashes:
     return hashes
 
 
-def read_kept(dataset: Dataset, manifest: DatasetManifest, columns: Sequence[str]) -> pl.DataFrame:
-    """Columns of the kept documents of one version, in commit order."""
-    paths = [dataset.root / entry.path for entry in manifest.documents]
+def read_kept(paths: Sequence[Path], columns: Sequence[str]) -> pl.DataFrame:
+    """Columns of the kept documents in these parts of the audit trail, in commit order."""
     return pl.scan_parquet(paths).filter(pl.col("outcome") == Outcome.KEPT).select(columns).collect()
 
 
@@ -53,8 +52,8 @@ class KnownIds:
         """Read the ids of all kept documents of versions 1..N."""
         self._runs: list[_Run] = []
         if dataset is not None:
-            hashes = [hash_ids(read_kept(dataset, manifest, ["doc_id"])["doc_id"]) for manifest in dataset.manifests()]
-            self.add(np.concatenate(hashes), 0)
+            paths = [dataset.root / entry.path for manifest in dataset.manifests() for entry in manifest.documents]
+            self.add(hash_ids(read_kept(paths, ["doc_id"])["doc_id"]), 0)
 
     def add(self, hashes: Hashes, first: int) -> None:
         """Documents that were kept next, ``first`` being the ordinal of the first of them."""

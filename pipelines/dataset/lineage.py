@@ -7,13 +7,16 @@ scanned, with the predicate pushed down into Parquet: about 10 ms per million ro
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.log import CommitLog
+from pipelines.dataset.masks import read_masks
 from pipelines.dataset.names import version_of
 from schemas.arrow import DOCUMENTS, Outcome, Split
 from schemas.errors import DatasetError, ManifestCorrupt
@@ -56,12 +59,31 @@ class Fate:
     """Train or validation, for kept documents."""
     models: list[int]
     """Model versions that were trained on it."""
+    heirs: list[int]
+    """Model versions that were not, but whose weights grew out of such a model's."""
+    dataset_versions: dict[str, int | None] | None
+    """For kept documents: ``first`` and ``last`` of the versions that hold it; no last while it is not retracted, none at all if no version does."""
+    retracted_in: int | None
+    """Version that took it out."""
+    retracted_by: str | None
+    """topic/partition/offset of the retraction."""
     dead_letter: dict[str, str] | None
     """Topic and key of its dead letter."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+_Place = tuple[str, int, int]
+"""Shard, row and start of a document."""
+
+
+class _Mask(NamedTuple):
+    """Who took a document out."""
+
+    version: int
+    place: str
 
 
 def trace(root: Path, query: str, *, deadletter_topic: str) -> list[Fate]:
@@ -77,7 +99,8 @@ def trace(root: Path, query: str, *, deadletter_topic: str) -> list[Fate]:
             "what was published after the last ingest is not known yet"
         )
     models = _trained_models(root)
-    return [_fate(dataset, row, models, deadletter_topic) for row in rows.to_dicts()]
+    masks = _masks(dataset, rows)
+    return [_fate(dataset, row, models, masks, deadletter_topic) for row in rows.to_dicts()]
 
 
 def _rows(dataset: Dataset, query: str) -> pl.DataFrame:
@@ -101,10 +124,20 @@ def _covers(manifest: DatasetManifest, topic: str, partition: int, offset: int) 
     return span is not None and span.start <= offset < span.end
 
 
-def _trained_models(root: Path) -> list[tuple[int, int]]:
-    """(model version, dataset version that it was trained on) of every registered model."""
+@dataclass(frozen=True)
+class _Trained:
+    """A registered model."""
+
+    version: int
+    dataset_version: int
+    parent: int | None
+
+
+def _trained_models(root: Path) -> list[_Trained]:
+    """Every registered model, oldest first."""
     log = CommitLog(root / MODEL_LOG)
-    return [(number, _model(log, number).dataset.version) for number in range(1, log.latest() + 1)]
+    manifests = [_model(log, number) for number in range(1, log.latest() + 1)]
+    return [_Trained(manifest.version, manifest.dataset.version, manifest.training.parent_model) for manifest in manifests]
 
 
 def _model(log: CommitLog, number: int) -> ModelManifest:
@@ -114,17 +147,50 @@ def _model(log: CommitLog, number: int) -> ModelManifest:
         raise ManifestCorrupt(f"{log.path(number)} is not a valid manifest: {error.errors()[0]['msg']}; restore it from a copy") from error
 
 
-def _fate(dataset: Dataset, row: dict[str, Any], models: list[tuple[int, int]], deadletter_topic: str) -> Fate:
+def _fate(dataset: Dataset, row: dict[str, Any], models: list[_Trained], masks: dict[_Place, _Mask], deadletter_topic: str) -> Fate:
     version = version_of(row.pop("file"))
     split = _split(dataset.manifests()[version - 1], row["shard"])
     is_dead = row["outcome"] == Outcome.DEAD
+    mask = masks.get((row["shard"], row["row"], row["start"])) if row["outcome"] == Outcome.KEPT else None
+    end = mask.version if mask else dataset.version + 1
+    trained = [model.version for model in models if split == Split.TRAIN and version <= model.dataset_version < end]
     return Fate(
         **row,
         dataset_version=version,
         split=split,
-        models=[model for model, trained_on in models if split == Split.TRAIN and trained_on >= version],
+        models=trained,
+        heirs=_heirs(models, set(trained)),
+        dataset_versions=_holding(version, mask) if row["outcome"] == Outcome.KEPT else None,
+        retracted_in=mask.version if mask else None,
+        retracted_by=mask.place if mask else None,
         dead_letter={"topic": deadletter_topic, "key": f"{row['topic']}/{row['partition']}/{row['offset']}"} if is_dead else None,
     )
+
+
+def _holding(version: int, mask: _Mask | None) -> dict[str, int | None] | None:
+    if mask is not None and mask.version == version:
+        return None
+    return {"first": version, "last": mask.version - 1 if mask else None}
+
+
+def _heirs(models: list[_Trained], trained: set[int]) -> list[int]:
+    """Models whose ancestors are among ``trained``; parents are always older."""
+    touched = set(trained)
+    for model in models:
+        if model.parent in touched:
+            touched.add(model.version)
+    return sorted(touched - trained)
+
+
+def _masks(dataset: Dataset, rows: pl.DataFrame) -> dict[_Place, _Mask]:
+    """Where the documents stand that were taken out, of those with these ids."""
+    ids = rows.filter(pl.col("outcome") == Outcome.KEPT)["doc_id"].to_list()
+    masking = [manifest for manifest in dataset.manifests() if manifest.masks] if ids else []
+    return {
+        (row["shard"], row["row"], row["start"]): _Mask(manifest.version, f"{row['topic']}/{row['partition']}/{row['offset']}")
+        for manifest in masking
+        for row in read_masks(dataset.root, manifest).filter(pc.is_in(pc.field("doc_id"), pa.array(ids, pa.string()))).to_pylist()
+    }
 
 
 def _split(manifest: DatasetManifest, shard: str | None) -> str | None:

@@ -66,6 +66,12 @@ def read_masks(root: Path, manifest: DatasetManifest) -> pa.Table:
     return pa.concat_tables(tables)
 
 
+def retracted_ordinals(dataset: Dataset) -> Ids:
+    """Numbers, counted over all kept documents in commit order, of those that versions 1..N took out; ascending."""
+    found = [read_masks(dataset.root, manifest)["ordinal"].to_numpy() for manifest in dataset.manifests() if manifest.masks]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
+
+
 def span_masks(dataset: Dataset) -> Mapping[str, SpanMask]:
     """Path of each shard in which versions 1..N mask something -> what."""
     masking = [manifest for manifest in dataset.manifests() if manifest.masks]

@@ -15,11 +15,10 @@ Replays: a record that carries REPLAY_HEADER and whose id is that of a document 
 the reason ``replayed``, whatever its text. So replaying a dead letter twice, or one that its producer has mended meanwhile, adds nothing.
 
 State is a function of the committed versions; like dataset/duplicates.py, it is read again after a batch that was not committed.
-Costs without retractions and replays: a look at two columns per block.
+Who has an id that is retracted, the index of duplicates finds (dedup/resolve.py); who has one that is replayed, known.py. Costs without
+retractions and replays: a look at two columns per block.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -30,34 +29,22 @@ import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.known import KnownIds, Ordinals, first_ordinals, hash_ids, read_kept
-from pipelines.dataset.masks import read_masks
+from pipelines.dataset.masks import retracted_ordinals
 from pipelines.dataset.tombstones import RULE, Tombstones
 from schemas.arrow import MASKS, Outcome
 
 REPLAYED = "replayed"
-_SPAN = ["doc_id", "shard", "row", "start", "length"]
+_SPAN = ["shard", "row", "start", "length"]
 
 
 class Index(Protocol):
     """The index of duplicates, as far as retractions need it (dataset/duplicates.py)."""
 
     def resolve(self, rows: pa.Table) -> pa.Table:
-        """Verdicts for candidates in commit order: duplicate_of, reason, similarity; all null for those that are kept from now on."""
+        """Verdicts in commit order (duplicate_of, reason, similarity), all null for what is kept from now on, and where ``is_retraction`` is true."""
 
-    def retract(self, ordinals: Ordinals) -> None:
-        """Forget these kept documents."""
-
-
-class _Event(NamedTuple):
-    """A row of a block that asks which documents have its id."""
-
-    num_before: int
-    """Candidates before it in the block."""
-    doc_id: str
-    is_retraction: bool
-    topic: str
-    partition: int
-    offset: int
+    def retracted_rows(self) -> tuple[Ordinals, pa.Array]:
+        """Ordinals and ids of what it forgot since it was opened, in the order in which that happened."""
 
 
 class _Out(NamedTuple):
@@ -82,12 +69,11 @@ class Retractions:
         version = dataset.version if dataset else 0
         if self._clean_at != version:
             self._tombstones = Tombstones(dataset)
-            self._out = _retracted(dataset)
+            self._out = set(retracted_ordinals(dataset).tolist()) if dataset else set()
             self._known: KnownIds | None = None
         self._clean_at = None
         self._dataset = dataset
         self._firsts = first_ordinals(dataset) if dataset else np.zeros(1, np.int64)
-        self._version = version + 1
         self._kept: list[pa.Array] = []
         """Ids of the documents that this version has kept so far."""
         self._num_kept = 0
@@ -97,10 +83,6 @@ class Retractions:
         """The batch became that version."""
         self._clean_at = version
 
-    def retracted(self) -> Ordinals:
-        """Ordinals of all documents that are out, ascending."""
-        return np.array(sorted(self._out), dtype=np.int64)
-
     def admit(self, block: pa.Table) -> pa.Table:
         """The block without the documents that were published before their retraction, which stood in another partition: those are rejected."""
         late = self._tombstones.late(block)
@@ -109,165 +91,106 @@ class Retractions:
             return block
         mask = pa.array(late)
         for name, text in (("outcome", str(Outcome.REJECTED)), ("reason", RULE)):
-            index = block.schema.get_field_index(name)
+            place = block.schema.get_field_index(name)
             replaced = pc.if_else(mask, pa.scalar(text, pa.string()), block[name])
-            block = block.set_column(index, block.schema.field(name), replaced)
+            block = block.set_column(place, block.schema.field(name), replaced)
         return block
 
     def resolve(self, block: pa.Table, index: Index) -> pa.Table:
         """One verdict for each candidate (rows with outcome kept) of the block, in order."""
-        candidates = block.filter(pc.equal(block["outcome"], Outcome.KEPT))
-        events = list(_events(block))
-        turn = _Turn(self, index, candidates, {event.doc_id for event in events})
-        for event in events:
-            turn.take(event)
-        verdicts = turn.finish()
-        if self._known is not None:
-            kept = candidates.filter(pc.is_null(verdicts["reason"]))["doc_id"]
-            self._known.add(hash_ids(_series(kept)), self.num_kept - len(kept))
-        return verdicts
-
-    @property
-    def num_kept(self) -> int:
-        """Ordinal of the next document to be kept."""
-        return int(self._firsts[-1]) + self._num_kept
-
-    def keep(self, doc_ids: pa.ChunkedArray) -> None:
-        """These are the next documents that are kept."""
-        self._kept += doc_ids.chunks
-        self._num_kept += len(doc_ids)
-
-    def live(self, doc_ids: set[str]) -> dict[str, list[int]]:
-        """Ordinals by id of the documents with these ids that are kept so far and not out, except those of the block at hand."""
-        if not doc_ids:
-            return {}
-        if self._known is None:
-            self._known = KnownIds(self._dataset)
-            self._known.add(hash_ids(_series(pa.chunked_array(self._kept, pa.string()))), int(self._firsts[-1]))
-        ordinals = self._known.candidates(hash_ids(pl.Series(list(doc_ids), dtype=pl.String)))
-        found = defaultdict(list)
-        for ordinal, doc_id in zip(ordinals.tolist(), self._ids_of(ordinals), strict=True):
-            if doc_id in doc_ids and ordinal not in self._out:
-                found[doc_id].append(ordinal)
-        return found
-
-    def take_out(self, outs: list[_Out]) -> None:
-        """Remember what is out."""
-        self._out.update(out.ordinal for out in outs)
-        self._new += outs
+        retraction = pc.equal(block["outcome"], Outcome.RETRACTED)
+        rows = block.append_column("is_retraction", retraction).filter(pc.or_(retraction, pc.equal(block["outcome"], Outcome.KEPT)))
+        verdicts, done = [], 0
+        for replay, doc_id in self._suspects(rows):
+            verdicts.append(self._run(rows.slice(done, replay - done), index))
+            done = replay
+            if self._is_live(doc_id):
+                verdicts.append(pa.Table.from_pylist([{"duplicate_of": doc_id, "reason": REPLAYED}], schema=verdicts[-1].schema))
+                done += 1
+        verdicts.append(self._run(rows.slice(done), index))
+        return pa.concat_tables(verdicts).filter(pc.invert(rows["is_retraction"]))
 
     def masks(self, documents: Path) -> pa.Table:
         """Rows of MASKS for what this version's retractions took out; ``documents`` is its finished audit trail."""
         if not self._new:
             return MASKS.empty_table()
-        ordinals = np.array([out.ordinal for out in self._new], dtype=np.int64)
-        spans = self._rows_of(ordinals, _SPAN, documents)
-        events = pl.DataFrame(self._new, schema=_Out._fields, orient="row")
-        rows = events.join(spans.drop("doc_id"), on="ordinal", how="left", maintain_order="left", validate="1:1")
+        spans = self._rows_of(np.array(sorted(out.ordinal for out in self._new), dtype=np.int64), _SPAN, documents)
+        rows = pl.DataFrame(self._new, schema=_Out._fields, orient="row").join(spans, on="ordinal", how="left", maintain_order="left", validate="1:1")
         return rows.select(MASKS.names).to_arrow().cast(MASKS)
+
+    @property
+    def _next_ordinal(self) -> int:
+        return int(self._firsts[-1]) + self._num_kept
+
+    def _run(self, rows: pa.Table, index: Index) -> pa.Table:
+        """Resolve rows with no replay of a document that is kept, and take note of what became of them."""
+        is_retraction = rows["is_retraction"].to_numpy()
+        has_retractions = bool(is_retraction.any())
+        num_before = len(index.retracted_rows()[0]) if has_retractions else 0
+        verdicts = index.resolve(rows)
+        kept = verdicts["reason"].is_null().to_numpy() & ~is_retraction
+        if has_retractions:
+            ordinals, doc_ids = (found[num_before:] for found in index.retracted_rows())
+            next_ordinals = self._next_ordinal + np.cumsum(kept)
+            self._take_out(rows.append_column("next_ordinal", pa.array(next_ordinals)).filter(rows["is_retraction"]), ordinals, doc_ids)
+        doc_ids = rows["doc_id"].filter(pa.array(kept))
+        if self._known is not None:
+            self._known.add(hash_ids(pl.Series(doc_ids)), self._next_ordinal)
+        self._kept += doc_ids.chunks
+        self._num_kept += len(doc_ids)
+        return verdicts
+
+    def _take_out(self, retractions: pa.Table, ordinals: Ordinals, doc_ids: pa.Array) -> None:
+        """Say which retraction forgot which document: both stand in the order in which that happened."""
+        waiting = list(zip(ordinals.tolist(), doc_ids.to_pylist(), strict=True))[::-1]
+        for event in retractions.select(["doc_id", "topic", "partition", "offset", "next_ordinal"]).to_pylist():
+            while waiting and waiting[-1][1] == event["doc_id"] and waiting[-1][0] < event["next_ordinal"]:
+                out = _Out(waiting.pop()[0], event["doc_id"], event["topic"], event["partition"], event["offset"])
+                self._new.append(out)
+                self._out.add(out.ordinal)
+        assert not waiting
+
+    def _suspects(self, rows: pa.Table) -> list[tuple[int, str]]:
+        """Replays whose id is known, or stands in an earlier row: (row, id)."""
+        replays = np.flatnonzero(pc.and_(rows["is_replay"].fill_null(False), pc.invert(rows["is_retraction"])).to_numpy())
+        if not len(replays):
+            return []
+        doc_ids = rows["doc_id"].to_pylist()
+        first_row = {doc_id: row for row, doc_id in reversed(list(enumerate(doc_ids)))}
+        live = self._live({doc_ids[row] for row in replays})
+        return [(row, doc_ids[row]) for row in replays.tolist() if doc_ids[row] in live or first_row[doc_ids[row]] < row]
+
+    def _is_live(self, doc_id: str) -> bool:
+        return bool(self._live({doc_id}))
+
+    def _live(self, doc_ids: set[str]) -> set[str]:
+        """Those of the ids that a document has which is kept so far and not out."""
+        if self._known is None:
+            self._known = KnownIds(self._dataset)
+            self._known.add(hash_ids(pl.Series(pa.chunked_array(self._kept, pa.string()))), int(self._firsts[-1]))
+        ordinals = self._known.candidates(hash_ids(pl.Series(list(doc_ids), dtype=pl.String)))
+        ordinals = np.array([ordinal for ordinal in ordinals.tolist() if ordinal not in self._out], dtype=np.int64)
+        return doc_ids.intersection(self._ids_of(ordinals))
 
     def _ids_of(self, ordinals: Ordinals) -> list[str]:
         first = int(self._firsts[-1])
         earlier = ordinals[ordinals < first]
         own: list[str] = pa.chunked_array(self._kept, pa.string()).take(pa.array(ordinals[len(earlier) :] - first)).to_pylist()
-        return [*self._rows_of(earlier, ["doc_id"])["doc_id"].to_list(), *own]
+        return [*self._rows_of(earlier, ["doc_id"])["doc_id"].to_list(), *own] if len(earlier) else own
 
     def _rows_of(self, ordinals: Ordinals, columns: list[str], documents: Path | None = None) -> pl.DataFrame:
-        """Columns of the kept documents with these ordinals, ascending, with ``ordinal`` and ``version``."""
-        ordinals = np.sort(ordinals)
+        """Columns of the kept documents with these ordinals, of which there is one, ascending, with ``ordinal`` and ``version``."""
         version_of = np.searchsorted(self._firsts, ordinals, side="right")
-        frames = [pl.DataFrame(schema={"doc_id": pl.String})]
+        frames = []
         for version in np.unique(version_of).tolist():
             chosen = ordinals[version_of == version]
             rows = self._kept_rows(version, columns, documents)[chosen - self._firsts[version - 1]]
             frames.append(rows.with_columns(ordinal=pl.Series(chosen), version=pl.lit(version, pl.Int64)))
-        return pl.concat(frames[1:] or frames)
+        return pl.concat(frames)
 
     def _kept_rows(self, version: int, columns: list[str], documents: Path | None) -> pl.DataFrame:
         if self._dataset is not None and version <= self._dataset.version:
-            return read_kept(self._dataset, self._dataset.manifests()[version - 1], columns)
+            manifest = self._dataset.manifests()[version - 1]
+            return read_kept([self._dataset.root / entry.path for entry in manifest.documents], columns)
         assert documents is not None
-        return pl.scan_parquet(documents).filter(pl.col("outcome") == Outcome.KEPT).select(columns).collect()
-
-
-class _Turn:
-    """One block on its way through: candidates go to the index in runs, cut where a retraction takes effect between them."""
-
-    def __init__(self, state: Retractions, index: Index, candidates: pa.Table, asked: set[str]) -> None:
-        self._state = state
-        self._index = index
-        self._candidates = candidates
-        self._earlier = state.live(asked)
-        self._asked = pa.array(sorted(asked), pa.string())
-        self._verdicts: list[pa.Table] = []
-        self._done = 0
-        self._fresh: dict[str, list[int]] = defaultdict(list)
-        """Ordinals by id of what this block has kept, of ids that are asked for."""
-
-    def take(self, event: _Event) -> None:
-        """A retraction, or a replay that is a candidate itself."""
-        pending = self._candidates["doc_id"].slice(self._done, event.num_before - self._done)
-        if pc.any(pc.equal(pending, event.doc_id)).as_py():
-            self._run(event.num_before)
-        live = self._earlier.get(event.doc_id, []) + self._fresh.get(event.doc_id, [])
-        if not live:
-            return
-        self._run(event.num_before)
-        if event.is_retraction:
-            self._retract(event, live)
-        else:
-            self._skip(event.doc_id)
-
-    def finish(self) -> pa.Table:
-        """Verdicts of all candidates."""
-        self._run(len(self._candidates))
-        return pa.concat_tables(self._verdicts)
-
-    def _run(self, end: int) -> None:
-        """Resolve the candidates up to ``end``."""
-        rows = self._candidates.slice(self._done, end - self._done)
-        if self._done and not len(rows):
-            return
-        verdicts = self._index.resolve(rows)
-        kept = rows["doc_id"].filter(pc.is_null(verdicts["reason"]))
-        first = self._state.num_kept
-        for position in np.flatnonzero(pc.is_in(kept, self._asked).to_numpy()).tolist():
-            self._fresh[kept[position].as_py()].append(first + position)
-        self._state.keep(kept)
-        self._verdicts.append(verdicts)
-        self._done = end
-
-    def _retract(self, event: _Event, live: list[int]) -> None:
-        self._index.retract(np.array(live, dtype=np.int64))
-        self._state.take_out([_Out(ordinal, event.doc_id, *event[-3:]) for ordinal in live])
-        self._earlier.pop(event.doc_id, None)
-        self._fresh.pop(event.doc_id, None)
-
-    def _skip(self, doc_id: str) -> None:
-        schema = self._verdicts[-1].schema
-        self._verdicts.append(pa.Table.from_pylist([{"duplicate_of": doc_id, "reason": REPLAYED}], schema=schema))
-        self._done += 1
-
-
-def _events(block: pa.Table) -> Iterator[_Event]:
-    """Retractions and replays that are candidates, in order."""
-    candidate, retraction = pc.equal(block["outcome"], Outcome.KEPT), pc.equal(block["outcome"], Outcome.RETRACTED)
-    asking = pc.or_(retraction, pc.and_(candidate, block["is_replay"].fill_null(False)))
-    if not pc.any(asking).as_py():
-        return
-    is_candidate = candidate.to_numpy().astype(np.int64)
-    rows = block.select(["doc_id", "topic", "partition", "offset"]).append_column("is_retraction", retraction)
-    rows = rows.append_column("num_before", pa.array(np.cumsum(is_candidate) - is_candidate))
-    for row in rows.filter(asking).to_pylist():
-        yield _Event(**row)
-
-
-def _retracted(dataset: Dataset | None) -> set[int]:
-    """Ordinals of the documents that versions 1..N took out."""
-    if dataset is None:
-        return set()
-    return {ordinal for manifest in dataset.manifests() if manifest.masks for ordinal in read_masks(dataset.root, manifest)["ordinal"].to_pylist()}
-
-
-def _series(doc_ids: pa.ChunkedArray) -> pl.Series:
-    return pl.Series(doc_ids)
+        return read_kept([documents], columns)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.dataset.dataset import Dataset, latest_version
-from pipelines.dataset.masks import read_masks
+from pipelines.dataset.masks import read_masks, retracted_ordinals
 from pipelines.dataset.retractions import Retractions
 from pipelines.dataset.writer import VersionPlan, build_manifest, publish, write_version
 from pipelines.dedup.resolve import RESOLUTION
@@ -38,18 +38,22 @@ class ExactIndex:
 
     def __init__(self) -> None:
         self.kept: list[tuple[str, bytes]] = []
-        self.out: set[int] = set()
+        self.out: list[int] = []
 
     def resolve(self, rows: pa.Table) -> pa.Table:
         """Verdicts in order."""
-        return pa.Table.from_pylist([self._one(row["doc_id"], row["content_hash"]) for row in rows.to_pylist()], schema=RESOLUTION)
+        return pa.Table.from_pylist(
+            [self._one(row["doc_id"], row["content_hash"], row["is_retraction"]) for row in rows.to_pylist()], schema=RESOLUTION
+        )
 
-    def retract(self, ordinals: npt.NDArray[np.int64]) -> None:
-        """Forget these."""
-        assert not self.out & set(ordinals.tolist())
-        self.out |= set(ordinals.tolist())
+    def retracted_rows(self) -> tuple[npt.NDArray[np.int64], pa.Array]:
+        """What was forgotten, in order."""
+        return np.array(self.out, dtype=np.int64), pa.array([self.kept[ordinal][0] for ordinal in self.out], pa.string())
 
-    def _one(self, doc_id: str, text: bytes) -> dict[str, object]:
+    def _one(self, doc_id: str, text: bytes, is_retraction: bool) -> dict[str, object]:
+        if is_retraction:
+            self.out += [ordinal for ordinal, (kept_id, _) in enumerate(self.kept) if kept_id == doc_id and ordinal not in self.out]
+            return dict.fromkeys(RESOLUTION.names)
         for ordinal, (kept_id, kept_text) in enumerate(self.kept):
             if ordinal not in self.out and kept_text == text:
                 return {"duplicate_of": kept_id, "reason": "exact", "similarity": 1.0}
@@ -152,8 +156,7 @@ def test_every_record_fares_as_the_rules_say_and_masks_are_the_documents_that_ar
         assert len(masks) == len(out) == dataset.manifest.totals.num_masked_documents
         kept = [row for row in audit.to_pylist() if row["outcome"] == "kept"]
         assert all({name: kept[row["ordinal"]][name] for name in SPAN} == {name: row[name] for name in SPAN} for row in masks)
-        state.open(dataset)
-        assert state.retracted().tolist() == sorted(out)
+        assert retracted_ordinals(dataset).tolist() == sorted(out)
 
 
 SPAN = ("doc_id", "shard", "row", "start", "length")

@@ -1,0 +1,195 @@
+"""``headrace deadletter list | show | replay``: records that were no documents, and what to do about them."""
+
+import argparse
+import base64
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ops.cli.output import print_json, print_table, say
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from pipelines.kafka.letters import Letter
+    from schemas.envelope import KafkaRecord
+
+SHOWN_BYTES = 4096
+"""Bytes of a value that ``show`` prints without --json."""
+BATCH = 1_000
+"""Letters that ``replay`` publishes at a time."""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("deadletter", help="list, show and replay records that were no documents")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", parents=[common], help="which records died, and of what")
+    listing.add_argument("--rule", help="only those that broke this rule")
+    listing.add_argument("--since", type=_moment, metavar="TIME", help="only those since then: 2026-01-31T12:00:00Z, or 90m, 12h, 7d ago")
+    listing.add_argument("--limit", type=int, default=100, help="the newest so many (default: 100)")
+    showing = actions.add_parser("show", parents=[common], help="one record: its bytes, headers and error, and what became of it")
+    replaying = actions.add_parser("replay", parents=[common], help="publish records again, as they were or mended")
+    replaying.add_argument("--rule", help="all that broke this rule")
+    replaying.add_argument("--edit", metavar="FILE", help="the value to publish in place of the original's (-: standard input)")
+    replaying.add_argument("--set-text", metavar="TEXT", help="publish the document with this text")
+    showing.add_argument("position", help="topic/partition/offset of the record that died")
+    replaying.add_argument("position", nargs="*", help="topic/partition/offset of the record that died")
+    for action, function in ((listing, run_list), (showing, run_show), (replaying, run_replay)):
+        action.add_argument("--json", action="store_true", help="one JSON document on standard output")
+        action.set_defaults(run=function)
+
+
+def _moment(text: str) -> "datetime":
+    from datetime import UTC, datetime, timedelta
+
+    units = {"m": "minutes", "h": "hours", "d": "days"}
+    try:
+        if text[-1:] in units:
+            return datetime.now(UTC) - timedelta(**{units[text[-1]]: float(text[:-1])})
+        moment = datetime.fromisoformat(text)
+    except (ValueError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 2026-01-31T12:00:00Z, 90m, 12h or 7d") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def run_list(args: argparse.Namespace, settings: Settings) -> int:
+    """The newest letters, oldest first, and how many there are of each rule."""
+    from pipelines.kafka.letters import read_letters
+
+    rules: Counter[str] = Counter()
+    newest: deque[tuple[str, str, str, str, int, str | None]] = deque(maxlen=max(0, args.limit))
+    for letter in read_letters(settings, args.since):
+        if args.rule in (None, letter.rule):
+            rules[letter.rule] += 1
+            newest.append((f"{letter.died_at:%Y-%m-%d %H:%M:%S}", letter.place, letter.rule, letter.error, letter.size_bytes, _printable(letter.key)))
+    rows = sorted(newest)
+    if args.json:
+        columns = ("died_at", "position", "rule", "error", "size_bytes", "key")
+        print_json(
+            {"num_letters": rules.total(), "rules": dict(rules.most_common()), "letters": [dict(zip(columns, row, strict=True)) for row in rows]}
+        )
+        return 0
+    print_table(("died (UTC)", "position", "rule", "error", "bytes", "key"), [(*row[:-1], row[-1] or "") for row in rows])
+    say(f"{rules.total():,} dead letters: " + ", ".join(f"{rule} {count:,}" for rule, count in rules.most_common()))
+    return 0
+
+
+def run_show(args: argparse.Namespace, settings: Settings) -> int:
+    """One letter; nothing of it reaches the terminal unescaped."""
+    from pipelines.kafka.letters import find_letters
+
+    (letter,) = find_letters(settings, [args.position])
+    outcomes = _outcomes(settings, letter)
+    if args.json:
+        print_json(_as_json(letter) | {"outcomes": outcomes})
+        return 0
+    value = letter.value or b""
+    facts = [("rule", letter.rule), ("error", letter.error), ("died", f"{letter.died_at:%Y-%m-%d %H:%M:%S} UTC"), ("key", _printable(letter.key))]
+    facts += [("bytes", letter.size_bytes), *((f"header {_printable(name.encode())}", _printable(text)) for name, text in letter.headers)]
+    facts += [("outcome", sentence) for sentence in outcomes]
+    for name, fact in facts:
+        print(f"{name}: {fact}")
+    if letter.omitted_bytes is None:
+        print(f"value: {_printable(value[:SHOWN_BYTES])}" + (f" … and {len(value) - SHOWN_BYTES:,} bytes more" if len(value) > SHOWN_BYTES else ""))
+    return 0
+
+
+def run_replay(args: argparse.Namespace, settings: Settings) -> int:
+    """0 if every record that was asked for is published, 1 if one would only die again."""
+    from pipelines.kafka.replays import publish
+    from pipelines.kafka.topics import topic_names
+    from schemas.errors import EnvelopeError, SettingsError
+
+    mends = args.edit is not None or args.set_text is not None
+    if bool(args.position) == bool(args.rule) or (mends and (len(args.position) != 1 or (args.edit is not None and args.set_text is not None))):
+        raise SettingsError("name the positions to replay, or --rule; --edit or --set-text mend one position at a time")
+    refused: list[dict[str, str]] = []
+    replayed: list[dict[str, Any]] = []
+    for batch in _batches(_letters(args, settings)):
+        records: dict[str, KafkaRecord] = {}
+        for letter in batch:
+            try:
+                records[letter.place] = _record(args, settings, letter)
+            except EnvelopeError as error:
+                refused.append({"position": letter.place, "rule": error.rule, "error": str(error)})
+        replayed += [{"position": place, **at._asdict()} for place, at in zip(records, publish(settings, records.values()), strict=True)]
+    _print_replayed(topic_names(settings).documents, replayed, refused, as_json=args.json)
+    return 1 if refused else 0
+
+
+def _letters(args: argparse.Namespace, settings: Settings) -> "Iterator[Letter]":
+    from pipelines.kafka.letters import find_letters, read_letters
+
+    if args.position:
+        return iter(find_letters(settings, list(dict.fromkeys(args.position))))
+    return (letter for letter in read_letters(settings) if letter.rule == args.rule)
+
+
+def _batches(letters: "Iterator[Letter]") -> "Iterator[list[Letter]]":
+    from itertools import islice
+
+    return iter(lambda: list(islice(letters, BATCH)), [])
+
+
+def _record(args: argparse.Namespace, settings: Settings, letter: "Letter") -> "KafkaRecord":
+    from pipelines.kafka.replays import replay_record, with_text
+    from schemas.errors import SettingsError
+
+    value = with_text(letter, args.set_text) if args.set_text is not None else None
+    if args.edit is not None:
+        try:
+            value = sys.stdin.buffer.read() if args.edit == "-" else Path(args.edit).read_bytes()
+        except OSError as error:
+            raise SettingsError(f"cannot read {args.edit}: {error.strerror}") from error
+    return replay_record(letter, settings.ingest.max_document_bytes, value)
+
+
+def _print_replayed(topic: str, replayed: list[dict[str, Any]], refused: list[dict[str, str]], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"topic": topic, "replayed": replayed, "refused": refused})
+        return
+    for entry in replayed:
+        print(f"{entry['position']}: published again at {topic}/{entry['partition']}/{entry['offset']}")
+    for entry in refused:
+        print(f"{entry['position']}: not published, it would die again ({entry['rule']}): {entry['error']}")
+    say(f"{len(replayed):,} replayed, {len(refused):,} not; a document that is kept already will be a duplicate for the reason `replayed`")
+
+
+def _outcomes(settings: Settings, letter: "Letter") -> list[str]:
+    """What the dataset says of the record, and of a replay that bears its position as id."""
+    from ops.cli.trace import sentence
+    from pipelines.dataset.lineage import trace
+    from pipelines.kafka.topics import topic_names
+    from schemas.errors import DatasetError
+
+    try:
+        return [sentence(fate) for fate in trace(Path(settings.root), letter.place, deadletter_topic=topic_names(settings).deadletter)]
+    except DatasetError:
+        return []
+
+
+def _as_json(letter: "Letter") -> dict[str, Any]:
+    return {
+        "position": letter.place,
+        "rule": letter.rule,
+        "error": letter.error,
+        "died_at": letter.died_at.isoformat(),
+        "size_bytes": letter.size_bytes,
+        "key": _printable(letter.key),
+        "headers": [{"name": name, "value": _printable(text)} for name, text in letter.headers],
+        "value": _printable(letter.value),
+        "value_base64": None if letter.value is None else base64.b64encode(letter.value).decode(),
+        "omitted_bytes": letter.omitted_bytes,
+    }
+
+
+def _printable(data: bytes | None) -> str | None:
+    """UTF-8 as text; what is not UTF-8, and what would steer a terminal, as backslash escapes."""
+    if data is None:
+        return None
+    text = data.decode("utf-8", "backslashreplace")
+    return "".join(character if character.isprintable() or character == "\n" else repr(character)[1:-1] for character in text)

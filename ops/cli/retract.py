@@ -1,0 +1,65 @@
+"""``headrace retract ID…``: publish that documents must not be in later dataset versions."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ops.cli.output import print_json, say
+from schemas.settings import Settings
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("retract", parents=[common], help="take documents out of all later dataset versions")
+    parser.add_argument("document", nargs="+", help="a document id")
+    parser.add_argument("--reason", help="why, for people; stands in the event")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Publish one event per document; it takes effect with the version that reads it."""
+    from datetime import UTC, datetime
+
+    from pipelines.kafka.replays import publish, retraction_record
+    from pipelines.kafka.topics import topic_ids, topic_names
+
+    topic, doc_ids = topic_names(settings).documents, list(dict.fromkeys(args.document))
+    topic_ids(settings, [topic])
+    now = datetime.now(UTC)
+    places = publish(settings, [retraction_record(doc_id, args.reason, now) for doc_id in doc_ids])
+    known = [_known(settings, doc_id) for doc_id in doc_ids]
+    told = [{"id": doc_id, **place._asdict(), **facts} for doc_id, place, facts in zip(doc_ids, places, known, strict=True)]
+    if args.json:
+        print_json({"topic": topic, "retractions": told})
+        return 0
+    for entry in told:
+        print(f"{entry['id']}: retraction published at {topic}/{entry['partition']}/{entry['offset']}; {_advice(entry)}")
+    say("it takes effect with the next version: `headrace ingest`; models that were trained before stay what they are: `headrace trace ID`")
+    return 0
+
+
+def _known(settings: Settings, doc_id: str) -> dict[str, Any]:
+    """What the committed versions know of the document."""
+    from pipelines.dataset.lineage import trace
+    from pipelines.kafka.topics import topic_names
+    from schemas.errors import DatasetError
+
+    try:
+        fates = trace(Path(settings.root), doc_id, deadletter_topic=topic_names(settings).deadletter)
+    except DatasetError:
+        fates = []
+    kept = [fate for fate in fates if fate.outcome == "kept" and fate.retracted_in is None]
+    return {
+        "kept_in": [fate.dataset_version for fate in kept],
+        "duplicate_of": sorted({fate.duplicate_of for fate in fates if fate.duplicate_of} - {doc_id}),
+    }
+
+
+def _advice(entry: dict[str, Any]) -> str:
+    if entry["duplicate_of"]:
+        others = ", ".join(entry["duplicate_of"])
+        return f"it was dropped as a duplicate, and a text like it is kept under {others}: retract that too if the text must go"
+    if entry["kept_in"]:
+        return f"kept in version {', '.join(map(str, entry['kept_in']))}, to be masked from the next one on"
+    return "no committed version keeps a document of this id"
