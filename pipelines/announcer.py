@@ -1,17 +1,20 @@
-"""Telling others that a version is committed: Kafka group offsets for lag monitors, a ``dataset.committed`` event for everyone.
+"""Telling others that a version is committed: Kafka group offsets for lag monitors, a ``dataset.committed`` event for everyone, and an
+``alert.fired`` if the version is unlike those before it.
 
 Invariant: nothing here is the truth, nothing here raises because of Kafka, and telling the same version twice is recognisable as such.
 """
 
 import logging
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pipelines.crash import crash_point
 from pipelines.dataset.dataset import Dataset
+from pipelines.drift_watch import Watch, drift_alert
 from pipelines.kafka.events import EventProducer
 from pipelines.kafka.offsets import publish_group_offsets
-from schemas.errors import BrokerError
+from schemas.errors import BrokerError, DatasetError
 from schemas.events import DatasetCommitted, Event, new_event
 from schemas.settings import Settings
 
@@ -31,6 +34,7 @@ class Announcer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._events: EventProducer | None = None
+        self._watch = Watch(Path(settings.root).resolve(), settings.drift)
 
     def __enter__(self) -> Self:
         return self
@@ -49,9 +53,20 @@ class Announcer:
         if self._events is None:
             self._events = EventProducer(self._settings).__enter__()
         self._events.publish(committed_event(dataset), topic="events", key="dataset")
+        self._tell_drift(dataset, self._events)
         if not self._events.flush(FLUSH_TIMEOUT_S):
             _log.warning("version %d is committed, but its event still waits for the broker", dataset.version)
         crash_point("event_published")
+
+    def _tell_drift(self, dataset: Dataset, events: EventProducer) -> None:
+        """An alert if the version is unlike those before it."""
+        try:
+            alert = drift_alert(dataset, self._watch)
+        except DatasetError as error:
+            _log.warning("version %d is committed, but could not be compared with those before it: %s", dataset.version, error)
+            return
+        if alert is not None:
+            events.publish(alert, topic="events", key="drift")
 
 
 def committed_event(dataset: Dataset) -> Event:

@@ -46,21 +46,22 @@ class Watch:
         self._judge = Judge(settings)
         self._version = 0
 
-    def verdicts(self) -> Verdicts:
-        """Up to the newest version. A new release is a new reading of the log."""
+    def verdicts(self, version: int | None = None) -> Verdicts:
+        """Up to a version, by default the newest; ask for versions in ascending order. A new release is a new reading of the log."""
         released = released_versions(self._root)
         if released != self._released:
             self._released, self._judge, self._version = released, Judge(self._settings, released), 0
-        for version in range(self._version + 1, latest_version(self._root) + 1):
-            self._judge.add(version, version_statistics(self._root, read_manifest(self._root, version)))
-            self._version = version
+        newest = latest_version(self._root) if version is None else version
+        for number in range(self._version + 1, newest + 1):
+            self._judge.add(number, version_statistics(self._root, read_manifest(self._root, number)))
+            self._version = number
         return self._judge.verdicts()
 
-    def held(self) -> str | None:
-        """Why training has to wait, if ``drift.hold_training`` says so and the newest sample has drifted."""
+    def held(self, version: int) -> str | None:
+        """Why training on this version has to wait: ``drift.hold_training`` says so and the newest sample up to it has drifted."""
         if not self._settings.hold_training:
             return None
-        newest = self.verdicts().newest
+        newest = self.verdicts(version).newest
         return f"{newest.sentence()}; {_remedy(newest)}" if newest is not None and newest.is_drifting else None
 
 
@@ -92,7 +93,7 @@ def _read_release(path: Path) -> Release:
 
 def drift_alert(dataset: Dataset, watch: Watch) -> Event | None:
     """``alert.fired`` if the dataset's version completed a sample that has drifted; its id follows from the manifest."""
-    newest = watch.verdicts().newest
+    newest = watch.verdicts(dataset.version).newest
     if newest is None or newest.version != dataset.version or not newest.is_drifting:
         return None
     labels = {"dataset_version": str(newest.version), "features": ",".join(item.feature for item in newest.drifted)}

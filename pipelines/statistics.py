@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.dataset.dataset import read_manifest
 from schemas.arrow import DOCUMENTS, Outcome
+from schemas.errors import ShardCorrupt
 from schemas.manifest import DatasetManifest
 from schemas.statistics import (
     HIGHEST_QUARTER,
@@ -225,12 +226,18 @@ def merged(parts: Iterable[VersionStatistics]) -> VersionStatistics:
 
 
 def statistics_of(root: Path, version: int) -> VersionStatistics:
-    """The same as was counted while the version was written, from its audit trail: also for versions whose manifest has none."""
+    """The same as was counted while the version was written, from its audit trail: also for versions whose manifest has none.
+
+    Raises ShardCorrupt if a file of the audit trail cannot be read.
+    """
     manifest = read_manifest(root, version)
     statistics = Statistics()
     for entry in manifest.documents:
-        for block in _read_blocks(root / entry.path):
-            statistics.add(block)
+        try:
+            for block in _read_blocks(root / entry.path):
+                statistics.add(block)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ShardCorrupt(f"{root / entry.path} is missing or not Parquet ({error}); restore the file from a copy") from error
     return statistics.finish(manifest.created_at)
 
 

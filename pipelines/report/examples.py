@@ -17,7 +17,7 @@ from pipelines.kafka.reading import Slice, read_slice
 from pipelines.kafka.topics import topic_ids
 from pipelines.steps.decode import decode
 from pipelines.tokenizer import load_tokenizer
-from schemas.arrow import Outcome
+from schemas.arrow import DOCUMENTS, Outcome
 from schemas.errors import BrokerError, DatasetError, HeadraceError, SourceError
 from schemas.manifest import DatasetManifest
 from schemas.settings import Settings
@@ -54,17 +54,35 @@ def cut(value: str) -> str:
     return value if len(value) <= MAX_TEXT_CHARS else value[:MAX_TEXT_CHARS].rstrip() + " …"
 
 
+def scan(root: Path, manifests: Sequence[DatasetManifest]) -> pl.LazyFrame:
+    """The audit trail of these versions; a version that compacts the index has none."""
+    paths = [root / entry.path for manifest in manifests for entry in manifest.documents]
+    if paths:
+        return pl.scan_parquet(paths)
+    empty = pl.from_arrow(DOCUMENTS.empty_table())
+    assert isinstance(empty, pl.DataFrame)
+    return empty.lazy()
+
+
 def retracted_ids(dataset: Dataset) -> frozenset[str]:
     """Ids that a retraction named in any version: their texts are shown nowhere."""
-    frame = pl.scan_parquet([dataset.root / entry.path for manifest in dataset.manifests() for entry in manifest.documents])
-    found = frame.filter((pl.col("outcome") == Outcome.RETRACTED) & pl.col("doc_id").is_not_null()).select("doc_id").unique().collect()
+    found = (
+        scan(dataset.root, dataset.manifests())
+        .filter((pl.col("outcome") == Outcome.RETRACTED) & pl.col("doc_id").is_not_null())
+        .select("doc_id")
+        .unique()
+        .collect()
+    )
     return frozenset(found["doc_id"].to_list())
 
 
 def kept_examples(root: Path, dataset: Dataset, window: Sequence[DatasetManifest], notes: list[str]) -> tuple[Example, ...]:
     """The first kept documents of the window's largest languages, decoded from their tokens."""
-    frame = pl.scan_parquet([root / entry.path for manifest in window for entry in manifest.documents])
-    kept = frame.filter((pl.col("outcome") == Outcome.KEPT) & pl.col("shard").is_not_null()).with_columns(pl.col("language").fill_null("und"))
+    kept = (
+        scan(root, window)
+        .filter((pl.col("outcome") == Outcome.KEPT) & pl.col("shard").is_not_null())
+        .with_columns(pl.col("language").fill_null("und"))
+    )
     kept = kept.filter(~pl.col("doc_id").is_in(list(retracted_ids(dataset))))
     columns = ("doc_id", "topic", "partition", "offset", "num_chars", "shard", "row", "start", "length")
     grouped = kept.group_by("language").agg(pl.len().alias("count"), *(pl.col(name).head(KEPT_PER_LANGUAGE) for name in columns))

@@ -13,7 +13,7 @@ import polars as pl
 from pipelines.dataset.dataset import Dataset
 from pipelines.drift import DriftReport
 from pipelines.drift_watch import report_on
-from pipelines.report.examples import Example, kept_examples, retracted_ids, texts_in_kafka
+from pipelines.report.examples import Example, kept_examples, retracted_ids, scan, texts_in_kafka
 from pipelines.statistics import merged, version_statistics
 from schemas.arrow import Outcome
 from schemas.errors import DatasetError
@@ -116,11 +116,6 @@ def _drift(settings: Settings, root: Path, version: int, notes: list[str]) -> Dr
     except DatasetError as error:
         notes.append(str(error))
         return None
-
-
-def scan(root: Path, manifests: list[DatasetManifest]) -> pl.LazyFrame:
-    """The audit trail of these versions."""
-    return pl.scan_parquet([root / entry.path for manifest in manifests for entry in manifest.documents])
 
 
 def _rules(root: Path, window: list[DatasetManifest], number: int) -> tuple[Rule, ...]:

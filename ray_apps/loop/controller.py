@@ -32,7 +32,7 @@ class LoopController:
         self._events = events
         self._tell = tell
         self._can_compute = can_compute
-        self._disk = Disk(Path(settings.root))
+        self._disk = Disk(Path(settings.root), settings.drift)
         self._evaluations = Evaluations(Path(settings.root), settings.training.evaluate_rows)
         self._rollout = RolloutController(settings, self._disk.rollouts, self._evaluations.validation)
         self._training = Job(settings, "train")
@@ -151,6 +151,8 @@ class LoopController:
         seen, self._seen = self._seen, view
         if view.dataset_version > seen.dataset_version and (dataset := self._disk.dataset()):
             self._tell(f"dataset {dataset.version}: {dataset.num_records:,} records, {dataset.num_tokens:,} new tokens")
+        if view.held != seen.held:
+            self._tell(f"training waits: {view.held}" if view.held else "training is no longer held back by drift")
         if view.newest_model > seen.newest_model:
             manifest = self._disk.model(view.newest_model)
             loss = f"validation loss {manifest.evaluation.loss:.4f}" if manifest.evaluation else "not evaluated"

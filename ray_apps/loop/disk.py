@@ -11,17 +11,21 @@ from pydantic import ValidationError
 
 from pipelines.dataset.durable import replace_durably
 from pipelines.dataset.log import CommitLog
+from pipelines.drift_watch import Watch
 from ray_apps.loop.plan import TrainingOrder, View
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
 from schemas.errors import ManifestCorrupt
 from schemas.manifest import DatasetManifest, ModelManifest
+from schemas.settings_drift import DriftSettings
 
 
 class Disk:
     """The root as the loop sees it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, drift: DriftSettings | None = None) -> None:
+        """``drift`` says whether drift holds training back; without it nothing does."""
+        self._watch = Watch(root, drift) if drift is not None else None
         self.registry = Registry(root)
         self.rollouts = RolloutLog(root)
         self._datasets = CommitLog(root / "log")
@@ -42,6 +46,7 @@ class Disk:
             state=state,
             tried=self._tried_models(),
             order=self._open_order(model),
+            held=self._watch.held(dataset.version) if self._watch and dataset else None,
         )
 
     def dataset(self) -> DatasetManifest | None:

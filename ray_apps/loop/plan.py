@@ -38,6 +38,8 @@ class View:
     """Model versions that were champion or challenger at some time."""
     order: TrainingOrder | None = None
     """The order whose model is not registered yet."""
+    held: str | None = None
+    """Why the newest dataset version must not start a training run: it drifted and nobody released it."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _rollout_step(view: View) -> Bootstrap | StartTrial | None:
 
 
 def _new_order(view: View, settings: LoopSettings) -> TrainingOrder | None:
-    if view.train_tokens - view.newest_model_tokens < settings.min_new_tokens:
+    if view.held is not None or view.train_tokens - view.newest_model_tokens < settings.min_new_tokens:
         return None
     champion = view.state.champion if view.state else None
     return TrainingOrder(dataset_version=view.dataset_version, parent_model=champion or view.newest_model or None)

@@ -11,8 +11,11 @@ from pipelines.dataset.dataset import Dataset
 from pipelines.drift import chance_psi, feature_drift, jensen_shannon, verdicts
 from pipelines.drift_watch import Watch, drift_alert, release, report_on
 from pipelines.statistics import Statistics
+from ray_apps.loop.disk import Disk
+from ray_apps.loop.plan import Step, TrainingOrder, plan
 from schemas.errors import DatasetError, DatasetNotFound
 from schemas.events import AlertFired
+from schemas.settings import LoopSettings
 from schemas.settings_drift import DriftSettings
 from schemas.statistics import VersionStatistics
 from tests.factories import commit_records
@@ -93,23 +96,31 @@ def batch(prefix: str, chinese: float, number: int = 60) -> list[tuple[bytes | N
     return [(record.key, record.value) for record in records]
 
 
+def orders(root: Path, settings: DriftSettings) -> list[Step]:
+    """What a loop that starts now would do."""
+    return plan(Disk(root, settings).view(), LoopSettings(min_new_tokens=1))
+
+
 def test_a_drifting_version_fires_one_alert_and_holds_training_until_it_is_released(tmp_path: Path) -> None:
     settings = DriftSettings(min_documents=40, hold_training=True)
     watch = Watch(tmp_path, settings)
-    for prefix, share in (("a", 0.2), ("b", 0.2)):
-        commit_records(tmp_path, batch(prefix, share))
-        assert watch.held() is None and drift_alert(Dataset(tmp_path), watch) is None
+    for version, prefix in ((1, "a"), (2, "b")):
+        commit_records(tmp_path, batch(prefix, 0.2))
+        assert watch.held(version) is None and drift_alert(Dataset(tmp_path), watch) is None
     commit_records(tmp_path, batch("c", 1.0))
-    held = watch.held()
+    assert watch.held(2) is None, "what comes later says nothing about a version"
+    held = watch.held(3)
     assert held is not None and "language" in held and "headrace datasets release 3" in held
     first, again = drift_alert(Dataset(tmp_path), watch), drift_alert(Dataset(tmp_path), Watch(tmp_path, settings))
     assert first is not None and first == again
     assert isinstance(first.data, AlertFired) and first.data.name == "dataset_drift" and first.subject == "dataset/3"
-    assert Watch(tmp_path, DriftSettings(min_documents=40)).held() is None, "holding is a choice"
+    assert Watch(tmp_path, DriftSettings(min_documents=40)).held(3) is None, "holding is a choice"
+    assert not orders(tmp_path, settings) and orders(tmp_path, DriftSettings())
     written, is_new = release(tmp_path, 3, "we want Chinese", COMMIT)
     assert is_new and release(tmp_path, 3, "again", COMMIT) == (written, False)
-    assert watch.held() is None and drift_alert(Dataset(tmp_path), watch) is None
+    assert watch.held(3) is None and drift_alert(Dataset(tmp_path), watch) is None
     assert report_on(tmp_path, None, settings).is_released
+    assert orders(tmp_path, settings) == [TrainingOrder(dataset_version=3, parent_model=None)]
 
 
 def test_only_versions_that_exist_are_released_and_judged(tmp_path: Path) -> None:

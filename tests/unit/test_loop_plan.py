@@ -43,6 +43,13 @@ def test_an_order_stands_until_its_model_is_registered_whatever_was_committed_me
     assert plan(View(dataset_version=9, train_tokens=10**6, order=order), SETTINGS) == [order]
 
 
+def test_a_version_that_drifted_starts_no_training_but_an_order_that_was_given_is_carried_out() -> None:
+    view = View(dataset_version=2, train_tokens=1000, newest_model=1, held="it drifted")
+    assert plan(view, SETTINGS) == [Bootstrap(1)]
+    order = TrainingOrder(dataset_version=1, parent_model=None)
+    assert plan(View(dataset_version=2, train_tokens=1000, held="it drifted", order=order), SETTINGS) == [order]
+
+
 def test_the_first_model_becomes_champion_and_the_next_one_goes_on_trial() -> None:
     assert plan(View(newest_model=1), SETTINGS) == [Bootstrap(1)]
     assert plan(View(newest_model=2, state=rollout(1), tried=frozenset({1})), SETTINGS) == [StartTrial(2)]
