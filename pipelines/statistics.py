@@ -243,8 +243,7 @@ def statistics_of(root: Path, version: int) -> VersionStatistics:
 
 def version_statistics(root: Path, manifest: DatasetManifest) -> VersionStatistics:
     """What the manifest carries, or the same counted again."""
-    found: VersionStatistics | None = getattr(manifest, "statistics", None)
-    return found or statistics_of(root, manifest.version)
+    return manifest.statistics or statistics_of(root, manifest.version)
 
 
 def _read_blocks(path: Path) -> Iterator[pa.Table]:

@@ -9,19 +9,15 @@ import re
 from datetime import datetime
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.arrow import Outcome, Split
+from schemas.record import Record
+from schemas.statistics import VersionStatistics
 
 FORMAT = 1
 """Version of the manifest format itself."""
 _RELATIVE = re.compile(r"^(?!/)(?!.*(^|/)\.\.(/|$))[^\x00]+$")
-
-
-class Record(BaseModel):
-    """A frozen, closed JSON object; a line under each field says what it holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
 
 class FileEntry(Record):
@@ -101,7 +97,7 @@ class Totals(Record):
     """Tokens in shards, train and validation."""
     num_train_tokens: int = 0
     """Tokens in train shards."""
-    outcomes: dict[Outcome, int] = {}
+    outcomes: dict[Outcome, int] = Field(default_factory=dict)
     """Offsets by outcome."""
     num_masked_documents: int = 0
     """Kept documents that were retracted since."""
@@ -147,7 +143,11 @@ class DatasetManifest(Record):
     """Parquet files with one row per offset."""
     dedup_segments: list[FileEntry]
     """Fingerprints of this version's kept documents."""
-    masks: list[FileEntry] = []
+    dedup_base: list[FileEntry] = Field(default_factory=list)
+    """Of a compaction, which is a version of its own without documents: one file that stands for all segments up to ``dedup_base_version``."""
+    dedup_base_version: int = Field(0, ge=0)
+    """Version whose kept documents, and those before, ``dedup_base`` holds."""
+    masks: list[FileEntry] = Field(default_factory=list)
     """Spans of documents, of this version and those before, that this version's retractions took out."""
     num_masked_documents: int = Field(0, ge=0)
     """Documents that this version's retractions took out: the rows of ``masks``."""
@@ -161,6 +161,8 @@ class DatasetManifest(Record):
     """schemas.settings.data_fingerprint of the settings in force."""
     languages: dict[str, int]
     """Kept documents by language."""
+    statistics: VersionStatistics | None = None
+    """Distributions of this version's records; pipelines.statistics.statistics_of counts them again for a version that has none."""
     totals: Totals
     """Sums over this version and all before."""
     traceparent: str | None = None
@@ -182,6 +184,8 @@ class DatasetManifest(Record):
             raise ValueError("kept documents do not add up: the shards hold another number than the outcomes say")
         if sum(entry.rows for entry in self.masks) != self.num_masked_documents:
             raise ValueError("retracted documents do not add up: the mask files have another number of rows than num_masked_documents says")
+        if len(self.dedup_base) > 1 or bool(self.dedup_base) != (self.dedup_base_version > 0) or self.dedup_base_version > self.version:
+            raise ValueError(f"version {self.version} lists {len(self.dedup_base)} base files for versions 1 to {self.dedup_base_version}")
         if self.parent != self.version - 1:
             raise ValueError(f"version {self.version} cannot follow version {self.parent}")
         return self

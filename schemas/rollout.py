@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from schemas.manifest import FORMAT, Record
+from schemas.manifest import FORMAT
+from schemas.record import Record
 
 
 class Phase(StrEnum):

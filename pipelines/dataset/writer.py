@@ -24,6 +24,7 @@ from pipelines.dataset.durable import durable_file
 from pipelines.dataset.masks import FindMasks, Masked, write_masks
 from pipelines.dataset.names import documents_path, segment_path, shard_path
 from pipelines.dataset.shards import ShardWriter, file_entry
+from pipelines.statistics import Statistics
 from schemas.arrow import DOCUMENTS, Outcome, Split
 from schemas.manifest import DatasetManifest, FileEntry, OffsetRange, ShardEntry, TokenizerRef, Totals
 from schemas.settings import Settings, data_fingerprint
@@ -52,9 +53,11 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
+    statistics: Statistics = field(default_factory=Statistics)
 
     def count(self, documents: pa.Table) -> None:
         """Add a block of the documents file."""
+        self.statistics.add(documents)
         self.outcomes.update(_value_counts(documents["outcome"]))
         named = documents.filter(pc.is_valid(documents["reason"]))
         self.reasons.update(_value_counts(pc.binary_join_element_wise(named["outcome"], named["reason"], "/")))
@@ -226,6 +229,7 @@ def build_manifest(
         sequence_length=settings.packing.sequence_length,
         settings_fingerprint=data_fingerprint(settings),
         languages=dict(sorted(tally.languages.items())),
+        statistics=tally.statistics.finish(now),
         totals=_totals(parent.totals if parent else Totals(), outcomes, files),
         traceparent=traceparent,
     )

@@ -6,7 +6,7 @@ registered, a model that was never champion or challenger waits for its trial, a
 
 from dataclasses import dataclass
 
-from schemas.manifest import Record
+from schemas.record import Record
 from schemas.rollout import Phase, RolloutState
 from schemas.settings import LoopSettings
 

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from schemas.manifest import Record
+from schemas.record import Record
 
 BUCKETS_PER_DOUBLING = 8
 SHORTEST_S = 1e-7

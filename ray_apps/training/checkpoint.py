@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from pipelines.dataset.durable import replace_durably, sha256_file, sync_folder
 from pipelines.dataset.loader import LoaderState
 from schemas.errors import CheckpointCorrupt
-from schemas.manifest import FORMAT, Record
+from schemas.manifest import FORMAT
+from schemas.record import Record
 
 log = logging.getLogger(__name__)
 

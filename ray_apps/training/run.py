@@ -18,7 +18,8 @@ from ray_apps.models.registry import Registry
 from ray_apps.training.checkpoint import Binding, CheckpointStore
 from schemas.arrow import Split
 from schemas.errors import NotEnoughData, SettingsError, TokenizerMismatch, TrainingError
-from schemas.manifest import DatasetRef, Evaluation, Record, TokenizerRef
+from schemas.manifest import DatasetRef, Evaluation, TokenizerRef
+from schemas.record import Record
 from schemas.settings import MODEL_SECTIONS, ModelSettings, Settings, TrainingSettings, fingerprint
 
 FOLDER = "training"
