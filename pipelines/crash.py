@@ -26,6 +26,12 @@ CRASH_POINTS = (
 )
 """Every step of the commit protocol (pipelines/stream.py), in its order."""
 
+COMPACTION_CRASH_POINTS = (
+    "base_written",  # the file has its final name, no manifest lists it
+    "base_published",
+)
+"""Every step of a compaction of the duplicate index (pipelines/dataset/compaction.py), in its order."""
+
 _visits: Counter[str] = Counter()
 
 

@@ -3,6 +3,7 @@
 The commit protocol. Its order is the argument for correctness: everything that a version consists of is durable before the one atomic
 act that makes it real, and everything that merely tells others comes after.
 
+ Step 0.  If the duplicate index has grown enough, compact it: a version of its own, without documents (dataset/compaction.py).
  Step 1.  Read the newest manifest N: its ``next`` offsets are where reading goes on. Kafka's own group offsets are never read.
           Compare the topic's id with the manifest's: offsets mean nothing in another topic of the same name.
  Step 2.  Fix the range [start, end) of every partition. What comes later belongs to a later version, so that running this step's
@@ -36,11 +37,13 @@ from pipelines.announcer import Announcer
 from pipelines.bootstrap import check_unchanged, create_tokenizer
 from pipelines.cluster import ray_session
 from pipelines.crash import crash_point
+from pipelines.dataset.compaction import compact
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.gc import collect_garbage
 from pipelines.dataset.writer import ResolvedBlock, VersionFiles, VersionPlan, build_manifest, kept_rows, publish, write_version
 from pipelines.dead_rows import DeadRows
+from pipelines.dedup.shards import Shards
 from pipelines.job import run_local, run_ray
 from pipelines.kafka.planning import fair_shares, plan_ranges
 from pipelines.kafka.reading import Slice, slices
@@ -71,7 +74,7 @@ class Stream:
         self.topic = topic_names(settings).documents
         self._progress = progress or Progress()
         self._stop = stop or threading.Event()
-        self._duplicates = Duplicates(settings.dedup)
+        self._duplicates = Duplicates(settings.dedup, self._start_shards)
         self._resources = ExitStack()
         self._announcer = self._resources.enter_context(Announcer(settings))
         self._has_topics = False
@@ -103,6 +106,8 @@ class Stream:
         ``until`` limits it to offsets below the given ones. Raises SourceError, BrokerUnavailable, CommitConflict, SettingsError,
         TokenizerMismatch, Abandoned; then nothing is committed.
         """
+        # Step 0.
+        self.compact_if_due()
         # Step 1.
         dataset = self.dataset()
         topic_id = self._topic_id(dataset)
@@ -124,6 +129,14 @@ class Stream:
         # Step 8.
         self.announce()
         return manifest
+
+    def compact_if_due(self) -> DatasetManifest | None:
+        """Commit a compaction of the duplicate index if it pays off; None if not. Raises CommitConflict if another writer was first."""
+        dataset = self.dataset()
+        if dataset is None or not self._duplicates.is_compaction_due(dataset):
+            return None
+        with span("dataset.compaction"):
+            return compact(dataset, self.settings, now=datetime.now(UTC), traceparent=current_traceparent())
 
     def _commit(self, dataset: Dataset | None, topic_id: str, ranges: dict[int, OffsetRange], parts: list[Slice]) -> DatasetManifest:
         # Step 3.
@@ -205,10 +218,20 @@ class Stream:
     def _run(self, plan: VersionPlan, parts: list[Slice]) -> Iterator[pa.Table]:
         if self.settings.ingest.runner == "local":
             return run_local(parts, self.settings, plan.tokenizer)
+        self._connect_ray()
+        return run_ray(parts, self.settings, plan.tokenizer)
+
+    def _connect_ray(self) -> None:
         if not self._has_ray:
             self._resources.enter_context(ray_session(self.settings.ray))
             self._has_ray = True
-        return run_ray(parts, self.settings, plan.tokenizer)
+
+    def _start_shards(self, base: Path) -> Shards:
+        from pipelines.index_actors import ActorShards
+
+        self._connect_ray()
+        self._resources.callback(self._duplicates.close)
+        return ActorShards(base, self.settings.dedup.max_hamming, self.settings.dedup.index_shards)
 
     def _ensure_topics(self) -> None:
         """Once per stream: the dead-letter and event topics, the documents topic being there already."""

@@ -14,5 +14,10 @@ class DedupSettings(Section):
     """SimHash distance within which a kept document becomes a candidate. Each step down finds fewer and looks up about three times faster."""
     min_similarity: float = Field(0.7, ge=0, le=1)
     """Jaccard similarity of their pairs of words, estimated from the sketches, that confirms a candidate."""
+    compact_segments: int = Field(64, ge=0)
+    """So many versions after the last compaction the duplicate index is merged into one memory-mapped file, if they hold an eighth of its documents;
+    0: never."""
+    index_shards: int = Field(1, ge=1, le=1024)
+    """Ray actors that share the compacted index, each with a part of every table; 1: the ingesting process alone."""
     feature_cap: int = Field(5, ge=1, le=255)
     """Largest weight that one distinct feature gets: without a cap one repeated shingle decides the fingerprint."""

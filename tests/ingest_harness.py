@@ -168,7 +168,7 @@ def state(root: Path) -> list[dict[str, Any]]:
 
 
 def _version(root: Path, manifest: DatasetManifest) -> dict[str, Any]:
-    documents = pl.concat([pl.read_parquet(root / entry.path) for entry in manifest.documents])
+    files = [pl.read_parquet(root / entry.path) for entry in manifest.documents]  # none in a compaction of the duplicate index
     attempt_free = pl.col("shard").str.replace(f"-{manifest.attempt}", "", literal=True)
     return {
         "offsets": manifest.offsets,
@@ -178,5 +178,6 @@ def _version(root: Path, manifest: DatasetManifest) -> dict[str, Any]:
         "tokenizer": manifest.tokenizer,
         "shards": [(entry.split, entry.rows, entry.tokens, entry.documents, entry.sha256) for entry in manifest.shards],
         "segments": [entry.sha256 for entry in manifest.dedup_segments],
-        "documents": documents.with_columns(attempt_free).to_dicts(),
+        "base": [entry.sha256 for entry in manifest.dedup_base],
+        "documents": pl.concat(files).with_columns(attempt_free).to_dicts() if files else [],
     }

@@ -1,41 +1,60 @@
 """The duplicate index of one writer, carried from version to version.
 
-Invariant: what it knows is exactly the segments of the committed versions, plus the batch that is being written. A batch that was not
-committed throws the state away and the next one reads the segments again; otherwise a failed batch would make its own documents
-duplicates of themselves. Opening costs reading all segments; carrying on costs nothing.
+Invariant: what it knows is exactly the kept documents of the committed versions, less the retracted ones, plus the batch that is being
+written. A batch that was not committed throws the state away and the next one opens the index again; otherwise a failed batch would make its
+own documents duplicates of themselves. Opening maps the base and reads the segments after it; carrying on costs nothing.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines.dataset.compaction import index_files, is_due
 from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.masks import retracted_ordinals
 from pipelines.dedup.resolve import Resolver
+from pipelines.dedup.shards import Shards
 from schemas.settings_dedup import DedupSettings
 
 
 class Duplicates:
-    """``open`` before a batch, ``resolve`` its blocks in commit order, ``committed`` after the commit."""
+    """``open`` before a batch, ``resolve`` its blocks in commit order, ``committed`` after the commit; ``close`` at the end."""
 
-    def __init__(self, settings: DedupSettings) -> None:
+    def __init__(self, settings: DedupSettings, start_shards: Callable[[Path], Shards] | None = None) -> None:
+        """``start_shards`` gives the shards of a base that look up fingerprints instead of this process, where the settings ask for some."""
         self._settings = settings
+        self._start_shards = start_shards
         self._resolver: Resolver | None = None
+        self._shards: Shards | None = None
         self._clean_at: int | None = None
         """Version whose state the resolver holds, none while a batch is in it."""
         self._num_written = 0
         """Rows of the resolver's new segment that earlier versions of this writer have written."""
 
+    def is_compaction_due(self, dataset: Dataset) -> bool:
+        """Whether the next version should be a compaction (dataset/compaction.py)."""
+        return is_due(index_files(dataset), self._settings.compact_segments)
+
     def open(self, dataset: Dataset | None) -> None:
         """Be at the state of that version."""
         version = dataset.version if dataset else 0
         if self._resolver is None or self._clean_at != version:
-            manifests = dataset.manifests() if dataset else []
-            paths = [dataset.root / entry.path for manifest in manifests for entry in manifest.dedup_segments] if dataset else []
-            self._resolver, self._num_written = Resolver(self._settings, paths), 0
+            self.close()
+            self._resolver, self._num_written = self._opened(dataset), 0
         self._clean_at = None
 
     def resolve(self, rows: pa.Table) -> pa.Table:
-        """Verdicts for rows that are kept unless they are duplicates, in order."""
+        """Verdicts for rows that are kept unless they are duplicates, in order; see Resolver for retractions among them."""
         assert self._resolver is not None
         return self._resolver.resolve(rows)
+
+    def retracted_rows(self) -> tuple[npt.NDArray[np.int64], pa.Array]:
+        """Numbers, counted over all kept documents in commit order, and ids of what retractions took out since the index was opened, in order."""
+        assert self._resolver is not None
+        return self._resolver.retracted_rows()
 
     def new_segment(self) -> pa.Table:
         """Rows kept since ``open``."""
@@ -47,3 +66,20 @@ class Duplicates:
         assert self._resolver is not None
         self._num_written = len(self._resolver.new_segment())
         self._clean_at = version
+
+    def close(self) -> None:
+        """End the shards."""
+        self._resolver = None
+        if self._shards is not None:
+            self._shards.close()
+            self._shards = None
+
+    def _opened(self, dataset: Dataset | None) -> Resolver:
+        if dataset is None:
+            return Resolver(self._settings, [])
+        files = index_files(dataset)
+        base = dataset.root / files.base.path if files.base else None
+        if base is not None and self._start_shards is not None and self._settings.near and self._settings.index_shards > 1:
+            self._shards = self._start_shards(base)
+        segments = [dataset.root / entry.path for entry in files.segments]
+        return Resolver(self._settings, segments, base=base, retracted=retracted_ordinals(dataset), shards=self._shards)

@@ -38,10 +38,10 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def durable_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file for writing that appears at ``path`` when the block ends without an error, replacing what was there."""
+    """A binary file for writing and mapping that appears at ``path`` when the block ends without an error, replacing what was there."""
     temporary = _temporary(path)
     try:
-        with temporary.open("xb") as file:
+        with temporary.open("x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -11,7 +11,7 @@ _ATTEMPT = "[0-9a-f]{12}"
 _PATTERNS = {
     SHARDS: rf"v\d{{8}}-({'|'.join(Split)})-\d{{4,}}-{_ATTEMPT}\.arrow",
     DOCUMENTS: rf"v\d{{8}}-{_ATTEMPT}\.parquet",
-    DEDUP: rf"v\d{{8}}-{_ATTEMPT}\.arrow",
+    DEDUP: rf"v\d{{8}}-(?:{_ATTEMPT}\.arrow|base-{_ATTEMPT}\.index)",
     MASKS: rf"v\d{{8}}-{_ATTEMPT}\.arrow",
 }
 
@@ -29,6 +29,11 @@ def documents_path(version: int, attempt: str) -> str:
 def segment_path(version: int, attempt: str) -> str:
     """Path of the fingerprints of the kept documents, relative to the root."""
     return f"{DEDUP}/v{version:08d}-{attempt}.arrow"
+
+
+def base_path(version: int, attempt: str) -> str:
+    """Path of the compacted duplicate index, relative to the root."""
+    return f"{DEDUP}/v{version:08d}-base-{attempt}.index"
 
 
 def masks_path(version: int, attempt: str) -> str:

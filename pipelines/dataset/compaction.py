@@ -1,0 +1,104 @@
+"""Merging the segments of the duplicate index into a new base: a version of the dataset that adds no documents.
+
+Order: the base is written under a name of its own attempt and made durable; then a manifest lists it, published by create-if-absent as
+any other. A crash before that leaves a file that no manifest lists (dataset/gc.py); a writer that was overtaken is fenced. Readers of older
+versions find the base and the segments that those list: nothing is removed. The verdicts are the same with and without (dedup/resolve.py).
+
+It is due when enough segments have come and they hold an eighth of the base's documents: so a document is written again some nine times
+at most for every tenfold growth, and what an opening reads besides the base stays small against it.
+"""
+
+import secrets
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from pipelines.crash import crash_point
+from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.durable import durable_file
+from pipelines.dataset.names import base_path
+from pipelines.dataset.shards import file_entry
+from pipelines.dataset.writer import publish
+from pipelines.dedup.base import write_base
+from pipelines.dedup.opening import kept_parts
+from schemas.arrow import Outcome
+from schemas.manifest import DatasetManifest, FileEntry, OffsetRange
+from schemas.settings import Settings, data_fingerprint
+
+GROWTH = 8
+"""A compaction waits until the segments hold one part in so many of the base's documents …"""
+MAX_SEGMENTS_FACTOR = 32
+"""… but not beyond this many times ``dedup.compact_segments``: opening many small files takes time too."""
+
+
+class IndexFiles(NamedTuple):
+    """What the duplicate index of a version consists of."""
+
+    base: FileEntry | None
+    segments: list[FileEntry]
+    """Of the versions that the base does not cover, in order."""
+
+
+def index_files(dataset: Dataset) -> IndexFiles:
+    """The newest base of versions 1..N, and the segments after it."""
+    bases = [manifest for manifest in dataset.manifests() if manifest.dedup_base]
+    covered = bases[-1].dedup_base_version if bases else 0
+    segments = [entry for manifest in dataset.manifests()[covered:] for entry in manifest.dedup_segments]
+    return IndexFiles(bases[-1].dedup_base[0] if bases else None, segments)
+
+
+def is_due(files: IndexFiles, compact_segments: int) -> bool:
+    """Whether a compaction pays off. A pure function of the version, so that a crash before or in it changes nothing."""
+    if not 0 < compact_segments <= len(files.segments):
+        return False
+    num_rows = sum(entry.rows for entry in files.segments)
+    return GROWTH * num_rows >= (files.base.rows if files.base else 0) or len(files.segments) >= MAX_SEGMENTS_FACTOR * compact_segments
+
+
+def compact(dataset: Dataset, settings: Settings, *, now: datetime, traceparent: str | None = None) -> DatasetManifest:
+    """Write a new base over all kept documents of the newest version and publish it as the next one. Raises CommitConflict if fenced."""
+    attempt = secrets.token_hex(6)
+    entry = write_index_base(dataset.root, index_files(dataset), settings.dedup.max_hamming, base_path(dataset.version + 1, attempt))
+    crash_point("base_written")
+    manifest = _manifest(dataset.manifest, entry, attempt, settings, now).model_copy(update={"traceparent": traceparent})
+    publish(dataset.root, manifest)
+    crash_point("base_published")
+    return manifest
+
+
+def write_index_base(root: Path, files: IndexFiles, max_hamming: int, path: str) -> FileEntry:
+    """Write one base over the given files, durably, at a path relative to the root."""
+    parts = kept_parts(root / files.base.path if files.base else None, [root / entry.path for entry in files.segments])
+    with durable_file(root / path) as file:
+        num_rows = write_base(file, parts, max_hamming)
+    return file_entry(root, root / path, num_rows)
+
+
+def _manifest(parent: DatasetManifest, entry: FileEntry, attempt: str, settings: Settings, now: datetime) -> DatasetManifest:
+    """A version that reads nothing and adds nothing: its ranges are empty where the parent's end."""
+    ends = {
+        topic: {partition: OffsetRange(start=span.end, end=span.end) for partition, span in partitions.items()}
+        for topic, partitions in parent.offsets.items()
+    }
+    return DatasetManifest(
+        version=parent.version + 1,
+        parent=parent.version,
+        created_at=now,
+        attempt=attempt,
+        topic_ids=parent.topic_ids,
+        offsets=ends,
+        outcomes=dict.fromkeys(Outcome, 0),
+        reasons={},
+        num_records=0,
+        num_tokens=0,
+        shards=[],
+        documents=[],
+        dedup_segments=[],
+        dedup_base=[entry],
+        dedup_base_version=parent.version,
+        tokenizer=parent.tokenizer,
+        sequence_length=parent.sequence_length,
+        settings_fingerprint=data_fingerprint(settings),
+        languages={},
+        totals=parent.totals,
+    )

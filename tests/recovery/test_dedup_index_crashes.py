@@ -1,0 +1,81 @@
+"""Kill a compaction of the duplicate index anywhere: after a restart the dataset is the one that an uninterrupted run would have made."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.broker.app import BrokerProcess
+from pipelines.crash import COMPACTION_CRASH_POINTS
+from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.gc import orphans
+from pipelines.dataset.verify import verify
+from tests.ingest_harness import Ingest, finish, is_stopped, sample_records, state, wait_until
+
+OFTEN = {"dedup.compact_segments": 1}
+"""A compaction after each of the two versions with documents."""
+
+
+@pytest.fixture(scope="module")
+def source(broker: BrokerProcess, tmp_path_factory: pytest.TempPathFactory) -> Ingest:
+    """A topic with documents, and the dataset that an uninterrupted run made of it."""
+    ingest = Ingest(tmp_path_factory.mktemp("reference"), broker.bootstrap_servers, "compactions", OFTEN)
+    ingest.publish(sample_records(220))
+    ingest.once()
+    return ingest
+
+
+@pytest.fixture(scope="module")
+def reference(source: Ingest) -> list[dict[str, Any]]:
+    return state(source.root)
+
+
+@pytest.fixture
+def ingest(source: Ingest, tmp_path: Path) -> Ingest:
+    """An empty root that reads the same topic."""
+    return Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix, OFTEN)
+
+
+def assert_recovered(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
+    assert state(ingest.root) == reference
+    assert verify(ingest.root).problems == []
+
+
+def test_compactions_are_versions_without_documents_and_change_no_outcome(source: Ingest, reference: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert [bool(version["base"]) for version in reference] == [False, True, False, True]
+    plain = Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix, {"dedup.compact_segments": 0})
+    plain.once()
+    with_documents = [version for version in reference if not version["base"]]
+    for version, expected in zip(state(plain.root), with_documents, strict=True):
+        strip = [[{**row, "shard": None} for row in found["documents"]] for found in (version, expected)]
+        assert strip[0] == strip[1]
+        assert version["segments"] == expected["segments"]
+    assert reference[-1]["totals"] == state(plain.root)[-1]["totals"]
+    assert verify(source.root).problems == []
+    assert orphans(source.root) == []
+    assert Dataset(source.root).next_offsets(source.topic) == Dataset(plain.root).next_offsets(plain.topic)
+
+
+@pytest.mark.parametrize("visit", [1, 2])
+@pytest.mark.parametrize("point", COMPACTION_CRASH_POINTS)
+def test_crash_at_every_step_of_a_compaction_changes_nothing(ingest: Ingest, reference: list[dict[str, Any]], point: str, visit: int) -> None:
+    crashed = ingest.run(crash_at=f"{point}:{visit}")
+    assert crashed.returncode == -signal.SIGKILL, crashed.stderr
+    num_versions = 2 * visit - 1 + (point == "base_published")
+    assert state(ingest.root) == reference[:num_versions]
+    assert len(orphans(ingest.root)) == (point == "base_written")
+    ingest.once()
+    assert_recovered(ingest, reference)
+
+
+def test_a_compaction_that_was_overtaken_is_fenced_and_leaves_only_garbage(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
+    slow = ingest.start(crash_at="stop@base_written")
+    wait_until(lambda: is_stopped(slow.pid), "the first writer to be about to publish its base")
+    ingest.once()
+    slow.send_signal(signal.SIGCONT)
+    fenced = finish(slow)
+    assert fenced.returncode == 1
+    assert "was published by another writer" in fenced.stderr
+    assert_recovered(ingest, reference)
+    assert [path.split("/")[0] for path in orphans(ingest.root)] == ["dedup"]
