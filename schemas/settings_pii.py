@@ -36,10 +36,10 @@ class PiiSettings(Section):
     """JSON Web Tokens."""
     private_key: PiiAction = "redact"
     """PEM and PGP private key blocks."""
-    password: PiiAction = "redact"
+    password: PiiAction = "redact"  # noqa: S105
     """Values behind ``password=``, ``api_key:``, ``密码：`` and the like."""
     ner: str = Field("", pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")
-    """``module:function`` of your own model: takes a list of texts, returns for each a list of (start, end, type), positions in characters. Empty: none.
-    The workers import this module: it is your code and runs with their rights."""
+    """``module:function`` of your own model: takes a list of texts, returns for each a list of (start, end, type) in characters.
+    Empty: none. The workers import this module: it is your code and runs with their rights."""
     ner_action: PiiAction = "redact"
     """What happens to what your model finds."""

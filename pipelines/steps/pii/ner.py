@@ -28,7 +28,7 @@ def load_ner(name: str) -> Ner:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # noqa: BLE001 - a module may raise anything while it is imported
+    except Exception as error:  # a module may raise anything while it is imported
         raise SettingsError(f"pii.ner: {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise SettingsError(f"pii.ner: {name!r} is a {type(found).__name__}, not a function")
@@ -49,13 +49,13 @@ def run_ner(name: str, texts: list[str]) -> list[list[Match]]:
 
 def _matches(name: str, text: str, spans: Any) -> list[Match]:
     try:
-        checked = sorted((int(start), int(end), str(type).lower()) for start, end, type in spans)
+        checked = sorted((int(start), int(end), str(name).lower()) for start, end, name in spans)
     except (TypeError, ValueError) as error:
         raise HookFailed(f"pii.ner: {name} returned {spans!r:.200}; it must return a list of (start, end, type) for each text") from error
     matches = []
-    for start, end, type in checked:
-        if not 0 <= start < end <= len(text) or not _TYPE.fullmatch(type):
-            raise HookFailed(f"pii.ner: {name} found {type!r:.60} at {start}..{end} in a text of {len(text)} characters; that is no span with a type")
+    for start, end, kind in checked:
+        if not 0 <= start < end <= len(text) or not _TYPE.fullmatch(kind):
+            raise HookFailed(f"pii.ner: {name} found {kind!r:.60} at {start}..{end} in a text of {len(text)} characters; that is no span with a type")
         first = len(text[:start].encode())
-        matches.append(Match(first, first + len(text[start:end].encode()), type))
+        matches.append(Match(first, first + len(text[start:end].encode()), kind))
     return matches

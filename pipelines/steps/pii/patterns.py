@@ -57,17 +57,45 @@ _API_KEYS = (
 )
 _API_KEY = rf"(?:^|[^\w-])({'|'.join(_API_KEYS)})(?:$|[^\w-])"
 _KEYWORDS = (
-    r"passwords?|passwd|pwd|passphrase|(?:client|app|aws|shared)?[_-]?secret(?:[_-]?access)?(?:[_-]?key)?|(?:api|access|private|account|auth|encryption)[_ -]?key|"
+    r"passwords?|passwd|pwd|passphrase|(?:client|app|aws|shared)?[_-]?secret(?:[_-]?access)?(?:[_-]?key)?|"
+    r"(?:api|access|private|account|auth|encryption)[_ -]?key|"
     r"(?:auth|access|api|refresh|bearer|bot|session)[_-]?token|token|密码|口令|密钥"
 )
 _VALUE = r"[\w!#$%&*+./=?@^~|-]"
 _PASSWORD = rf"""(?i)(?:{_KEYWORDS})["'\]]{{0,2}} ?(?:[:=]|：|＝)=? ?(?:"({_VALUE}{{6,160}})"|'({_VALUE}{{6,160}})'|({_VALUE}{{6,160}}))"""
 _BLOCK_NAME = "(?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?"
-_KEY_BLOCK = (
-    rf"(-----BEGIN {_BLOCK_NAME}-----(?:[\sA-Za-z0-9+/=\\:,.;()@\"'-]*?-----END {_BLOCK_NAME}-----|(?:[\s\\\"',+]*[A-Za-z0-9+/=]{{32,}})+))"
-)
+_KEY_BLOCK = rf"(-----BEGIN {_BLOCK_NAME}-----(?:[\sA-Za-z0-9+/=\\:,.;()@\"'-]*?-----END {_BLOCK_NAME}-----|(?:[\s\\\"',+]*[A-Za-z0-9+/=]{{32,}})+))"
 
-_FILE_ENDINGS = frozenset("png jpg jpeg gif svg webp ico bmp css js mjs ts json html htm md py php java go rs so dll exe zip gz".split())
+_FILE_ENDINGS = frozenset(
+    (
+        "png",
+        "jpg",
+        "jpeg",
+        "gif",
+        "svg",
+        "webp",
+        "ico",
+        "bmp",
+        "css",
+        "js",
+        "mjs",
+        "ts",
+        "json",
+        "html",
+        "htm",
+        "md",
+        "py",
+        "php",
+        "java",
+        "go",
+        "rs",
+        "so",
+        "dll",
+        "exe",
+        "zip",
+        "gz",
+    )
+)
 _NOT_PASSWORDS = ("example", "password", "changeme", "your", "string", "undefined", "xxxx", "****", "http")
 _VERSION_WORD = re2.compile("(?i)(?:\\b(?:version|ver|v|build|release|rev|chapter|section|firmware)|版本号?|固件|章节?|第)[.:： ]{0,3}$")
 
@@ -221,24 +249,33 @@ def _api_key(document: bytes, begin: int, end: int) -> tuple[int, str] | None:
 
 
 def _always(name: str) -> Check:
-    return lambda document, begin, end: (end, name)
+    return lambda _document, _begin, end: (end, name)
 
 
 def _password(document: bytes, begin: int, end: int) -> tuple[int, str] | None:
-    """A value with digits and letters or signs, or a quoted one with letters and signs; not a call, a path of names, or a word that says "put yours here"."""
+    """A value with digits and letters or signs, or a quoted one with letters and signs; no call, no path of names, no word that stands for one."""
     quoted = document[begin - 1 : begin] in (b'"', b"'")
     if not quoted:
         end = begin + len(document[begin:end].rstrip(b".,!?;"))
     value = document[begin:end].decode()
     lower = value.lower()
-    if len(value) < 6 or document[end : end + 1] in (b"(", b"[", b"{", b"<") or lower.startswith(("$", "%", "{", *_NOT_PASSWORDS)) or "example" in lower:
+    if (
+        len(value) < 6
+        or document[end : end + 1] in (b"(", b"[", b"{", b"<")
+        or lower.startswith(("$", "%", "{", *_NOT_PASSWORDS))
+        or "example" in lower
+    ):
         return None
     has_digit, has_letter = any(char.isdigit() for char in value), any(char.isalpha() for char in value)
     names = value.replace("_", "a").split(".")
     if not quoted and len(names) > 1 and all(name.isalnum() and not name[0].isdigit() for name in names):
         return None
     has_sign = not value.replace("-", "").replace("_", "").replace(".", "").isalnum()
-    digits_after_word = has_digit and not has_letter and document[:begin].rstrip(b" :=\"'").lower().endswith((b"password", b"pwd", "密码：".encode(), "密码".encode()))
+    digits_after_word = (
+        has_digit
+        and not has_letter
+        and document[:begin].rstrip(b" :=\"'").lower().endswith((b"password", b"pwd", "密码：".encode(), "密码".encode()))
+    )
     secret = (has_digit and (has_letter or has_sign)) or digits_after_word or (quoted and has_sign and has_letter)
     return (end, "password") if secret else None
 

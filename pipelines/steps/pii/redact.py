@@ -16,7 +16,7 @@ Cost: 100 to 400 MB/s on one core, by how many numbers the text has; 10 us for e
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,8 @@ from pipelines.steps.pii.windows import Windows, find_windows
 from schemas.arrow import PII_COUNTS
 from schemas.settings_pii import PiiAction, PiiSettings
 
+_Matches = dict[int, list[Match]]
+"""Matches by row."""
 _RANK = {name: rank for rank, name in enumerate(PRIORITY)}
 
 
@@ -56,10 +58,9 @@ def redact(texts: pa.Array, settings: PiiSettings) -> Redacted:
     rows, current, from_model = np.arange(len(texts)), texts, _from_model(texts, settings)
     while len(rows):
         found = _resolved(current, settings, from_model)
-        rewritten = _chosen(found, lambda row, match: _action(match, settings) != "count")
+        rewritten, of_model, left = _by_fate(found, from_model, settings)
         _tally(rows, rewritten, final)
-        _tally(rows, _chosen(found, lambda row, match: _action(match, settings) == "count" and match in from_model.get(row, ())), final)
-        left = _chosen(found, lambda row, match: _action(match, settings) == "count" and match not in from_model.get(row, ()))
+        _tally(rows, of_model, final)
         _tally(rows, {row: matches for row, matches in left.items() if row not in rewritten}, standing)
         if not rewritten:
             break
@@ -68,9 +69,15 @@ def redact(texts: pa.Array, settings: PiiSettings) -> Redacted:
     return Redacted(texts, _counts(len(texts), final, standing), _rules(len(texts), final, settings))
 
 
-def _chosen(found: dict[int, list[Match]], is_chosen: Callable[[int, Match], bool]) -> dict[int, list[Match]]:
-    chosen = {row: [match for match in matches if is_chosen(row, match)] for row, matches in found.items()}
-    return {row: matches for row, matches in chosen.items() if matches}
+def _by_fate(found: _Matches, from_model: _Matches, settings: PiiSettings) -> tuple[_Matches, _Matches, _Matches]:
+    """The matches that placeholders replace, those that stay and came from the operator's model, and the others that stay."""
+    fates: tuple[_Matches, _Matches, _Matches] = ({}, {}, {})
+    for row, matches in found.items():
+        for match in matches:
+            stays = _action(match, settings) == "count"
+            fate = fates[0] if not stays else fates[1] if match in from_model.get(row, ()) else fates[2]
+            fate.setdefault(row, []).append(match)
+    return fates
 
 
 def _action(match: Match, settings: PiiSettings) -> PiiAction:
@@ -78,7 +85,7 @@ def _action(match: Match, settings: PiiSettings) -> PiiAction:
     return action
 
 
-def _from_model(texts: pa.Array, settings: PiiSettings) -> dict[int, list[Match]]:
+def _from_model(texts: pa.Array, settings: PiiSettings) -> _Matches:
     """What the operator's model finds. A type of ours is under our own setting of that name."""
     if not settings.ner or settings.ner_action == "off" or not len(texts):
         return {}
@@ -86,7 +93,7 @@ def _from_model(texts: pa.Array, settings: PiiSettings) -> dict[int, list[Match]
     return {row: [match for match in matches if _action(match, settings) != "off"] for row, matches in found if matches}
 
 
-def _resolved(texts: pa.Array, settings: PiiSettings, from_model: dict[int, list[Match]]) -> dict[int, list[Match]]:
+def _resolved(texts: pa.Array, settings: PiiSettings, from_model: _Matches) -> _Matches:
     """The matches in each text that has any, in offset order and without overlaps."""
     found = {row: list(matches) for row, matches in from_model.items()}
     types = frozenset(name for name in PRIORITY if getattr(settings, name) != "off")
@@ -96,11 +103,13 @@ def _resolved(texts: pa.Array, settings: PiiSettings, from_model: dict[int, list
     return {row: matches for row, matches in resolved.items() if matches}
 
 
-def _search(texts: Utf8, types: frozenset[str], with_private: bool, found: dict[int, list[Match]]) -> None:
+def _search(texts: Utf8, types: frozenset[str], with_private: bool, found: _Matches) -> None:
     """Look into all windows; only their documents become Python objects, one at a time."""
     wanted = finders(types, with_private)
     windows = find_windows(texts, sum({finder.kind for finder in wanted}))
-    by_kind = {int(kind): [finder for finder in wanted if kind & finder.kind and kind & finder.marks == finder.marks] for kind in np.unique(windows.kinds)}
+    by_kind = {
+        int(kind): [finder for finder in wanted if kind & finder.kind and kind & finder.marks == finder.marks] for kind in np.unique(windows.kinds)
+    }
     at, document = -1, b""
     for row, kind, start, stop in _as_rows(windows):
         if row != at:
@@ -129,7 +138,7 @@ def _without_overlaps(matches: list[Match]) -> list[Match]:
 
 
 def _written(
-    texts: pa.Array, current: pa.Array, rows: npt.NDArray[np.int64], rewritten: dict[int, list[Match]]
+    texts: pa.Array, current: pa.Array, rows: npt.NDArray[np.int64], rewritten: _Matches
 ) -> tuple[pa.Array, pa.Array, npt.NDArray[np.int64]]:
     """Step 4: all texts with the changed ones in place, the changed ones alone, and their rows."""
     view = utf8_views(current)
@@ -151,7 +160,7 @@ def _with_placeholders(document: bytes, matches: list[Match]) -> bytes:
     return b"".join([*parts, document[at:]])
 
 
-def _tally(rows: npt.NDArray[np.int64], found: dict[int, list[Match]], counts: dict[int, Counter[str]]) -> None:
+def _tally(rows: npt.NDArray[np.int64], found: _Matches, counts: dict[int, Counter[str]]) -> None:
     for row, matches in found.items():
         counts.setdefault(int(rows[row]), Counter()).update(match.type for match in matches)
 
@@ -160,7 +169,7 @@ def _counts(num_texts: int, *tallies: dict[int, Counter[str]]) -> pa.Array:
     column: list[list[dict[str, str | int]] | None] = [None] * num_texts
     for row in sorted({row for tally in tallies for row in tally}):
         total = sum((tally.get(row, Counter()) for tally in tallies), Counter())
-        column[row] = [{"type": type, "count": count} for type, count in sorted(total.items())] or None
+        column[row] = [{"type": name, "count": count} for name, count in sorted(total.items())] or None
     return pa.array(column, PII_COUNTS)
 
 

@@ -39,7 +39,33 @@ _WORD, _JOIN, _SIGN, _FULL, _GENERAL = 1, 2, 4, 8, 16
 """Classes of bytes: of a word; between the digits of a number; what ``_next_sign`` looks for; first of a full-width form; first of a dash."""
 
 
-_KEY_PAIRS = tuple(ord(pair[0]) << 8 | ord(pair[1]) for pair in "A3 AK AS AR AI AB AC gh gi gl xo xa GO ya sk rk hf np py do SG LT ey".split())
+_KEY_STARTS = (
+    "A3",
+    "AK",
+    "AS",
+    "AR",
+    "AI",
+    "AB",
+    "AC",
+    "gh",
+    "gi",
+    "gl",
+    "xo",
+    "xa",
+    "GO",
+    "ya",
+    "sk",
+    "rk",
+    "hf",
+    "np",
+    "py",
+    "do",
+    "SG",
+    "LT",
+    "ey",
+)
+_KEY_PAIRS = np.array([ord(pair[0]) << 8 | ord(pair[1]) for pair in _KEY_STARTS])
+_AT_SIGN, _COLON, _EQUALS, _HYPHEN = 0x40, 0x3A, 0x3D, 0x2D
 
 
 class Windows(NamedTuple):
@@ -53,6 +79,24 @@ class Windows(NamedTuple):
     """First byte, counted from the start of the document."""
     stops: npt.NDArray[np.int64]
     """Behind the last byte, counted likewise; a complete character ends there."""
+
+
+class _Text(NamedTuple):
+    """One document for the kernels."""
+
+    data: npt.NDArray[np.uint8]
+    begin: int
+    stop: int
+    classes: npt.NDArray[np.uint8]
+
+
+class _Found(NamedTuple):
+    """Windows so far, their positions in the bytes of the batch."""
+
+    windows: npt.NDArray[np.int64]
+    """int64 [capacity, 4]: row, kind, start, stop."""
+    latest: npt.NDArray[np.int64]
+    """At 0 how many there are (more than the capacity: too many); at each kind that is merged its last window in this document."""
 
 
 def _classes() -> npt.NDArray[np.uint8]:
@@ -74,8 +118,17 @@ _CLASSES = _classes()
 def find_windows(texts: Utf8, wanted: int) -> Windows:
     """The windows of the wanted kinds (a sum of them)."""
     has_block = _rows_with_blocks(texts) if wanted & KEY_BLOCK else np.zeros(len(texts.offsets) - 1, np.bool_)
-    found = _scan_all(texts.data, texts.offsets, _CLASSES, np.int64(wanted), has_block)
-    return Windows(found[:, 0], found[:, 1], found[:, 2], found[:, 3])
+    wanted_now = np.int64(wanted - (KEY_BLOCK if wanted & KEY_BLOCK and not has_block.any() else 0))
+    capacity = int(texts.offsets[-1] - texts.offsets[0]) // 256 + 1024
+    while True:
+        found = _Found(np.empty((capacity, 4), np.int64), np.zeros(_MERGED + 1, np.int64))
+        _scan_all(texts, _CLASSES, wanted_now, has_block, found)
+        if found.latest[0] <= capacity:
+            break
+        capacity = int(found.latest[0])  # far more numbers than text: once more with room for all
+    rows, kinds, starts, stops = found.windows[: found.latest[0]].T
+    begins = texts.offsets[rows]
+    return Windows(rows, kinds, starts - begins, stops - begins)
 
 
 def _rows_with_blocks(texts: Utf8) -> npt.NDArray[np.bool_]:
@@ -92,21 +145,21 @@ def _rows_with_blocks(texts: Utf8) -> npt.NDArray[np.bool_]:
 
 
 @njit(cache=True, nogil=True)
-def _scan_all(data: Any, offsets: Any, classes: Any, wanted: Any, has_block: Any) -> Any:
-    found = np.empty((64, 4), np.int64)
-    count = 0
-    latest = np.empty(_MERGED + 1, np.int64)
-    for row in range(len(offsets) - 1):
-        latest[:] = -1
-        found, count = _scan(data, offsets[row], offsets[row + 1], row, classes, wanted, latest, found, count)
-        if has_block[row]:
-            found, count = _add_blocks(data, offsets[row], offsets[row + 1], row, found, count)
-    return found[:count].copy()
+def _scan_all(texts: Any, classes: Any, wanted: Any, has_block: Any, found: Any) -> None:
+    for row in range(len(texts.offsets) - 1):
+        found.latest[1:] = -1
+        text = _Text(texts.data, texts.offsets[row], texts.offsets[row + 1], classes)
+        _scan(text, row, wanted, found)
+        if wanted & TOKEN:
+            _add_tokens(text, row, found)
+        if wanted & KEY_BLOCK and has_block[row]:
+            _add_blocks(text, row, found)
 
 
 @njit(cache=True, nogil=True)
-def _scan(data: Any, begin: Any, stop: Any, row: Any, classes: Any, wanted: Any, latest: Any, found: Any, count: Any) -> Any:
-    """One document. ``number_end`` and ``ipv6_end``: up to where these have been looked at; ``latest[kind]``: the last window of a kind that is merged."""
+def _scan(text: Any, row: Any, wanted: Any, found: Any) -> None:
+    """One document, without long words and key blocks. ``number_end`` and ``ipv6_end``: up to where these have been looked at."""
+    data, begin, stop, classes = text
     number_end = ipv6_end = begin
     at = _next_sign(data, begin, stop, classes)
     while at < stop:
@@ -114,24 +167,18 @@ def _scan(data: Any, begin: Any, stop: Any, row: Any, classes: Any, wanted: Any,
         following = at + 1
         if _is_digit(sign):
             if wanted & IBAN and _opens_iban(data, at, begin, stop):
-                first = _before(data, at - 2, begin)
-                found, count = _extend(latest, found, count, row, IBAN, first - begin, _whole(data, at + _IBAN_BYTES, stop) - begin)
+                _extend(found, row, IBAN, _before(data, at - 2, begin), _whole(data, at + _IBAN_BYTES, stop))
             if wanted & NUMBER and at >= number_end:
-                found, count, number_end = _add_number(data, at, begin, stop, classes, row, found, count)
-                following = number_end
-        elif sign == 0x40 and wanted & EMAIL:
-            first = _whole(data, max(at - _EMAIL_BYTES, begin), stop)
-            found, count = _extend(latest, found, count, row, EMAIL, first - begin, _whole(data, at + _EMAIL_BYTES, stop) - begin)
-        elif sign == 0x3A or sign == 0x3D:
+                following = number_end = _add_number(text, at, row, found)
+        elif sign == _AT_SIGN and wanted & EMAIL:
+            _extend(found, row, EMAIL, _whole(data, max(at - _EMAIL_BYTES, begin), stop), _whole(data, at + _EMAIL_BYTES, stop))
+        elif sign in (_COLON, _EQUALS):
             first = _keyword(data, at, begin)
             if wanted & ASSIGNMENT and first >= 0:
-                found, count = _extend(latest, found, count, row, ASSIGNMENT, first - begin, _whole(data, at + _VALUE_BYTES, stop) - begin)
-            if wanted & IPV6 and data[at] == 0x3A and at >= ipv6_end:
-                found, count, ipv6_end = _add_ipv6(data, at, begin, stop, row, found, count)
+                _extend(found, row, ASSIGNMENT, first, _whole(data, at + _VALUE_BYTES, stop))
+            if wanted & IPV6 and data[at] == _COLON and at >= ipv6_end:
+                ipv6_end = _add_ipv6(text, at, row, found)
         at = _next_sign(data, following, stop, classes)
-    if wanted & TOKEN:
-        found, count = _add_tokens(data, begin, stop, row, classes, latest, found, count)
-    return found, count
 
 
 @njit(cache=True, nogil=True)
@@ -150,8 +197,9 @@ def _next_sign(data: Any, at: Any, stop: Any, classes: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _add_tokens(data: Any, begin: Any, stop: Any, row: Any, classes: Any, latest: Any, found: Any, count: Any) -> Any:
+def _add_tokens(text: Any, row: Any, found: Any) -> None:
     """Windows around long words. Looks at every sixteenth byte first: such a word always holds one of these."""
+    data, begin, stop, classes = text
     at = begin
     while at < stop:
         if not classes[data[at]] & _WORD:
@@ -163,31 +211,30 @@ def _add_tokens(data: Any, begin: Any, stop: Any, row: Any, classes: Any, latest
         while end < stop and classes[data[end]] & _WORD:
             end += 1
         if end - start >= _TOKEN_CHARS and _opens_key(data, start, begin):
-            found, count = _add_token(data, start, end, begin, stop, row, latest, found, count)
+            _add_token(text, start, end, row, found)
         at += ((end - at) // _TOKEN_CHARS + 1) * _TOKEN_CHARS
-    return found, count
 
 
 @njit(cache=True, nogil=True)
-def _add(found: Any, count: Any, row: Any, kind: Any, start: Any, stop: Any) -> Any:
-    """Append a window."""
-    if count == len(found):
-        grown = np.empty((2 * count, 4), np.int64)
-        grown[:count] = found
-        found = grown
-    found[count, 0], found[count, 1], found[count, 2], found[count, 3] = row, kind, start, stop
-    return found, count + 1
+def _add(found: Any, row: Any, kind: Any, start: Any, stop: Any) -> None:
+    """Append a window; without room for it, count it."""
+    windows, latest = found
+    count = latest[0]
+    if count < len(windows):
+        windows[count, 0], windows[count, 1], windows[count, 2], windows[count, 3] = row, kind, start, stop
+    latest[0] = count + 1
 
 
 @njit(cache=True, nogil=True)
-def _extend(latest: Any, found: Any, count: Any, row: Any, kind: Any, start: Any, stop: Any) -> Any:
+def _extend(found: Any, row: Any, kind: Any, start: Any, stop: Any) -> None:
     """Append a window, or let the last one of its kind in this document grow if they overlap: no byte is looked at twice."""
+    windows, latest = found
     before = latest[kind]
-    if before >= 0 and found[before, 3] >= start:
-        found[before, 3] = stop
-        return found, count
-    latest[kind] = count
-    return _add(found, count, row, kind, start, stop)
+    if 0 <= before < len(windows) and windows[before, 3] >= start:
+        windows[before, 3] = stop
+        return
+    latest[kind] = latest[0]
+    _add(found, row, kind, start, stop)
 
 
 @njit(cache=True, nogil=True)
@@ -196,23 +243,21 @@ def _opens_key(data: Any, start: Any, begin: Any) -> Any:
     if start - 2 >= begin and data[start - 1] in (0x2E, 0x3A) and (data[start - 2] == 0x47 or 0x30 <= data[start - 2] <= 0x39):
         return True
     pair = np.int64(data[start]) << 8 | data[start + 1]
-    for first in _KEY_PAIRS:
-        if pair == first:
-            return True
-    return False
+    return (pair == _KEY_PAIRS).any()
 
 
 @njit(cache=True, nogil=True)
-def _add_token(data: Any, start: Any, end: Any, begin: Any, stop: Any, row: Any, latest: Any, found: Any, count: Any) -> Any:
+def _add_token(text: Any, start: Any, end: Any, row: Any, found: Any) -> None:
     """The word, what ``.`` and ``:`` join to it, and one character on either side; nothing if an earlier window has it."""
-    before = latest[TOKEN]
-    if before >= 0 and found[before, 3] >= end - begin:
-        return found, count
+    data, begin, stop, _ = text
+    before = found.latest[TOKEN]
+    if 0 <= before < len(found.windows) and found.windows[before, 3] >= end:
+        return
     while start > begin and (_is_letter_or_digit(data[start - 1]) or data[start - 1] in (0x2D, 0x2E, 0x3A, 0x5F)):
         start -= 1
     while end < stop and (_is_letter_or_digit(data[end]) or data[end] in (0x2D, 0x2E, 0x3A, 0x5F)):
         end += 1
-    return _extend(latest, found, count, row, TOKEN, _before(data, start, begin) - begin, _whole(data, end + 1, stop) - begin)
+    _extend(found, row, TOKEN, _before(data, start, begin), _whole(data, end + 1, stop))
 
 
 @njit(cache=True, nogil=True)
@@ -234,7 +279,7 @@ def _ascii(data: Any, at: Any, stop: Any, kind: Any) -> Any:
         return 0
     if kind & _GENERAL:
         return 0x2D if data[at + 1] == 0x80 and 0x90 <= data[at + 2] <= 0x95 else 0
-    if data[at + 1] == 0xBC and 0x81 <= data[at + 2]:
+    if data[at + 1] == 0xBC and data[at + 2] >= 0x81:
         return np.int64(data[at + 2]) - 0x60  # U+FF01..U+FF3F -> 0x21..0x5F
     return 0
 
@@ -245,11 +290,12 @@ def _is_digit(sign: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _add_number(data: Any, at: Any, begin: Any, stop: Any, classes: Any, row: Any, found: Any, count: Any) -> Any:
-    """The number run that begins with the digit at ``at``, as a window if it has digits enough; also returns where it ends.
+def _add_number(text: Any, at: Any, row: Any, found: Any) -> Any:
+    """The number run that begins with the digit at ``at``, as a window if it has digits enough; returns where it ends.
 
     The window begins up to four characters before the digit, so that ``+``, ``(`` and the character before them are seen.
     """
+    data, begin, stop, classes = text
     num_digits = chain = longest_chain = num_signs = gap = 0  # chain: points with a digit on either side, in a row
     before = at - 1
     while before >= max(at - 4, begin):
@@ -280,8 +326,8 @@ def _add_number(data: Any, at: Any, begin: Any, stop: Any, classes: Any, row: An
         first = at
         for _ in range(4):
             first = _before(data, first, begin)
-        found, count = _add(found, count, row, NUMBER | marks, first - begin, _whole(data, end + _EXTENSION_BYTES, stop) - begin)
-    return found, count, end
+        _add(found, row, NUMBER | marks, first, _whole(data, end + _EXTENSION_BYTES, stop))
+    return end
 
 
 @njit(cache=True, nogil=True)
@@ -294,8 +340,9 @@ def _before(data: Any, at: Any, begin: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _add_ipv6(data: Any, at: Any, begin: Any, stop: Any, row: Any, found: Any, count: Any) -> Any:
-    """The run of hexadecimal digits, colons and dots around the colon at ``at``, if it could be an address; also returns where it ends."""
+def _add_ipv6(text: Any, at: Any, row: Any, found: Any) -> Any:
+    """The run of hexadecimal digits, colons and dots around the colon at ``at``, if it could be an address; returns where it ends."""
+    data, begin, stop, _ = text
     start = at
     while start > begin and _is_address_byte(data[start - 1]):
         start -= 1
@@ -309,8 +356,8 @@ def _add_ipv6(data: Any, at: Any, begin: Any, stop: Any, row: Any, found: Any, c
     for cursor in range(start, end):
         num_digits += _is_digit(data[cursor])
     if num_digits and (num_colons >= 7 or (has_pair and num_colons >= 2)) and end - start <= 64:
-        found, count = _add(found, count, row, IPV6, start - begin, end - begin)
-    return found, count, end
+        _add(found, row, IPV6, start, end)
+    return end
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -356,31 +403,25 @@ def _keyword(data: Any, at: Any, begin: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _add_blocks(data: Any, begin: Any, stop: Any, row: Any, found: Any, count: Any) -> Any:
-    """A window from each ``-----BEGIN`` to the next. Looks at every fifth byte: five dashes always hold one of these."""
-    at = begin + 4
+def _add_blocks(text: Any, row: Any, found: Any) -> None:
+    """A window from each ``-----BEGIN`` to the next, or of 16 KiB. Looks at every fifth byte: five dashes always hold one of these."""
+    data, begin, stop, _ = text
     open_at = -1
+    at = begin + 4
     while at < stop:
-        if data[at] != 0x2D:
+        if data[at] != _HYPHEN:
             at += 5
             continue
-        first = at
-        while first > begin and data[first - 1] == 0x2D and at - first < 5:
-            first -= 1
-        behind = at
-        while behind < stop and data[behind] == 0x2D:
-            behind += 1
-        if behind - first >= 5 and _is_begin(data, behind, stop):
+        while at < stop and data[at] == _HYPHEN:
+            at += 1
+        start = at - 5
+        if _is_begin(data, at, stop) and start >= begin and data[start] == _HYPHEN:
             if open_at >= 0:
-                found, count = _add_block(data, open_at, behind - 5, begin, row, found, count)
-            open_at = behind - 5
-        at = behind + 4
-    return _add_block(data, open_at, stop, begin, row, found, count) if open_at >= 0 else (found, count)
-
-
-@njit(cache=True, nogil=True)
-def _add_block(data: Any, start: Any, stop: Any, begin: Any, row: Any, found: Any, count: Any) -> Any:
-    return _add(found, count, row, KEY_BLOCK, start - begin, _whole(data, min(start + _BLOCK_BYTES, stop), stop) - begin)
+                _add(found, row, KEY_BLOCK, open_at, _whole(data, min(open_at + _BLOCK_BYTES, start), stop))
+            open_at = start
+        at += 4
+    if open_at >= 0:
+        _add(found, row, KEY_BLOCK, open_at, _whole(data, min(open_at + _BLOCK_BYTES, stop), stop))
 
 
 @njit(cache=True, nogil=True)
