@@ -143,10 +143,6 @@ class DatasetManifest(Record):
     """Parquet files with one row per offset."""
     dedup_segments: list[FileEntry]
     """Fingerprints of this version's kept documents."""
-    dedup_base: list[FileEntry] = []
-    """Of a compaction, which is a version of its own without documents: one file that stands for all segments up to ``dedup_base_version``."""
-    dedup_base_version: int = Field(0, ge=0)
-    """Version whose kept documents, and those before, ``dedup_base`` holds."""
     dedup_base: list[FileEntry] = Field(default_factory=list)
     """Of a compaction, which is a version of its own without documents: one file that stands for all segments up to ``dedup_base_version``."""
     dedup_base_version: int = Field(0, ge=0)
@@ -188,8 +184,6 @@ class DatasetManifest(Record):
             raise ValueError("kept documents do not add up: the shards hold another number than the outcomes say")
         if sum(entry.rows for entry in self.masks) != self.num_masked_documents:
             raise ValueError("retracted documents do not add up: the mask files have another number of rows than num_masked_documents says")
-        if len(self.dedup_base) > 1 or bool(self.dedup_base) != (self.dedup_base_version > 0) or self.dedup_base_version > self.version:
-            raise ValueError(f"version {self.version} lists {len(self.dedup_base)} base files for versions 1 to {self.dedup_base_version}")
         if len(self.dedup_base) > 1 or bool(self.dedup_base) != (self.dedup_base_version > 0) or self.dedup_base_version > self.version:
             raise ValueError(f"version {self.version} lists {len(self.dedup_base)} base files for versions 1 to {self.dedup_base_version}")
         if self.parent != self.version - 1:
