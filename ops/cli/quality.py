@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 4 * 2**20
 SHOWN_PROBLEMS = 20
+ENOUGH_HELD_OUT = 100
+"""Held-out documents from which on a quantile of 1 % means something."""
 SHOWN_QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 UNDETERMINED = "und"
 
@@ -55,7 +57,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _FIT = (
     "From REFERENCE documents: an n-gram language model (perplexity) and term weights (informativeness) for each of their languages. "
-    "From --good and --bad examples: a classifier for each language that has 20 of both. A tenth of all is held out for thresholds and metrics."
+    "From --good and --bad examples: a classifier for each language that has 50 of both. "
+    "A tenth of all (more of few) is held out for thresholds and metrics."
 )
 
 
@@ -63,7 +66,7 @@ def _add_fit_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("references", nargs="*", metavar="REFERENCE", help="files or folders of documents you trust, as for `headrace produce`")
     parser.add_argument("--good", nargs="+", default=[], metavar="FILE", help="good examples for the classifier")
     parser.add_argument("--bad", nargs="+", default=[], metavar="FILE", help="bad examples for the classifier")
-    parser.add_argument("--order", type=int, choices=range(2, 7), default=4, help="longest n-gram (default: 4)")
+    parser.add_argument("--order", type=int, choices=range(2, 7), default=3, help="longest n-gram (default: 3)")
     parser.add_argument(
         "--prune", type=_count, default=1, metavar="N", help="leave out n-grams of 3 units and more seen N times or less (default: 1)"
     )
@@ -98,7 +101,7 @@ def run_fit(args: argparse.Namespace, settings: Settings) -> int:
         raise SettingsError("a classifier needs both --good and --bad")
     fitted = _fit_all(args, settings)
     if not fitted:
-        say("headrace quality: no language has 20 different documents of each kind that was given: nothing was fitted")
+        say("headrace quality: no language has 50 different documents of each kind that was given: nothing was fitted")
         return 1
     sha256 = write_model(Path(settings.root), fitted)
     cards = {language: model.card for language, model in fitted.items()}
@@ -124,7 +127,15 @@ def _fit_all(args: argparse.Namespace, settings: Settings) -> "dict[str, Fitted]
         model = fit_language(references, good, bad, FitOptions(args.order, args.prune))
         if model.card != type(model.card)():
             fitted[language] = model
+            _warn(language, model.card)
     return fitted
+
+
+def _warn(language: str, card: "LanguageCard") -> None:
+    counts = [part.num_held_out for part in (card.perplexity, card.informativeness) if part]
+    counts += [card.classifier.held_out_good] if card.classifier else []
+    if min(counts) < ENOUGH_HELD_OUT:
+        say(f"{language}: thresholds rest on {min(counts)} held-out documents only: fit more documents, or set absolute thresholds")
 
 
 def _by_language(paths: list[str], args: argparse.Namespace, settings: Settings) -> "dict[str, pa.Array]":

@@ -1,8 +1,8 @@
 """Fits all quality models of a language: to references that the user trusts, and to good and bad examples.
 
-One document in HELD_OUT is kept out of every fit. Thresholds are quantiles of the scores of these: a model knows the documents that it was
-fitted to too well to judge new ones by them. Which ones is decided by the content's hash, and equal texts count once, so that neither the
-order of the files nor a copy changes a byte of the language model.
+A tenth of the documents, or MIN_HELD_OUT and up to a quarter if there are few, is kept out of every fit. Thresholds are quantiles of the scores
+of these: a model knows the documents that it was fitted to too well to judge new ones by them. Which ones is decided by the content's hash,
+and equal texts count once, so that neither the order of the files nor a copy changes a byte of the model.
 """
 
 from typing import Any, NamedTuple
@@ -24,16 +24,18 @@ from pipelines.quality.units import Tokens, all_tokens, longest, tokenize, unit_
 from pipelines.quality.vocabulary import BEGIN, END, encode, fit_vocabulary
 from pipelines.steps.buffers import Utf8, utf8_views
 
-HELD_OUT = 10
-MIN_DOCUMENTS = 20
+HELD_OUT, MOST_HELD_OUT = 10, 4
+"""One document in so many is held out; of a few documents, one in so many at most."""
+MIN_HELD_OUT = 50
+MIN_DOCUMENTS = 50
 """References, or examples of a class, below which a language gets no model."""
 
 
 class FitOptions(NamedTuple):
     """How to fit."""
 
-    order: int = 4
-    """Longest n-gram, 2 to 6."""
+    order: int = 3
+    """Longest n-gram, 2 to 6. Order 4 told broken text apart no better on the test corpus (AUC within 0.002) and scores a fifth slower."""
     prune: int = 1
     """n-grams of three units and more that occur this often or less are left out."""
 
@@ -55,10 +57,10 @@ class Split(NamedTuple):
 
 
 def split(texts: pa.Array) -> Split:
-    """Distinct texts, the first tenth of them (at least one) held out."""
+    """Distinct texts, the first ones held out."""
     digests = np.frombuffer(content_hashes(texts).buffers()[1], ">u8").reshape(-1, 2)
     _, first = np.unique(digests, axis=0, return_index=True)
-    num_held_out = -(-len(first) // HELD_OUT)
+    num_held_out = max(-(-len(first) // HELD_OUT), min(MIN_HELD_OUT, len(first) // MOST_HELD_OUT))
     held_out, fitted = (texts.take(pa.array(rows)) for rows in (first[:num_held_out], first[num_held_out:]))
     return Split(utf8_views(fitted), utf8_views(held_out))
 

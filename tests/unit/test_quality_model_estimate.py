@@ -86,7 +86,7 @@ def test_case_digits_and_hidden_characters_do_not_make_another_word() -> None:
 def test_unknown_words_are_spelled_and_unknown_signs_are_unknown(fitted: Fitted) -> None:
     known = fitted.units[10]
     assert units_of(fitted, known.upper()) == [known]
-    spelled = units_of(fitted_on([f"common words stay {chr(97 + i)}{chr(98 + i)}x" for i in range(20)] * 2), "common xyz")
+    spelled = units_of(fitted_on([f"common words stay {chr(97 + i % 26)}{chr(98 + i // 3)}x" for i in range(70)]), "common xyz")
     assert spelled[0] == "common"
     assert len(spelled) == 4
     assert spelled[1] in ("^x", "<unk>")

@@ -96,7 +96,7 @@ def test_what_reads_like_the_references_is_accepted_and_logs_are_not(models: Qua
 def test_hold_out_metrics_are_kept_with_the_model(models: QualityModels) -> None:
     card = models.model.card.languages["en"].classifier
     assert card is not None
-    assert (card.num_good, card.held_out_good, card.held_out_bad) == (360, 40, 20)
+    assert (card.num_good, card.held_out_good, card.held_out_bad) == (350, 50, 50)
     assert min(card.accuracy, card.auc, card.f1) >= 0.9
 
 
@@ -160,7 +160,7 @@ def test_the_same_documents_give_the_same_bytes_in_any_order(tmp_path: Path) -> 
     hashes = set()
     for step in (1, -1):
         documents = stories(60)[::step] + stories(60)[:5]
-        fitted = fit_language(strings(documents), strings(stories(40, 1)[::step]), strings(logs(40)[::step]), FitOptions())
+        fitted = fit_language(strings(documents), strings(stories(60, 1)[::step]), strings(logs(60)[::step]), FitOptions())
         hashes.add(write_model(tmp_path, {"en": fitted}))
     assert len(hashes) == 1
 
@@ -188,7 +188,7 @@ def test_scores_of_any_text_are_there_and_do_not_depend_on_the_batch(models: Qua
 
 
 @hypothesis_settings(max_examples=20, deadline=None)
-@given(st.lists(st.text(min_size=1, max_size=40), min_size=20, max_size=40), st.integers(2, 6), st.integers(0, 2))
+@given(st.lists(st.text(min_size=1, max_size=20), min_size=50, max_size=60, unique=True), st.integers(2, 6), st.integers(0, 2))
 def test_any_documents_can_be_fitted(texts: list[str], order: int, prune: int) -> None:
     fitted = fit_language(strings(texts), strings(texts), strings(texts), FitOptions(order, prune))
     assert all(np.isfinite(part).all() for part in (fitted.parts.idf, fitted.parts.classifier, fitted.parts.language_model.unigrams))
