@@ -54,7 +54,7 @@ class Layout(NamedTuple):
 
 def choose_layout(num_rows: int, max_hamming: int) -> Layout:
     """The cheapest layout that finds everything within ``max_hamming`` among this many fingerprints."""
-    candidates = [_layout(num_rows, max_hamming, num_blocks) for num_blocks in range(1, max_hamming + 2)]
+    candidates = [layout_of_blocks(num_rows, max_hamming, num_blocks) for num_blocks in range(1, max_hamming + 2)]
     return min(candidates, key=lambda layout: layout.cost_ns(num_rows))
 
 
@@ -64,7 +64,8 @@ def probe_flips(key_bits: int, radius: int) -> npt.NDArray[np.uint64]:
     return np.array(patterns, np.uint64)
 
 
-def _layout(num_rows: int, max_hamming: int, num_blocks: int) -> Layout:
+def layout_of_blocks(num_rows: int, max_hamming: int, num_blocks: int) -> Layout:
+    """The layout of so many blocks, with the key lengths that pay off for this many fingerprints."""
     radius, rest = divmod(max_hamming, num_blocks)
     radii = [radius if block <= rest else radius - 1 for block in range(num_blocks)]
     edges = [FINGERPRINT_BITS - FINGERPRINT_BITS * (num_blocks - block) // num_blocks for block in range(num_blocks + 1)]  # first blocks are widest

@@ -1,14 +1,24 @@
 """The index answers as brute force does."""
 
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.dedup.index import FingerprintIndex
+from pipelines.dedup.base import Part, open_base, write_base
+from pipelines.dedup.growing import GROWING_ROWS
+from pipelines.dedup.index import FingerprintIndex, merge_found
+from pipelines.dedup.kept import Columns
+from pipelines.dedup.layout import Layout, choose_layout, layout_of_blocks
+from pipelines.dedup.shards import Shard
+from pipelines.dedup.tables import build_tables, find_within
+from schemas.errors import ShardCorrupt
 
 Pairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
@@ -59,7 +69,7 @@ def test_planted_neighbours_among_thousands_are_all_found_and_nothing_else(max_h
     queries = stored[rng.integers(0, len(stored), 300)]
     for _ in range(max_hamming + 1):
         queries = queries ^ (np.uint64(1) << rng.integers(0, 64, len(queries), dtype=np.uint64))
-    index = built(stored, [4_000, 4_001, 15_000, 19_000], max_hamming)  # 15,000 is beyond the first merge
+    index = built(stored, [400, 401, 600, GROWING_ROWS + 2_000, 19_000], max_hamming)  # the last two are beyond the first merge
     assert_equal(index.query(queries), brute_force(stored, queries, max_hamming))
 
 
@@ -72,7 +82,99 @@ def test_merging_the_growing_tier_changes_no_answer() -> None:
     rng = np.random.default_rng(1)
     stored = rng.integers(0, 2**16, 30_000, dtype=np.uint64)
     index = FingerprintIndex(2, stored[:0], np.empty(0, np.uint32))
-    for start in range(0, len(stored), 3_000):
+    for start in range(0, len(stored), 3_000):  # merges once
         rows = np.arange(start, start + 3_000, dtype=np.uint32)
         index.add(stored[start : start + 3_000], rows)
     assert_equal(index.query(stored[:50]), brute_force(stored, stored[:50], 2))
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[int, Layout]:
+    """Any distance, any number of blocks that can serve it, keys for any number of fingerprints."""
+    max_hamming = draw(st.integers(0, 6))
+    num_blocks = draw(st.integers(max(1, (max_hamming + 1) // 2), max_hamming + 1))  # radius 2 at most: more is right too, and slow to test
+    return max_hamming, layout_of_blocks(draw(st.sampled_from([0, 1_000, 100_000])), max_hamming, num_blocks)
+
+
+@settings(max_examples=150, deadline=None)
+@given(layouts(), clustered(), clustered(), st.integers(1, 5))
+def test_every_layout_finds_every_pair_once_and_its_parts_share_them_out(
+    chosen: tuple[int, Layout], stored: npt.NDArray[np.uint64], queries: npt.NDArray[np.uint64], num_parts: int
+) -> None:
+    max_hamming, layout = chosen
+    tables = build_tables(layout, stored, np.arange(len(stored), dtype=np.uint32))
+    wanted = np.arange(len(queries)) % 3 != 1
+    parts = [find_within(tables._replace(part=np.array([part, num_parts])), max_hamming, queries, wanted) for part in range(num_parts)]
+    positions, rows = brute_force(stored, queries, max_hamming)
+    for found in (find_within(tables, max_hamming, queries, wanted), merge_found(parts, len(queries))):
+        found_positions = np.repeat(np.arange(len(queries)), np.diff(found.starts))
+        order = np.lexsort((found.rows, found_positions))
+        assert_equal((found_positions[order], found.rows[order]), (positions[wanted[positions]], rows[wanted[positions]]))
+
+
+def test_the_cost_of_a_query_grows_far_slower_than_the_index() -> None:
+    for max_hamming, limit in ((3, 20.0), (6, 15.0)):
+        small, large = (choose_layout(num_rows, max_hamming).cost_ns(num_rows) for num_rows in (500_000, 50_000_000))
+        assert large < limit * small
+        assert len(choose_layout(50_000_000, max_hamming).shifts) <= len(choose_layout(500_000, max_hamming).shifts)
+
+
+def part_of(fingerprints: npt.NDArray[np.uint64], not_compared: list[int]) -> Part:
+    num_rows = len(fingerprints)
+    content_hash = np.stack([fingerprints, np.arange(num_rows, dtype=np.uint64) // 2], axis=1)
+    ids = pa.array([f"id {row // 3}" for row in range(num_rows)], pa.large_string())
+    return Part(Columns(fingerprints, content_hash, np.full((num_rows, 32), 7, np.uint8)), ids, np.array(not_compared, np.int64))
+
+
+@pytest.mark.parametrize("max_hamming", [0, 3, 6])
+def test_a_base_in_a_file_answers_as_brute_force_does_also_in_shards(tmp_path: Path, max_hamming: int) -> None:
+    rng = np.random.default_rng(max_hamming)
+    stored = rng.integers(0, 2**64, 3_000, dtype=np.uint64) & np.uint64(0xFFFF_0000_FFFF_00FF)
+    parts = [part_of(stored[:1_000], [3, 999]), part_of(stored[1_000:], [0])]
+    with (tmp_path / "base").open("x+b") as file:
+        assert write_base(file, parts, max_hamming) == 3_000
+    base = open_base(tmp_path / "base")
+    queries = stored[::7] ^ np.uint64(1 << 33)
+    wanted = np.ones(len(queries), bool)
+    _, rows = brute_force(stored, queries, max_hamming)
+    compared = ~np.isin(rows, [3, 999, 1_000])
+    for found in (
+        find_within(base.near, max_hamming, queries, wanted),
+        merge_found([Shard(tmp_path / "base", max_hamming, part, 3).find(queries, wanted) for part in range(3)], len(queries)),
+    ):
+        order = np.lexsort((found.rows, np.repeat(np.arange(len(queries)), np.diff(found.starts))))
+        assert np.array_equal(found.rows[order], rows[compared])
+    assert base.rows_by_content(np.array([[stored[5], 2], [stored[5], 9]], np.uint64)).tolist() == [5, -1]
+    assert sorted(base.rows_by_id(pa.array(["id 1", "no"], pa.string()))[1].tolist()) == [3, 4, 5, 1_003, 1_004, 1_005]
+
+
+def test_the_same_documents_give_the_same_bytes_however_they_are_cut_into_parts(tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 2**64, 500, dtype=np.uint64)
+    whole = part_of(stored, [4, 300])
+    halves = [
+        Part(Columns(*(column[part] for column in whole.columns)), whole.doc_ids[part], np.array([rows], np.int64))
+        for part, rows in ((slice(0, 200), 4), (slice(200, None), 100))
+    ]
+    for name, parts in (("whole", [whole]), ("halves", halves)):
+        with (tmp_path / name).open("x+b") as file:
+            write_base(file, parts, 3)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "halves").read_bytes()
+
+
+DAMAGES: list[Callable[[bytes], bytes]] = [
+    lambda data: data[:100],
+    lambda data: b"x" + data[1:],
+    lambda data: data[:9_000],
+    lambda data: data.replace(b'"max_hamming"', b'"min_hamming"'),
+    lambda data: data.replace(b'"<u8"', b'"|O8"'),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_base_is_refused_with_its_name(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "base"
+    with path.open("x+b") as file:
+        write_base(file, [part_of(np.arange(100, dtype=np.uint64), [])], 3)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ShardCorrupt, match="base is not a duplicate index"):
+        open_base(path)
