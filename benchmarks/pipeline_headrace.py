@@ -1,0 +1,150 @@
+"""Headrace's half of benchmarks/pipeline.py, a process of its own: records in memory -> one dataset version on disk, on one core.
+
+Everything is the product's own: decode, normalize, language, quality rules, fingerprint, tokenize, resolve duplicates, pack, write, fsync.
+"""
+
+import argparse
+import functools
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from benchmarks.corpus import keep_to_one_core, num_megabytes, read_documents, say
+from pipelines.dataset.duplicates import Duplicates
+from pipelines.dataset.retractions import Retractions
+from pipelines.dataset.writer import VersionPlan, write_version
+from pipelines.steps import prepare as steps
+from pipelines.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
+from schemas.arrow import RECORDS
+from schemas.manifest import OffsetRange, TokenizerRef
+from schemas.settings import Settings
+from schemas.settings_sources import load_settings
+
+TOPIC = "headrace.documents"
+DATATROVE_SETS = ("headrace", "gopher_repetition", "gopher_quality", "c4", "fineweb")
+
+
+class Clock:
+    """CPU seconds by step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def timed(self, name: str, call: Any) -> Any:
+        """The same call, timed."""
+
+        @functools.wraps(call)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            start = time.process_time()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.seconds[name] += time.process_time() - start
+
+        return wrapper
+
+    def watch_steps(self) -> None:
+        """Time every step that ``prepare`` calls, whatever the steps are."""
+        for name, value in list(vars(steps).items()):
+            module = getattr(value, "__module__", None) or ""
+            if callable(value) and not isinstance(value, type) and module.startswith("pipelines.") and module != steps.__name__:
+                setattr(steps, name, self.timed(f"{module.rpartition('.')[2]}.{name}", value))
+        BatchTokenizer.encode = self.timed("tokenize", BatchTokenizer.encode)  # type: ignore[method-assign]
+
+
+def records_of(documents: list[dict[str, Any]]) -> pa.Table:
+    """The documents as Kafka records of one partition."""
+    values = [json.dumps({"id": document["id"], "text": document["text"]}, ensure_ascii=False).encode() for document in documents]
+    number = len(values)
+    columns = {
+        "topic": [TOPIC] * number,
+        "partition": [0] * number,
+        "offset": range(number),
+        "timestamp_ms": [0] * number,
+        "is_control": [False] * number,
+        "value": values,
+        "headers": [[]] * number,
+    }
+    return pa.table([pa.array(columns.get(field.name, [None] * number), field.type) for field in RECORDS], schema=RECORDS)
+
+
+def settings_for(root: Path, *, filters: bool) -> Settings:
+    """Defaults; with the filters, all rule sets that there are."""
+    overrides: dict[str, Any] = {"root": str(root), "packing.sequence_length": 2048, "tokenizer.vocab_size": 16384}
+    if filters and "rule_sets" in type(Settings().quality).model_fields:
+        overrides["quality.rule_sets"] = list(DATATROVE_SETS)
+    return load_settings("", {}, overrides)
+
+
+def run(records: pa.Table, settings: Settings, ref: TokenizerRef, clock: Clock) -> dict[str, int]:
+    """One dataset version from the records; returns the outcomes."""
+    root = Path(settings.root)
+    duplicates = Duplicates(settings.dedup)
+    duplicates.open(None)
+    retractions = Retractions()
+    retractions.open(None)
+    resolve = clock.timed("resolve", lambda block: retractions.resolve(block, duplicates))
+    tokenizer = load_tokenizer(root, ref, settings.tokenizer)
+
+    def resolved() -> Iterator[tuple[pa.Table, pa.Table]]:
+        for first in range(0, len(records), settings.ingest.slice_records):
+            block = retractions.admit(prepare(records.slice(first, settings.ingest.slice_records), settings, tokenizer))
+            yield block, resolve(block)
+
+    prepare = clock.timed("prepare", steps.prepare)
+    offsets = {TOPIC: {0: OffsetRange(start=0, end=len(records))}}
+    plan = VersionPlan(version=1, attempt=f"{time.time_ns() & 0xFFFFFFFFFFFF:012x}", topic_ids={TOPIC: "A" * 22}, offsets=offsets, tokenizer=ref)
+    files = write_version(root, plan, settings, resolved(), duplicates.new_segment, retractions.masks)
+    return dict(files.tally.outcomes)
+
+
+def tokenizer_in(root: Path, settings: Settings, tokenizer_folder: Path) -> TokenizerRef:
+    return write_tokenizer(root, [], settings.tokenizer.model_copy(update={"path": str(tokenizer_folder)}))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    documents = read_documents(args.corpus, number=args.documents, step=args.step)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = settings_for(Path(folder), filters=args.filters)
+        ref = tokenizer_in(Path(folder), settings, args.tokenizer)
+        run(records_of(documents[:50]), settings, ref, Clock())  # compile
+        records = records_of(documents)
+        clock = Clock()
+        clock.watch_steps()
+        start, start_cpu = time.perf_counter(), time.process_time()
+        outcomes = run(records, settings, ref, clock)
+        wall_s, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
+    parts = {name: seconds for name, seconds in clock.seconds.items() if name != "prepare"}
+    inside = sum(seconds for name, seconds in parts.items() if name != "resolve")
+    parts["prepare, the rest"] = clock.seconds["prepare"] - inside
+    parts["pack and write"] = cpu_s - clock.seconds["prepare"] - clock.seconds["resolve"]
+    return {
+        "documents": len(documents),
+        "megabytes": num_megabytes(documents),
+        "wall_s": wall_s,
+        "cpu_s": cpu_s,
+        "outcomes": outcomes,
+        "parts": parts,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--documents", type=int)
+    parser.add_argument("--step", type=int)
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--filters", action="store_true")
+    keep_to_one_core()
+    say(measure(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    pa.set_cpu_count(1)
+    main()
