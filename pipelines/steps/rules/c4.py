@@ -134,13 +134,17 @@ def _is_ended(codes: Any, kinds: Any, start: Any, stop: Any, is_unspaced: Any) -
 
 @njit(cache=True, nogil=True)
 def _move(codes: Any, kinds: Any, first: Any, last: Any, to: Any, has_bracket: Any) -> Any:
-    """Copy the characters to the front, without citations if there may be any; where the copy ends."""
+    """Copy the characters to the front, without citations (and the space behind one at the beginning) if there may be any; where the copy ends."""
+    begin = to
     while first < last:
         if has_bracket and codes[first] == _BRACKET:
             length = _citation_length(codes, first, last)
             if length:
                 first += length
                 continue
+        if to == begin and kinds[first] & WHITE:
+            first += 1
+            continue
         codes[to], kinds[to] = codes[first], kinds[first]
         first += 1
         to += 1
