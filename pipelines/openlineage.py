@@ -13,14 +13,13 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
-
-import httpx
 
 from pipelines.dataset.dataset import FOLDER
 from pipelines.dataset.writer import VersionPlan
@@ -65,6 +64,15 @@ class Lineage:
             self._tell("COMPLETE", self._plan, _output_facets(manifest), {}, manifest.created_at)
         self._plan = None
 
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Tells of the failure if the block raises after ``started``."""
+        try:
+            yield
+        except BaseException as error:
+            self.failed(error)
+            raise
+
     def failed(self, error: BaseException) -> None:
         """The version that was started is given up; nothing happens if none was."""
         if self._plan is not None:
@@ -108,6 +116,8 @@ class Lineage:
         return {"namespace": self._kafka, "name": topic, "facets": {}, "inputFacets": {"headrace_kafkaOffsets": offsets, "inputStatistics": count}}
 
     def _post(self, data: bytes) -> None:
+        import httpx
+
         try:
             httpx.post(self._url, content=data, headers={"content-type": "application/json"}, timeout=TIMEOUT_S).raise_for_status()
         except (httpx.HTTPError, httpx.InvalidURL) as error:

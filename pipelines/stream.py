@@ -48,6 +48,7 @@ from pipelines.job import run_local, run_ray
 from pipelines.kafka.planning import fair_shares, plan_ranges
 from pipelines.kafka.reading import Slice, slices
 from pipelines.kafka.topics import ensure_topics, topic_ids, topic_names
+from pipelines.openlineage import Lineage
 from pipelines.progress import Progress
 from pipelines.tracing import Attributes, current_traceparent, span, start_tracing
 from schemas.arrow import MASKS
@@ -77,6 +78,7 @@ class Stream:
         self._duplicates = Duplicates(settings.dedup, self._start_shards)
         self._resources = ExitStack()
         self._announcer = self._resources.enter_context(Announcer(settings))
+        self._lineage = Lineage(settings)
         self._has_topics = False
         self._has_ray = False
 
@@ -121,12 +123,13 @@ class Stream:
         self._ensure_topics()
         crash_point("planned")
         # Steps 3 to 7.
-        with span("dataset.version", {"headrace.topic": self.topic}) as traced:
+        with span("dataset.version", {"headrace.topic": self.topic}) as traced, self._lineage.attempt():
             manifest = self._commit(dataset, topic_id, ranges, parts)
             traced.set_attributes(_told(manifest))
         self._duplicates.committed(manifest.version)
         self._progress.committed(manifest)
         # Step 8.
+        self._lineage.completed(manifest)
         self.announce()
         return manifest
 
@@ -142,6 +145,7 @@ class Stream:
         # Step 3.
         with span("dataset.plan"):
             plan = self._plan(dataset, topic_id, ranges, parts)
+            self._lineage.started(plan)
             crash_point("tokenizer_written")
         with DeadRows(self.root) as dead:
             # Step 4.

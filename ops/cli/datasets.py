@@ -1,10 +1,11 @@
-"""``headrace datasets list | show | verify``: the committed versions of the dataset under the root."""
+"""``headrace datasets list | show | verify``: the committed versions under the root. Reports, drift and cards: dataset_report.py."""
 
 import argparse
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ops.cli.dataset_report import add_actions as add_report_actions
 from ops.cli.output import print_json, print_table, progress_bar, say
 from schemas.settings import Settings
 
@@ -21,6 +22,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     showing = actions.add_parser("show", parents=[common], help="one version: offsets, outcomes, shards")
     showing.add_argument("version", nargs="?", type=int, help="default: the newest")
     verifying = actions.add_parser("verify", parents=[common], help="hash every file, add up every count, decode a sample")
+    add_report_actions(actions, common)
     for action, function in ((listing, run_list), (showing, run_show), (verifying, run_verify)):
         action.add_argument("--json", action="store_true", help="one JSON document on standard output")
         action.set_defaults(run=function)
@@ -66,7 +68,11 @@ def run_show(args: argparse.Namespace, settings: Settings) -> int:
         ("created", f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC"),
         ("records", manifest.num_records),
         ("tokens", manifest.num_tokens),
+        ("retracted documents masked from here on", manifest.num_masked_documents),
+        ("their tokens", manifest.num_masked_tokens),
         ("tokens of versions 1..N", manifest.totals.num_tokens),
+        ("of these masked", manifest.totals.num_masked_tokens),
+        ("train tokens that count", manifest.totals.num_effective_train_tokens),
         ("tokenizer", f"{manifest.tokenizer.sha256[:12]}, {manifest.tokenizer.vocab_size:,} ids"),
         ("settings", manifest.settings_fingerprint[:12]),
     ]

@@ -7,6 +7,7 @@ retention has not taken it. Whatever cannot be read is left out and noted; a rep
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import polars as pl
 import pyarrow as pa
@@ -16,11 +17,13 @@ from pipelines.dataset.shards import read_span
 from pipelines.kafka.reading import Slice, read_slice
 from pipelines.kafka.topics import topic_ids
 from pipelines.steps.decode import decode
+from pipelines.steps.pii.redact import redact
 from pipelines.tokenizer import load_tokenizer
 from schemas.arrow import DOCUMENTS, Outcome
 from schemas.errors import BrokerError, DatasetError, HeadraceError, SourceError
 from schemas.manifest import DatasetManifest
 from schemas.settings import Settings
+from schemas.settings_pii import PiiAction, PiiSettings
 
 MAX_TEXTS = 60
 MAX_TEXT_CHARS = 280
@@ -47,6 +50,13 @@ class Example:
     def position(self) -> Position:
         """Where its record stands."""
         return self.topic, self.partition, self.offset
+
+
+def concealed(values: Sequence[str], settings: PiiSettings) -> list[str]:
+    """The texts with a placeholder for all personal data and secrets of every type, whatever the settings do with them elsewhere."""
+    actions = {name: "redact" for name, value in settings if value in get_args(PiiAction)}
+    hidden: list[str] = redact(pa.array(values, pa.large_string()), settings.model_copy(update=actions)).texts.to_pylist()
+    return hidden
 
 
 def cut(value: str) -> str:
@@ -76,7 +86,7 @@ def retracted_ids(dataset: Dataset) -> frozenset[str]:
     return frozenset(found["doc_id"].to_list())
 
 
-def kept_examples(root: Path, dataset: Dataset, window: Sequence[DatasetManifest], notes: list[str]) -> tuple[Example, ...]:
+def kept_examples(root: Path, dataset: Dataset, window: Sequence[DatasetManifest], pii: PiiSettings, notes: list[str]) -> tuple[Example, ...]:
     """The first kept documents of the window's largest languages, decoded from their tokens."""
     kept = (
         scan(root, window)
@@ -89,21 +99,13 @@ def kept_examples(root: Path, dataset: Dataset, window: Sequence[DatasetManifest
     rows = grouped.sort("count", "language", descending=[True, False]).head(KEPT_LANGUAGES).collect().explode(*columns).to_dicts()
     try:
         tokenizer = load_tokenizer(root, dataset.tokenizer)
-        return tuple(
-            Example(
-                row["doc_id"],
-                row["topic"],
-                row["partition"],
-                row["offset"],
-                row["language"],
-                row["num_chars"],
-                cut(tokenizer.decode(read_span(root, row["shard"], row["row"], row["start"], row["length"])[:-1][:MAX_TEXT_TOKENS])),
-            )
-            for row in rows
-        )
+        spans = [read_span(root, row["shard"], row["row"], row["start"], row["length"])[:-1][:MAX_TEXT_TOKENS] for row in rows]
     except DatasetError as error:
         notes.append(f"kept documents are not shown: {error}")
         return ()
+    texts = concealed([tokenizer.decode(span) for span in spans], pii)
+    fields = ("doc_id", "topic", "partition", "offset", "language", "num_chars")
+    return tuple(Example(*(row[name] for name in fields), text=cut(text)) for row, text in zip(rows, texts, strict=True))
 
 
 def texts_in_kafka(settings: Settings, manifest: DatasetManifest, wanted: Sequence[Example], notes: list[str]) -> dict[Position, Example]:
@@ -121,7 +123,7 @@ def texts_in_kafka(settings: Settings, manifest: DatasetManifest, wanted: Sequen
         for example in wanted[:MAX_TEXTS]:
             text = _text(example, quick)
             if text is not None:
-                found[example.position] = replace(example, text=cut(text))
+                found[example.position] = replace(example, text=cut(concealed([text], settings.pii)[0]))
     except (BrokerError, SourceError) as error:
         notes.append(f"texts of rejected documents are not shown: {error}")
     missing = min(len(wanted), MAX_TEXTS) - len(found)
@@ -142,7 +144,7 @@ def _text(example: Example, settings: Settings) -> str | None:
 
 def _decoded(records: pa.Table, settings: Settings) -> str | None:
     try:
-        text: str | None = decode(records, settings.ingest.max_document_bytes)["text"][0].as_py()
+        text: str | None = decode(records, settings)["text"][0].as_py()
     except HeadraceError:
         return None
     return text

@@ -104,7 +104,7 @@ def collect(settings: Settings, version: int | None = None, *, last: int = 1, nu
         drift=drift,
         timeline=tuple(Moment(part.version, part.created_at, part.outcomes, part.num_tokens) for part in manifests[-MAX_VERSIONS:]),
         rules=rules,
-        kept=kept_examples(root, dataset, window, notes),
+        kept=kept_examples(root, dataset, window, settings.pii, notes),
         clusters=_clusters(root, dataset),
         notes=notes,
     )
