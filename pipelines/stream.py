@@ -41,7 +41,8 @@ from pipelines.dataset.compaction import compact
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.gc import collect_garbage
-from pipelines.dataset.writer import ResolvedBlock, VersionFiles, VersionPlan, build_manifest, kept_rows, publish, write_version
+from pipelines.dataset.retractions import Retractions
+from pipelines.dataset.writer import ResolvedBlock, VersionFiles, VersionPlan, build_manifest, publish, write_version
 from pipelines.dead_rows import DeadRows
 from pipelines.dedup.shards import Shards
 from pipelines.job import run_local, run_ray
@@ -51,7 +52,6 @@ from pipelines.kafka.topics import ensure_topics, topic_ids, topic_names
 from pipelines.openlineage import Lineage
 from pipelines.progress import Progress
 from pipelines.tracing import Attributes, current_traceparent, span, start_tracing
-from schemas.arrow import MASKS
 from schemas.errors import BrokerUnavailable, TopicRecreated
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
@@ -76,6 +76,7 @@ class Stream:
         self._progress = progress or Progress()
         self._stop = stop or threading.Event()
         self._duplicates = Duplicates(settings.dedup, self._start_shards)
+        self._retractions = Retractions()
         self._resources = ExitStack()
         self._announcer = self._resources.enter_context(Announcer(settings))
         self._lineage = Lineage(settings)
@@ -127,6 +128,7 @@ class Stream:
             manifest = self._commit(dataset, topic_id, ranges, parts)
             traced.set_attributes(_told(manifest))
         self._duplicates.committed(manifest.version)
+        self._retractions.committed(manifest.version)
         self._progress.committed(manifest)
         # Step 8.
         self._lineage.completed(manifest)
@@ -207,16 +209,16 @@ class Stream:
         """Run the job and write the version's files; dead records are put aside in ``dead``."""
         self._progress.started(plan.version, sum(part.end - part.start for part in parts))
         self._duplicates.open(dataset)
-        return write_version(
-            self.root, plan, self.settings, self._resolved(plan, parts, dead), self._duplicates.new_segment, lambda _: MASKS.empty_table()
-        )
+        self._retractions.open(dataset)
+        return write_version(self.root, plan, self.settings, self._resolved(plan, parts, dead), self._duplicates.new_segment, self._retractions.masks)
 
     def _resolved(self, plan: VersionPlan, parts: list[Slice], dead: DeadRows) -> Iterator[ResolvedBlock]:
         for block in self._run(plan, parts):
             if self._stop.is_set():
                 raise Abandoned(f"version {plan.version} was given up half-way; the next start takes it in from the beginning")
             dead.put(block)
-            yield block, self._duplicates.resolve(kept_rows(block))
+            block = self._retractions.admit(block)  # noqa: PLW2901 (what was published before its retraction is no candidate any more)
+            yield block, self._retractions.resolve(block, self._duplicates)
             self._progress.advanced(len(block))
 
     def _run(self, plan: VersionPlan, parts: list[Slice]) -> Iterator[pa.Table]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.duplicates import Duplicates
+from pipelines.dataset.retractions import Retractions
 from pipelines.dataset.writer import VersionPlan, build_manifest, kept_rows, publish, write_version
 from pipelines.steps.prepare import clean, prepare
 from pipelines.tokenizer import load_tokenizer, write_tokenizer
@@ -188,8 +189,11 @@ def commit_records(root: Path, values: list[tuple[bytes | None, bytes | None]], 
     plan = VersionPlan(version=version, attempt=f"{version:012x}", topic_ids={TOPIC: "A" * 22}, offsets=offsets, tokenizer=ref)
     duplicates = Duplicates(settings.dedup)
     duplicates.open(dataset)
-    block = prepare(records, settings, load_tokenizer(root, ref))
-    files = write_version(root, plan, settings, [(block, duplicates.resolve(kept_rows(block)))], duplicates.new_segment, no_masks)
+    retractions = Retractions()
+    retractions.open(dataset)
+    block = retractions.admit(prepare(records, settings, load_tokenizer(root, ref)))
+    resolved = [(block, retractions.resolve(block, duplicates))]
+    files = write_version(root, plan, settings, resolved, duplicates.new_segment, retractions.masks)
     manifest = build_manifest(plan, files, settings, parent=dataset.manifest if dataset else None, now=clock())
     publish(root, manifest)
     return manifest

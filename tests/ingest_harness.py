@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import polars as pl
 
 from pipelines.crash import VARIABLE
 from pipelines.dataset.dataset import Dataset, latest_version
+from pipelines.dataset.masks import read_masks
 from pipelines.kafka.clients import open_admin, open_producer
 from pipelines.kafka.topics import ensure_topics, topic_names
 from pipelines.stream import ingest_once
@@ -37,6 +39,7 @@ SMALL: Mapping[str, object] = {
 }
 """A few hundred documents make several versions, slices and shards."""
 CHILD_TIMEOUT_S = 120
+_ATTEMPT = re.compile("-[0-9a-f]{12}(?=[.]arrow$)")
 ENGLISH = "the mill turns when water comes down from the hill and grain is ground between two stones that people cut by hand long ago"
 CHINESE = "水从山上流下来推动石磨转动人们用它把谷物磨成面粉这是很久以前的事情村子里的人都记得"
 
@@ -178,6 +181,7 @@ def _version(root: Path, manifest: DatasetManifest) -> dict[str, Any]:
         "tokenizer": manifest.tokenizer,
         "shards": [(entry.split, entry.rows, entry.tokens, entry.documents, entry.sha256) for entry in manifest.shards],
         "segments": [entry.sha256 for entry in manifest.dedup_segments],
+        "masks": [row | {"shard": _ATTEMPT.sub("", row["shard"])} for row in read_masks(root, manifest).to_pylist()],
         "base": [entry.sha256 for entry in manifest.dedup_base],
         "documents": pl.concat(files).with_columns(attempt_free).to_dicts() if files else [],
     }

@@ -17,7 +17,23 @@ from schemas.errors import HeadraceError, SettingsError
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
 
-COMMANDS = ("broker", "produce", "ingest", "datasets", "trace", "quality", "train", "models", "serve", "rollout", "up", "demo")
+COMMANDS = (
+    "broker",
+    "produce",
+    "ingest",
+    "datasets",
+    "deadletter",
+    "retract",
+    "trace",
+    "quality",
+    "gc",
+    "train",
+    "models",
+    "serve",
+    "rollout",
+    "up",
+    "demo",
+)
 """Modules of ops.cli, in the order in which ``headrace --help`` lists them."""
 DEFAULT_CONFIG = "headrace.toml"
 

@@ -136,11 +136,12 @@ class _Trained:
 def _trained_models(root: Path) -> list[_Trained]:
     """Every registered model, oldest first."""
     log = CommitLog(root / MODEL_LOG)
-    manifests = [_model(log, number) for number in range(1, log.latest() + 1)]
+    manifests = [read_model(log, number) for number in range(1, log.latest() + 1)]
     return [_Trained(manifest.version, manifest.dataset.version, manifest.training.parent_model) for manifest in manifests]
 
 
-def _model(log: CommitLog, number: int) -> ModelManifest:
+def read_model(log: CommitLog, number: int) -> ModelManifest:
+    """Manifest of a model version. Raises ManifestCorrupt."""
     try:
         return ModelManifest.model_validate_json(log.read(number))
     except ValidationError as error:

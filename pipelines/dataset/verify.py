@@ -2,7 +2,8 @@
 
 For each version: files are there and hash to what is listed; the audit trail has each offset of the ranges exactly once and adds up to
 the outcomes; the spans tile each shard without gap or overlap, end in the end-of-text token, and padding follows the last; a sample of
-documents decodes to the text whose hash the index keeps. Between versions: offsets join, topics and tokenizer stay, totals add up.
+documents decodes to the text whose hash the index keeps. Between versions: offsets join, topics and tokenizer stay, totals add up. If all
+that is in order: the masks are those that the retractions ask for.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,10 +14,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipelines.dataset.dataset import latest_version, read_manifest
+from pipelines.dataset.dataset import Dataset, latest_version, read_manifest
 from pipelines.dataset.durable import sha256_file
 from pipelines.dataset.gc import orphans
 from pipelines.dataset.shards import open_shard, read_batch, read_span
+from pipelines.dataset.verify_masks import checked_masks
 from pipelines.dedup.fingerprint import content_hashes
 from pipelines.tokenizer import BatchTokenizer, load_tokenizer
 from schemas.arrow import Outcome, Split
@@ -70,6 +72,8 @@ def verify(root: Path, on_version: Callable[[int, int], None] | None = None) -> 
         before = manifest
         if on_version is not None:
             on_version(version, newest)
+    if not report.problems:
+        report.problems += [Problem(*found) for found in checked_masks(Dataset(root, newest))]
     report.orphans = len(orphans(root))
     return report
 
@@ -102,13 +106,16 @@ def _added(before: Totals, manifest: DatasetManifest) -> Totals:
         num_records=before.num_records + manifest.num_records,
         num_tokens=before.num_tokens + manifest.num_tokens,
         num_train_tokens=before.num_train_tokens + sum(entry.tokens for entry in manifest.shards if entry.split == Split.TRAIN),
+        num_masked_documents=before.num_masked_documents + manifest.num_masked_documents,
+        num_masked_tokens=before.num_masked_tokens + manifest.num_masked_tokens,
+        num_masked_train_tokens=manifest.totals.num_masked_train_tokens,  # verify_masks.py looks into the files
         outcomes={outcome: before.outcomes.get(outcome, 0) + manifest.outcomes.get(outcome, 0) for outcome in Outcome},
     )
 
 
 def _version_problems(root: Path, manifest: DatasetManifest, report: Report) -> list[Found]:
     """Files first: what does not hash right is not looked into."""
-    entries: list[FileEntry] = [*manifest.shards, *manifest.documents, *manifest.dedup_segments, *manifest.dedup_base]
+    entries: list[FileEntry] = [*manifest.shards, *manifest.documents, *manifest.dedup_segments, *manifest.dedup_base, *manifest.masks]
     report.files += len(entries)
     report.size_bytes += sum(entry.size_bytes for entry in entries)
     found = [problem for entry in entries for problem in _file_problems(root, entry)]

@@ -1,9 +1,10 @@
 """Publishing to the documents topic on behalf of a person: dead letters again, as they were or mended, and retractions.
 
 A replayed document enters once, however often it is replayed and whatever dies in between, because who it is does not depend on the
-replay: its id is its own, else its key, else the place where the record first stood (which becomes the key, and a key names a
-document that has no id of its own); and REPLAY_HEADER says that it is a replay, so that ingest takes it as a duplicate when a document
-of that id is kept already (dataset/retractions.py). A letter of a replay that died again is a replay of the first place.
+replay: its id is its own, else its key, else the place where the record first stood; and REPLAY_HEADER says that it is a replay, so that
+ingest takes it as a duplicate when a document of that id is kept already (dataset/retractions.py). The id becomes the key: it names a
+document that has no id of its own, and puts the replay into the partition of the id's retractions, where the order between them is
+that of publication. A letter of a replay that died again is a replay of the first place.
 Every record is acknowledged by all replicas before ``publish`` returns; a crash before that and a second run publish some twice, which is the
 same as replaying twice.
 """
@@ -49,13 +50,13 @@ def replay_record(letter: Letter, max_bytes: int, value: bytes | None = None) ->
         raise EnvelopeError("nothing_to_replay", f"{letter.place}: {missing}; give a value with --edit or --set-text")
     record = KafkaRecord(_key(letter, first), given, [*headers, (REPLAY_HEADER, first)])
     try:
-        _check(record, max_bytes)
+        doc_id = _doc_id(record, max_bytes)
     except EnvelopeError:
         if value is None:
             raise
         record = record._replace(headers=[pair for pair in record.headers if not _is_envelope(pair[0])])
-        _check(record, max_bytes)
-    return record
+        doc_id = _doc_id(record, max_bytes)
+    return record._replace(key=doc_id.encode())
 
 
 def with_text(letter: Letter, text: str) -> bytes:
@@ -112,9 +113,9 @@ def _placed(waiting: list[object], topic: str) -> list[Placed]:
     return [Placed(metadata.partition, metadata.offset) for metadata in found]
 
 
-def _check(record: KafkaRecord, max_bytes: int) -> None:
-    """Raise what ingest would find wrong."""
-    decode_document(record.key, record.value, record.headers, "replay", 0, 0, max_bytes=max_bytes)
+def _doc_id(record: KafkaRecord, max_bytes: int) -> str:
+    """The id that ingest would give it; raises what ingest would find wrong."""
+    return decode_document(record.key, record.value, record.headers, "replay", 0, 0, max_bytes=max_bytes).doc_id
 
 
 def _is_envelope(header: str) -> bool:

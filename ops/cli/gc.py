@@ -1,0 +1,31 @@
+"""``headrace gc``: remove what crashed or fenced attempts left under the root, and tokenizers that nothing names."""
+
+import argparse
+from pathlib import Path
+
+from ops.cli.output import print_json
+from schemas.settings import Settings
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("gc", parents=[common], help="remove files that no dataset version lists nor ever can")
+    parser.add_argument("--grace-s", type=float, metavar="SECONDS", help="spare what is younger (default: ingest.gc_grace_s)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Print what is removed, one path a line."""
+    from pipelines.dataset.gc import collect_garbage
+
+    grace_s = settings.ingest.gc_grace_s if args.grace_s is None else args.grace_s
+    removed = collect_garbage(Path(settings.root), grace_s=grace_s, tokenizers=True, dry_run=args.dry_run)
+    if args.json:
+        print_json({"dry_run": args.dry_run, "grace_s": grace_s, "removed": removed})
+        return 0
+    for path in removed:
+        print(path)
+    print(f"{len(removed):,} files {'would be ' if args.dry_run else ''}removed")
+    return 0

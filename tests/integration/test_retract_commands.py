@@ -1,0 +1,151 @@
+"""retract, deadletter and gc as a person uses them, against the embedded broker."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.broker.app import BrokerProcess
+from ops.cli.main import main
+from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.verify import verify
+from tests.ingest_harness import ENGLISH, Ingest, Record, document
+
+TEXT = f"{ENGLISH} and the bread was baked before the sun came up over the village"
+NEAR = TEXT.replace("village", "valley")
+
+
+@pytest.fixture
+def ingest(broker: BrokerProcess, topic_prefix: str, tmp_path: Path) -> Ingest:
+    return Ingest(tmp_path / "data", broker.bootstrap_servers, topic_prefix)
+
+
+class Command:
+    """The command line, in this process."""
+
+    def __init__(self, ingest: Ingest, capsys: pytest.CaptureFixture[str]) -> None:
+        self._options = [part for name, value in ingest.values.items() for part in ("--set", f"{name}={value}")]
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """Its standard output, or its standard error where it fails."""
+        self._capsys.readouterr()
+        assert main([*arguments, *self._options]) == code
+        captured = self._capsys.readouterr()
+        return captured.out or captured.err
+
+    def json(self, *arguments: str, code: int = 0) -> Any:
+        """Its answer as JSON."""
+        return json.loads(self(*arguments, "--json", code=code))
+
+
+@pytest.fixture
+def headrace(ingest: Ingest, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(ingest, capsys)
+
+
+def outcomes(ingest: Ingest) -> list[tuple[str | None, str, str | None]]:
+    """(id, outcome, reason) of every record of the newest version."""
+    import polars as pl
+
+    rows = pl.concat([pl.read_parquet(ingest.root / entry.path) for entry in Dataset(ingest.root).manifest.documents]).to_dicts()
+    return [(row["doc_id"], row["outcome"], row["reason"]) for row in rows]
+
+
+def test_a_retracted_document_leaves_and_a_near_duplicate_enters_behind_it(ingest: Ingest, headrace: Command) -> None:
+    others = [document(f"other-{index}", f"{' '.join(ENGLISH.split()[index:] * 2)} {index}", 0) for index in range(0, 12, 6)]
+    ingest.publish([document("a", TEXT, 0), document("b", NEAR, 0), *others])
+    ingest.once()
+    assert outcomes(ingest)[:2] == [("a", "kept", None), ("b", "duplicate", "near")]
+    told = headrace.json("retract", "a", "b", "nobody", "--reason", "the author asked")["retractions"]
+    assert [(entry["id"], entry["kept_in"], entry["duplicate_of"]) for entry in told] == [("a", [1], []), ("b", [], ["a"]), ("nobody", [], [])]
+    ingest.once()
+    assert set(outcomes(ingest)) == {("a", "retracted", None), ("b", "retracted", None), ("nobody", "retracted", None)}
+    shown = headrace.json("datasets", "show")
+    assert (shown["num_masked_documents"], shown["totals"]["num_masked_documents"]) == (1, 1)
+    assert (
+        shown["num_masked_tokens"] == Dataset(ingest.root, 1).manifest.totals.num_tokens - shown["totals"]["num_tokens"] + shown["num_masked_tokens"]
+    )
+    fate = headrace.json("trace", "a")
+    assert (fate["retracted_in"], fate["dataset_versions"], fate["models"]) == (2, {"first": 1, "last": 1}, [])
+    assert "retracted in version 2 by" in headrace("trace", "a")
+    headrace("retract", "a")
+    ingest.publish([document("c", NEAR, 0), document("a", TEXT, 1)])
+    ingest.once()
+    fates = {entry for entry in outcomes(ingest) if entry[1] != "retracted"}
+    assert ("c", "kept", None) in fates
+    assert fates - {("c", "kept", None)} == {("a", "duplicate", "near")}  # a came later, and what is like it is kept now
+    assert Dataset(ingest.root).manifest.num_masked_documents == 0
+    assert verify(ingest.root).problems == []
+
+
+def test_dead_letters_are_listed_shown_mended_and_enter_once(ingest: Ingest, headrace: Command) -> None:
+    broken = TEXT.encode() + b"\xff\x1b[31m"
+    ingest.publish([document("fine", NEAR, 0), Record(broken, 0), Record(b'{"id": "mine", "text": 5}', 0, b"k"), Record(b"{", 1, b"k2")])
+    ingest.once()
+    listed = headrace.json("deadletter", "list")
+    assert listed["rules"] == {"not_utf8": 1, "wrong_type": 1, "bad_json": 1}
+    assert headrace.json("deadletter", "list", "--rule", "wrong_type")["letters"][0]["position"] == f"{ingest.topic}/0/2"
+    assert headrace.json("deadletter", "list", "--since", "2999-01-01T00:00:00Z")["letters"] == []
+    assert len(headrace.json("deadletter", "list", "--since", "1h", "--limit", "2")["letters"]) == 2
+    place = f"{ingest.topic}/0/1"
+    shown = headrace("deadletter", "show", place)
+    assert "\\xff\\x1b[31m" in shown
+    assert "\x1b" not in shown
+    assert "not_utf8" in shown
+    assert headrace.json("deadletter", "show", place)["size_bytes"] == len(broken)
+    assert "would die again (not_utf8)" in headrace("deadletter", "replay", place, code=1)
+    assert "no dead letter" in headrace("deadletter", "show", f"{ingest.topic}/0/99", code=1)
+    assert "mend one position" in headrace("deadletter", "replay", "--rule", "bad_json", "--set-text", "x", code=2)
+    for _ in range(2):
+        headrace("deadletter", "replay", place, "--set-text", f"{ENGLISH} mended")
+        headrace("deadletter", "replay", f"{ingest.topic}/0/2", "--set-text", " ".join(reversed(TEXT.split())))
+    ingest.once()
+    assert sorted(outcomes(ingest)) == sorted(
+        [(place, "kept", None), (place, "duplicate", "replayed"), ("mine", "kept", None), ("mine", "duplicate", "replayed")]
+    )
+    assert "is kept already" in headrace("trace", place)
+
+
+def test_a_replay_that_is_mended_in_two_ways_around_a_crash_enters_once(ingest: Ingest, headrace: Command, tmp_path: Path) -> None:
+    ingest.publish([document("fine", NEAR, 0), Record(b'{"id": "mine", "text": 5}', 0)])
+    ingest.once()
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(json.dumps({"id": "mine", "text": " ".join(reversed(TEXT.split()))}))
+    second.write_text(json.dumps({"id": "mine", "text": " ".join(sorted(set(TEXT.split()))) + " and so on for ever"}))
+    position = f"{ingest.topic}/0/1"
+    headrace("deadletter", "replay", position, "--edit", str(first))
+    assert ingest.run(crash_at="segment_written").returncode == -signal.SIGKILL
+    headrace("deadletter", "replay", position, "--edit", str(second))
+    ingest.once()
+    headrace("deadletter", "replay", position, "--edit", str(second))
+    ingest.once()
+    headrace("retract", "mine")
+    headrace("deadletter", "replay", position, "--edit", str(second))
+    ingest.once()
+    totals = Dataset(ingest.root).manifest.totals
+    assert totals.outcomes["kept"] == 3  # type: ignore[index]
+    assert totals.num_masked_documents == 1
+    assert verify(ingest.root).problems == []
+
+
+def test_gc_removes_what_crashes_left_and_says_so_first(ingest: Ingest, headrace: Command) -> None:
+    ingest.publish([document("fine", NEAR, 0)])
+    assert ingest.run(crash_at="segment_written").returncode == -signal.SIGKILL
+    ingest.once()
+    leftover = ingest.root / "log" / f".tmp-00000001.json-{'0' * 12}"
+    other = ingest.root / "tokenizer" / ("0" * 64) / "tokenizer.json"
+    other.parent.mkdir()
+    for path in (leftover, other):
+        path.write_bytes(b"{}")
+        os.utime(path, (0, 0))
+    would_go = headrace.json("gc", "--grace-s", "0", "--dry-run")["removed"]
+    assert {path.split("/")[0] for path in would_go} == {"log", "tokenizer", "shards", "documents", "dedup"}
+    assert headrace.json("gc", "--grace-s", "0")["removed"] == would_go
+    assert not leftover.exists()
+    assert not other.parent.exists()
+    assert headrace.json("gc", "--grace-s", "0")["removed"] == []
+    assert verify(ingest.root).problems == []
