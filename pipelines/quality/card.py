@@ -3,6 +3,8 @@
 Invariant: no clock, no host, no random number: the same documents and options give the same bytes.
 """
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
 MODEL_FILE = "model.json"
@@ -62,7 +64,7 @@ class LanguageCard(_Card):
 class ModelCard(_Card):
     """A quality model."""
 
-    format: int = 1
+    format: Literal[1] = 1
     languages: dict[str, LanguageCard]
     """By ISO 639 code; ``*`` is for every language without an entry."""
     files: dict[str, str]

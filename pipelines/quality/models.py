@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import ValidationError
 
 from pipelines.dataset.durable import sha256_file, sync_folder
 from pipelines.quality.card import MODEL_FILE, NUM_QUANTILES, LanguageCard, ModelCard
@@ -66,24 +67,26 @@ class QualityModels:
 
     def __init__(self, model: Model, settings: QualityModelSettings) -> None:
         self.model = model
-        self.thresholds = {language: thresholds(language, card, settings) for language, card in model.card.languages.items()}
+        self.settings = settings
 
     def score(self, texts: pa.Array, languages: pa.Array) -> Scores:
         """Scores and verdicts of normalized texts (``large_string``) in these languages (codes, ``string``)."""
         views = utf8_views(texts)
-        codes = np.asarray(languages.fill_null(""), dtype=object).astype(str)
+        coded = languages.cast(pa.string()).fill_null("").dictionary_encode()
+        numbers = coded.indices.to_numpy()
         scores = np.full((len(texts), 3), np.nan, np.float32)
         broken = np.zeros((len(texts), len(RULES) + 1), bool)
         broken[:, -1] = True
-        for code in np.unique(codes):
+        for number, code in enumerate(coded.dictionary.to_pylist()):
             language = code if code in self.model.parts else ANY_LANGUAGE
             if language in self.model.parts:
-                rows = np.flatnonzero(codes == code)
+                bounds = thresholds(code, self.model.card.languages[language], self.settings)
+                rows = np.flatnonzero(numbers == number)
                 scores[rows] = score_rows(views, rows, self.model.parts[language])
-                broken[rows, :-1] = _broken(scores[rows], self.thresholds[language])
-        names = np.array([*RULES, None], object)[np.argmax(broken, axis=1)]
+                broken[rows, :-1] = _broken(scores[rows], bounds)
+        rules = pa.array([*RULES, None], pa.string()).take(pa.array(np.argmax(broken, axis=1)))
         quality, perplexity, informativeness = (_nullable(scores[:, column]) for column in (QUALITY, PERPLEXITY, INFORMATIVENESS))
-        return Scores(quality, perplexity, informativeness, pa.array(names, pa.string()))
+        return Scores(quality, perplexity, informativeness, rules)
 
 
 def _nullable(column: npt.NDArray[np.float32]) -> pa.Array:
@@ -99,7 +102,7 @@ def _broken(scores: npt.NDArray[np.float32], bounds: tuple[float, ...]) -> npt.N
 
 
 def thresholds(language: str, card: LanguageCard, settings: QualityModelSettings) -> tuple[float, ...]:
-    """The bound of each of RULES for a language; NaN: switched off, or no such model."""
+    """The bound of each of RULES for documents of a language, under the models of that card; NaN: switched off, or no such model."""
     perplexity = card.perplexity.quantiles if card.perplexity else ()
     good = card.classifier.quantiles if card.classifier else ()
     informative = card.informativeness.quantiles if card.informativeness else ()
@@ -149,7 +152,10 @@ def read_card(folder: Path) -> ModelCard:
     found = hashlib.sha256(data).hexdigest()
     if found != folder.name:
         raise QualityModelCorrupt(f"{folder / MODEL_FILE} has SHA-256 {found}, its folder's name says another: restore or fit it again")
-    return ModelCard.model_validate_json(data)
+    try:
+        return ModelCard.model_validate_json(data)
+    except ValidationError as error:
+        raise QualityModelCorrupt(f"{folder / MODEL_FILE} is of another format; use the Headrace that wrote it, or fit the model again") from error
 
 
 def read_model(folder: Path) -> Model:
@@ -232,7 +238,7 @@ def _npy(array: npt.NDArray[np.generic]) -> bytes:
 
 
 def _stem(language: str) -> str:
-    return "any" if language == ANY_LANGUAGE else language
+    return "all-languages" if language == ANY_LANGUAGE else language
 
 
 def model_folders(root: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Fitted models at work: what they tell apart, their thresholds, their files, and that no text can break them."""
 
+import hashlib
 import json
 import random
 from functools import cache
@@ -110,6 +111,9 @@ def test_languages_without_a_model_and_empty_documents_have_no_scores(models: Qu
 def test_a_model_for_any_language_is_for_those_without_their_own(fitted: Fitted, tmp_path: Path) -> None:
     write_model(tmp_path, {"*": fitted})
     assert score(models_under(tmp_path), stories(3), "de").perplexity.null_count == 0
+    strict = models_under(tmp_path, max_perplexity=("de=1",), min_quality=("*=0",), min_informativeness=("*=0",))
+    assert score(strict, stories(1), "de").rules.to_pylist() == ["perplexity/too_high"]
+    assert score(strict, stories(1), "fr").rules.to_pylist() == [None]
 
 
 def test_repetition_and_gibberish_tell_nothing(models: QualityModels) -> None:
@@ -151,6 +155,12 @@ def test_a_damaged_file_is_found_when_the_model_is_read(fitted: Fitted, tmp_path
         with pytest.raises(QualityModelCorrupt, match=name):
             read_model(folder)
         path.write_bytes(whole)
+    other = b'{"format": 2, "languages": {}, "files": {}}'
+    newer = folder.parent / hashlib.sha256(other).hexdigest()
+    newer.mkdir()
+    (newer / "model.json").write_bytes(other)
+    with pytest.raises(QualityModelCorrupt, match="another format"):
+        read_model(newer)
     (folder / "en.idf.npy").unlink()
     with pytest.raises(QualityModelCorrupt, match=r"en\.idf\.npy"):
         read_model(folder)
