@@ -50,7 +50,7 @@ schemas: $(READY) ## Write what is generated from the contracts: schemas/json an
 	$(BIN)/python -m schemas.settings_file
 
 bench: $(READY) ## Benchmarks, side by side with the peers
-	@for name in broker dedup training serving; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in broker dedup pii training serving; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 lock: ## Write requirements.lock from the present .venv
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v '^headrace' > requirements.lock

@@ -21,3 +21,9 @@ class DedupSettings(Section):
     """Ray actors that share the compacted index, each with a part of every table; 1: the ingesting process alone."""
     feature_cap: int = Field(5, ge=1, le=255)
     """Largest weight that one distinct feature gets: without a cap one repeated shingle decides the fingerprint."""
+    boilerplate: bool = False
+    """Whether lines that many earlier documents have (footers, navigation, licences) are taken out of later ones."""
+    boilerplate_min_documents: int = Field(10, ge=2)
+    """Kept documents of earlier versions in which a line must have stood to be boilerplate."""
+    boilerplate_min_chars: int = Field(20, ge=1)
+    """Letters and digits that a line needs to be looked at; a Chinese or Japanese character counts as two."""

@@ -10,7 +10,7 @@ from benchmarks.pii import ALL, NEGATIVE, POSITIVE
 from pipelines.steps.pii import redact
 from schemas.settings_pii import PiiSettings
 
-COUNT = PiiSettings(**dict.fromkeys(POSITIVE, "count"))  # type: ignore[arg-type]
+COUNT = PiiSettings(**dict.fromkeys(POSITIVE, "count"))
 
 _CHARACTERS = "0123456789０１９ .-+()（）@＠:：=＝/_<>\n\"'aAfFxX转号密码张éЖ😀\u20e3，。１３８"
 

@@ -287,7 +287,6 @@ def _compiled(*alternatives: str) -> Any:
 @functools.cache
 def finders(types: frozenset[str], with_private: bool) -> tuple[Finder, ...]:
     """What is needed to find these types. Patterns are compiled once per process."""
-    ip = {"with_private": with_private}
     table: list[tuple[int, int, tuple[str, ...], tuple[str, ...], Check]] = [
         (windows.KEY_BLOCK, 0, ("private_key",), (_KEY_BLOCK,), _always("private_key")),
         (windows.TOKEN, 0, ("jwt",), (_JWT,), _always("jwt")),
@@ -299,8 +298,8 @@ def finders(types: frozenset[str], with_private: bool) -> tuple[Finder, ...]:
         (windows.NUMBER, windows.WIDE, ("bank_card", "credit_card"), _CARDS, _card),
         (windows.NUMBER, windows.SIGNED, ("phone",), (_PHONES[0], _PHONES[3]), _phone),
         (windows.NUMBER, windows.LONG, ("phone",), (_PHONES[1], _PHONES[2], _PHONES[4]), _phone),
-        (windows.NUMBER, windows.DOTTED, ("ip",), (_IPV4,), functools.partial(_ipv4, **ip)),
-        (windows.IPV6, 0, ("ip",), ("([0-9A-Fa-f:.]+)",), functools.partial(_ipv6, **ip)),
+        (windows.NUMBER, windows.DOTTED, ("ip",), (_IPV4,), functools.partial(_ipv4, with_private=with_private)),
+        (windows.IPV6, 0, ("ip",), ("([0-9A-Fa-f:.]+)",), functools.partial(_ipv6, with_private=with_private)),
     ]
     wanted = [entry for entry in table if types.intersection(entry[2])]
     return tuple(
