@@ -6,6 +6,7 @@ Reads the mask files, and the audit trail once for the ids that were retracted. 
 from collections.abc import Iterator
 
 import polars as pl
+import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.masks import is_train_shard, read_masks
@@ -29,6 +30,9 @@ def mask_problems(dataset: Dataset) -> Iterator[Found]:
     masks = pl.concat([_masks(dataset, manifest) for manifest in manifests])
     for manifest in manifests:
         yield from _count_problems(dataset, manifest, masks.filter(pl.col("in") == manifest.version))
+    for row in masks.filter(~pl.col("ordinal").is_first_distinct()).to_dicts():
+        path = dataset.manifests()[row["in"] - 1].masks[0].path
+        yield row["in"], path, f"document {row['doc_id']!r} is masked a second time", START_AGAIN
     expected = _expected(dataset)
     for row in masks.join(expected, on=[*_SPAN, *_RETRACTION, "in"], how="anti").to_dicts():
         path = dataset.manifests()[row["in"] - 1].masks[0].path
@@ -70,5 +74,5 @@ def checked_masks(dataset: Dataset) -> list[Found]:
     """``mask_problems``, or that they cannot be looked for because a file is damaged."""
     try:
         return list(mask_problems(dataset))
-    except (OSError, DatasetError, pl.exceptions.PolarsError) as error:
+    except (OSError, DatasetError, pa.ArrowException, pl.exceptions.PolarsError) as error:
         return [(dataset.version, "masks", f"the masks cannot be checked: {error}", "restore the files that are damaged from a copy")]
