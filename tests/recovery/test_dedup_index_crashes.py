@@ -57,8 +57,7 @@ def test_compactions_are_versions_without_documents_and_change_no_outcome(source
     assert Dataset(source.root).next_offsets(source.topic) == Dataset(plain.root).next_offsets(plain.topic)
 
 
-@pytest.mark.parametrize("visit", [1, 2])
-@pytest.mark.parametrize("point", COMPACTION_CRASH_POINTS)
+@pytest.mark.parametrize(("point", "visit"), list(zip(COMPACTION_CRASH_POINTS, (1, 2), strict=True)))
 def test_crash_at_every_step_of_a_compaction_changes_nothing(ingest: Ingest, reference: list[dict[str, Any]], point: str, visit: int) -> None:
     crashed = ingest.run(crash_at=f"{point}:{visit}")
     assert crashed.returncode == -signal.SIGKILL, crashed.stderr

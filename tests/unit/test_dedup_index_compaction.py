@@ -1,0 +1,98 @@
+"""A compaction of the duplicate index is a version like any other, which adds no documents: every reader copes with it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.dataset.compaction import GROWTH, MAX_SEGMENTS_FACTOR, IndexFiles, compact, index_files, is_due
+from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.gc import collect_garbage, orphans
+from pipelines.dataset.lineage import trace
+from pipelines.dataset.loader import TokenRows
+from pipelines.dataset.verify import verify
+from schemas.arrow import Outcome, Split
+from schemas.errors import CommitConflict
+from schemas.manifest import FileEntry
+from tests.factories import TOPIC, clock, commit_records, text_settings
+
+Record = tuple[bytes | None, bytes | None]
+
+
+def document(name: str, text: str) -> Record:
+    return name.encode(), json.dumps({"id": name, "text": text}).encode()
+
+
+def story(number: int) -> str:
+    names = ["Anna", "Bela", "Cyril", "Dora", "Emil", "Frida"]
+    words = [f"{names[(number * step) % 6]} counted {number * step + 3} sacks of grain near the {step}th mill" for step in range(1, 9)]
+    return f"Story number {number} of the river valley. " + ", then ".join(words) + "."
+
+
+def entry(rows: int) -> FileEntry:
+    return FileEntry(path="dedup/x", rows=rows, size_bytes=0, sha256="0" * 64)
+
+
+def segments(number: int, rows: int) -> list[FileEntry]:
+    return [entry(rows)] * number
+
+
+def test_a_compaction_is_due_when_enough_segments_hold_enough_documents() -> None:
+    assert not is_due(IndexFiles(None, segments(3, 10)), 4)
+    assert is_due(IndexFiles(None, segments(4, 10)), 4)
+    assert not is_due(IndexFiles(None, segments(4, 10)), 0)
+    assert is_due(IndexFiles(entry(40 * GROWTH), segments(4, 10)), 4)
+    assert not is_due(IndexFiles(entry(40 * GROWTH + 1), segments(4, 10)), 4)
+    assert is_due(IndexFiles(entry(10**9), segments(4 * MAX_SEGMENTS_FACTOR, 1)), 4)
+
+
+@pytest.fixture
+def compacted(tmp_path: Path) -> Path:
+    """Versions 1 and 2 with documents, 3 a compaction, 4 with a duplicate, a retraction and the retracted text again, 5 a compaction."""
+    root, settings = tmp_path, text_settings(tmp_path)
+    commit_records(root, [document(f"d{number}", story(number)) for number in range(6)])
+    commit_records(root, [document(f"d{number}", story(number)) for number in range(6, 12)])
+    compact(Dataset(root), settings, now=clock())
+    commit_records(root, [document("copy", story(7)), (b"d3", None), document("again", story(3)), document("copy of again", story(3))])
+    compact(Dataset(root), settings, now=clock())
+    return root
+
+
+def test_every_reader_copes_with_versions_without_documents(compacted: Path) -> None:
+    dataset = Dataset(compacted)
+    assert (dataset.version, dataset.next_offsets(TOPIC)) == (5, {0: 16})
+    assert verify(compacted).problems == []
+    assert orphans(compacted) == collect_garbage(compacted, grace_s=0) == []
+    assert [fate.outcome for fate in trace(compacted, "d1", deadletter_topic="dead")] == [Outcome.KEPT]
+    assert TokenRows(compacted, 3, Split.TRAIN).num_rows == TokenRows(compacted, 2, Split.TRAIN).num_rows > 0
+    assert dataset.manifest.totals == Dataset(compacted, 4).manifest.totals
+
+
+def test_documents_before_a_compaction_are_still_known_after_it_and_retracted_ones_stay_out(compacted: Path) -> None:
+    found = {name: trace(compacted, name, deadletter_topic="dead")[0] for name in ("copy", "again", "copy of again")}
+    assert (found["copy"].reason, found["copy"].duplicate_of) == ("exact", "d7")
+    assert found["again"].outcome == Outcome.KEPT
+    assert found["copy of again"].duplicate_of == "again"
+    manifest = commit_records(compacted, [document("d3 once more", story(3)), document("new", story(40)), document("d1 too", story(1))])
+    assert manifest.outcomes[Outcome.DUPLICATE] == 2
+    assert trace(compacted, "d3 once more", deadletter_topic="dead")[0].duplicate_of == "again"
+    assert trace(compacted, "d1 too", deadletter_topic="dead")[0].duplicate_of == "d1"
+
+
+def test_versions_keep_the_files_that_they_list(compacted: Path) -> None:
+    for version, num_segments, has_base in ((2, 2, False), (3, 0, True), (4, 1, True), (5, 0, True)):
+        files = index_files(Dataset(compacted, version))
+        assert (len(files.segments), files.base is not None) == (num_segments, has_base)
+        assert all((compacted / file.path).exists() for file in (*files.segments, *([files.base] if files.base else [])))
+
+
+def test_a_second_compaction_of_the_same_version_is_fenced_and_leaves_garbage(tmp_path: Path) -> None:
+    commit_records(tmp_path, [document("a", story(1))])
+    dataset, settings = Dataset(tmp_path), text_settings(tmp_path)
+    compact(dataset, settings, now=clock())
+    with pytest.raises(CommitConflict):
+        compact(dataset, settings, now=clock())
+    left = orphans(tmp_path)
+    assert len(left) == 1 and "-base-" in left[0]
+    assert collect_garbage(tmp_path, grace_s=0) == left
+    assert verify(tmp_path).problems == []
