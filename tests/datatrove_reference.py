@@ -4,6 +4,7 @@ datatrove splits words and sentences with spaCy, which is another question than 
 and sentences at terminal punctuation before white space.
 """
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Iterable
@@ -59,32 +60,21 @@ def split_sentences(text: str, _language: str = "") -> list[str]:
 
 def filters() -> dict[str, Any]:
     """datatrove's filter for each set, with our splitting."""
-    from datatrove.pipeline.filters import (
-        C4QualityFilter,
-        FineWebQualityFilter,
-        GopherQualityFilter,
-        GopherRepetitionFilter,
-        c4_filters,
-        fineweb_quality_filter,
-        gopher_quality_filter,
-        gopher_repetition_filter,
-    )
-
-    for module in (gopher_quality_filter, gopher_repetition_filter, fineweb_quality_filter):
-        module.split_into_words = split_words
-    c4_filters.split_into_sentences = split_sentences
-    classes = (GopherQualityFilter, GopherRepetitionFilter, C4QualityFilter, FineWebQualityFilter)
+    package = importlib.import_module("datatrove.pipeline.filters")
+    for name in ("gopher_quality_filter", "gopher_repetition_filter", "fineweb_quality_filter"):
+        importlib.import_module(f"datatrove.pipeline.filters.{name}").split_into_words = split_words  # type: ignore[attr-defined]
+    importlib.import_module("datatrove.pipeline.filters.c4_filters").split_into_sentences = split_sentences  # type: ignore[attr-defined]
+    classes = (package.GopherQualityFilter, package.GopherRepetitionFilter, package.C4QualityFilter, package.FineWebQualityFilter)
     return {name: made() for name, made in zip(SETS, classes, strict=True)}
 
 
 def verdicts(name: str, texts: Iterable[str]) -> list[tuple[str | None, str]]:
     """For each text the rule that datatrove names, as we name it (None: accepted), and the text that it leaves."""
-    from datatrove.data import Document
-
+    new_document = importlib.import_module("datatrove.data").Document
     judge = filters()[name].filter
     answers = []
     for text in texts:
-        document = Document(text=text, id="")
+        document = new_document(text=text, id="")
         answer = judge(document)
         reason = answer[1] if isinstance(answer, tuple) else None
         answers.append((None if reason is None else f"{name}/{RULES.get(reason, reason)}", document.text))

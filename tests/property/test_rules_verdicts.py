@@ -19,51 +19,24 @@ LENIENT = Settings(
     c4=C4Settings(min_sentences=0, require_terminal_punctuation=False, min_words_per_line=0),
     gopher_quality=GopherQualitySettings(min_words=0, min_stop_words=0),
 )
-PIECES = st.sampled_from(
-    [
-        "the ",
-        "and ",
-        "a",
-        "B",
-        "…",
-        "...",
-        "。",
-        "！",
-        "磨坊",
-        "のは",
-        "\n",
-        "\n\n",
-        " ",
-        "\t",
-        "[1]",
-        "[",
-        "]",
-        "{",
-        "#",
-        "- ",
-        "•",
-        "😀",
-        "\u200d",
-        "\u0301",
-    ]
-    + [
-        "lorem ipsum",
-        "JavaScript",
-        "privacy policy",
-        "版权所有",
-        " | ",
-        "10:20:30",
-        "2026-01-01",
-        ".",
-        "!",
-        '"',
-        "」",
-        "\ufffd",
-        "\U0010ffff",
-        "ไทย",
-        "x" * 40,
-    ]
-)
+_MARKS = [
+    *"aB…。！[]{#•😀.!」",
+    '"',
+    "\u200d",
+    "\u0301",
+    "\ufffd",
+    "\U0010ffff",
+    "...",
+    "磨坊",
+    "のは",
+    "[1]",
+    "ไทย",
+    "版权所有",
+    "10:20:30",
+    "2026-01-01",
+]
+_PHRASES = ["the ", "and ", "\n", "\n\n", " ", "\t", "- ", "lorem ipsum", "JavaScript", "privacy policy", " | ", "x" * 40]
+PIECES = st.sampled_from([*_MARKS, *_PHRASES])
 TEXTS = st.lists(st.lists(PIECES, max_size=30).map("".join) | st.text(max_size=80), max_size=6)
 LANGUAGES = st.sampled_from(["en", "zh", "ja", "und", "xx"])
 

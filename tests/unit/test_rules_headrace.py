@@ -80,7 +80,7 @@ def test_removing_boilerplate_keeps_paragraphs_and_all_else() -> None:
 
 @pytest.mark.parametrize("text", [CODE, MINIFIED])
 def test_code_is_kept_or_rejected_as_the_settings_say(text: str) -> None:
-    lenient = {"max_mean_word_chars": 1000, "min_words": 1}
+    lenient: dict[str, Any] = {"max_mean_word_chars": 1000, "min_words": 1}
     assert rule_of(text, **lenient) is None
     assert rule_of(text, **lenient, code="reject") == "code"
     assert rule_of(ENGLISH, code="reject") is None

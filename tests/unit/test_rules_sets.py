@@ -39,7 +39,7 @@ def test_each_rule_fires_where_it_should_and_not_just_before(name: str, case: Ca
 
 
 def test_datatrove_says_the_same_of_the_english_documents() -> None:
-    ours = {}
+    ours: dict[str, str | None] = {}
     for name, case in SET_CASES:
         if case.language == "en":
             ours |= dict(zip((f"{name}/{case.name}/fires", f"{name}/{case.name}/nearly"), rules_of(name, case), strict=True))
@@ -152,7 +152,7 @@ def test_stop_words_are_asked_in_the_documents_language() -> None:
 
 
 def test_unknown_sets_are_refused() -> None:
-    with pytest.raises(ValueError, match="quality.rule_sets has gofer; there are headrace"):
+    with pytest.raises(ValueError, match=r"quality\.rule_sets has gofer; there are headrace"):
         QualitySettings(rule_sets=("gofer",))
     with pytest.raises(ValueError, match="twice"):
         QualitySettings(rule_sets=("c4", "c4"))

@@ -204,7 +204,9 @@ class _Look(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def _look_at(codes: Any, kinds: Any, start: Any, stop: Any) -> Any:
-    marks = bars = visible = some = highest = 0
+    some: Any = 0
+    highest: Any = 0
+    marks = bars = visible = 0
     for k in range(start, stop):
         kind = np.int64(kinds[k])
         some |= kind

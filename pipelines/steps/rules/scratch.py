@@ -1,7 +1,7 @@
 """Where a document is taken apart: arrays for its characters, words and lines, and a hash table, used by all documents of a batch in turn.
 
 Invariant: nothing is left over from one document to the next: each kernel says how much of an array is filled.
-Cost: decoding about 1 ns per character; the arrays take 80 bytes per character of the longest document.
+Cost: decoding about 1 ns per character; the arrays take up to 140 bytes per character of the longest document.
 """
 
 from typing import Any, NamedTuple
