@@ -88,7 +88,12 @@ def run_show(args: argparse.Namespace, settings: Settings) -> int:
         print_json(_as_json(letter) | {"outcomes": outcomes})
         return 0
     value = letter.value or b""
-    facts = [("rule", letter.rule), ("error", letter.error), ("died", f"{letter.died_at:%Y-%m-%d %H:%M:%S} UTC"), ("key", _printable(letter.key))]
+    facts: list[tuple[str, object]] = [
+        ("rule", letter.rule),
+        ("error", letter.error),
+        ("died", f"{letter.died_at:%Y-%m-%d %H:%M:%S} UTC"),
+        ("key", _printable(letter.key)),
+    ]
     facts += [("bytes", letter.size_bytes), *((f"header {_printable(name.encode())}", _printable(text)) for name, text in letter.headers)]
     facts += [("outcome", sentence) for sentence in outcomes]
     for name, fact in facts:

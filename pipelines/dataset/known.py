@@ -35,7 +35,7 @@ def hash_ids(doc_ids: pl.Series) -> Hashes:
     return hashes
 
 
-def read_kept(paths: Sequence[Path], columns: Sequence[str]) -> pl.DataFrame:
+def read_kept(paths: list[Path], columns: Sequence[str]) -> pl.DataFrame:
     """Columns of the kept documents in these parts of the audit trail, in commit order."""
     return pl.scan_parquet(paths).filter(pl.col("outcome") == Outcome.KEPT).select(columns).collect()
 

@@ -184,7 +184,7 @@ class Retractions:
         frames = []
         for version in np.unique(version_of).tolist():
             chosen = ordinals[version_of == version]
-            rows = self._kept_rows(version, columns, documents)[chosen - self._firsts[version - 1]]
+            rows: pl.DataFrame = self._kept_rows(version, columns, documents)[chosen - self._firsts[version - 1]]
             frames.append(rows.with_columns(ordinal=pl.Series(chosen), version=pl.lit(version, pl.Int64)))
         return pl.concat(frames)
 
