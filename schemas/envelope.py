@@ -4,14 +4,21 @@ Three forms are read: binary mode (``ce_`` headers, data in the value), structur
 ``application/cloudevents+json``, everything in the value) and, for documents, a plain JSON object without ``ce_`` headers. Binary mode
 is written. Header names are compared without case; of a header that comes twice the last one counts, as in Kafka's clients.
 
-Invariant: whatever the bytes, the answer is a value or an EnvelopeError whose ``rule`` is one of RULES; never another exception.
+A document's data is JSON, or the page itself (content type ``text/html`` or ``text/plain``, in any character set: such bytes are handed on
+as they are). Data may lie elsewhere: the ``dataref`` extension, with ``datarefsha256`` and ``datarefsize``, names a blob that holds exactly
+what the value would have held. A document's own field ``dataref`` names a blob that holds its text.
+
+Invariant: whatever the bytes, the answer is a value or an EnvelopeError whose ``rule`` is one of RULES; never another exception (but
+what ``read_reference`` raises).
 Cost: ``decode_document`` is called once per record and takes 2-4 us for 2 KB of text, most of it JSON (orjson).
-Source: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md
+Source: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md and
+https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/dataref.md
 """
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -21,7 +28,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from schemas.errors import EnvelopeError
-from schemas.events import DOCUMENT_RECEIVED, DOCUMENT_RETRACTED, EVENT_TYPES, Event, is_document_id, is_traceparent
+from schemas.events import DOCUMENT_RECEIVED, DOCUMENT_RETRACTED, EVENT_TYPES, FORMATS, Event, is_document_id, is_traceparent
 
 Headers = Sequence[tuple[str, bytes | None]]
 """Kafka record headers as kafka-python has them: ordered, names may repeat, values may be null."""
@@ -29,7 +36,7 @@ Headers = Sequence[tuple[str, bytes | None]]
 RULES: Mapping[str, str] = {
     "null_without_key": "a null value retracts the document that the key names, and there is no key",
     "too_large": "the value is larger than ingest.max_document_bytes",
-    "unknown_content_type": "the content type is not JSON in UTF-8",
+    "unknown_content_type": "the content type is neither JSON in UTF-8 nor HTML or plain text",
     "not_utf8": "the bytes are not UTF-8",
     "bad_json": "the value is not JSON",
     "json_too_deep": "the JSON is nested more than 1,024 levels deep",
@@ -44,12 +51,21 @@ RULES: Mapping[str, str] = {
     "wrong_type": "a field of the document has the wrong JSON type",
     "bad_id": "the document's id is empty, too long, or holds control characters",
     "bad_data": "the event's data does not fit its type",
+    "bad_format": "the document's format is none that can be read",
+    "bad_charset": "the bytes are in no character set that could be found, or not in the one that they are said to be in",
+    "bad_header": "the name of a header is not UTF-8",
+    "broken_record": "the record's bytes do not follow Kafka's record format",
+    "dataref_missing": "there is nothing where the data is said to lie",
+    "dataref_mismatch": "what lies there has another size or SHA-256 than the event says",
+    "dataref_forbidden": "the data is said to lie outside formats.dataref_roots, or where it cannot be named safely",
 }
 """Every rule that an EnvelopeError can name. The names are stable: manifests count them and alerts watch them."""
 
 _STRING_FIELDS = ("url", "title", "lang", "domain", "license", "created_at", "source")
+_STRING_ATTRIBUTES = frozenset({"id", "source", "type", "specversion", "time", "subject", "datacontenttype", "dataref", "datarefsha256"})
 _JSON_TYPE_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
-_Mode = Literal["data", "structured"]
+_Mode = Literal["data", "structured", "html", "text"]
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class KafkaRecord(NamedTuple):
@@ -58,6 +74,21 @@ class KafkaRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: list[tuple[str, bytes]]
+
+
+class DataReference(NamedTuple):
+    """Where data lies that is not in the record, and what must be found there."""
+
+    uri: str
+    sha256: str
+    size_bytes: int | None
+
+
+class Raw(NamedTuple):
+    """Text that is still bytes, and the character set that its producer declared, if any."""
+
+    data: bytes | memoryview
+    charset: str | None
 
 
 class Document(NamedTuple):
@@ -73,6 +104,10 @@ class Document(NamedTuple):
     license: str | None
     created_at: str | None
     source: str | None
+    format: str = "text"
+    """``text``, ``html``, or ``auto``: one of the two."""
+    raw: Raw | None = None
+    """What ``text`` is to be decoded from; then that is empty."""
 
 
 class Retraction(NamedTuple):
@@ -108,7 +143,7 @@ def decode_event(value: bytes | None, headers: Headers) -> Event:
     """Any event of EVENT_TYPES, in binary or structured mode. Raises EnvelopeError."""
     if value is None:
         raise EnvelopeError("not_an_object", "the value is null; an event has data")
-    attributes, data = _open(value, _by_name(headers))
+    _, attributes, data = _open(value, {name.lower(): header for name, header in headers}, refuse_reference)
     if attributes is None:
         raise EnvelopeError("missing_attribute", "the record has no ce_ headers; publish it as a CloudEvent in binary or structured mode")
     model = EVENT_TYPES.get(attributes["type"])
@@ -118,38 +153,106 @@ def decode_event(value: bytes | None, headers: Headers) -> Event:
         raise EnvelopeError("missing_attribute", "the event has no time")
     known = {name: attributes.get(name) or None for name in ("id", "source", "type", "time", "subject", "traceparent")}
     try:
-        return Event.model_validate(known | {"data": model.model_validate(data)})
+        return Event.model_validate(known | {"data": model.model_validate(None if isinstance(data, Raw) else data)})
     except ValidationError as error:
         raise EnvelopeError("bad_data", f"{attributes['type']}: {_problems(error)}") from error
 
 
+def refuse_reference(reference: DataReference) -> bytes:
+    """For readers without a blob store. Raises EnvelopeError."""
+    raise EnvelopeError("dataref_forbidden", f"the data is said to lie at {reference.uri[:200]!r}; references are not read here")
+
+
 def decode_document(  # noqa: PLR0917 (a record's parts in Kafka's own order, called once per record)
-    key: bytes | None, value: bytes | None, headers: Headers, topic: str, partition: int, offset: int, *, max_bytes: int
+    key: bytes | None,
+    value: bytes | memoryview | None,
+    headers: Headers,
+    topic: str,
+    partition: int,
+    offset: int,
+    *,
+    max_bytes: int,
+    read_reference: Callable[[DataReference], bytes] = refuse_reference,
 ) -> Document | Retraction:
-    """What a record on the documents topic says. Raises EnvelopeError and nothing else.
+    """What a record on the documents topic says. Raises EnvelopeError and what ``read_reference`` raises, nothing else.
 
     ``topic``, ``partition`` and ``offset`` only name a document that has no name of its own; ``max_bytes`` limits the value.
     """
-    if value is None:
-        return _tombstone(key)
-    if len(value) > max_bytes:
+    if value is not None and len(value) > max_bytes:
         raise EnvelopeError("too_large", f"the value has {len(value):,} bytes; ingest.max_document_bytes allows {max_bytes:,}")
+    attributes: dict[str, str] | None = None
+    data: dict[str, Any] | Raw
+    kind: _Mode = "data"
     if headers:
-        attributes, data = _open(value, _by_name(headers))
+        named = {name.lower(): header for name, header in headers}
+        if value is None and not named.get("ce_dataref"):
+            return _tombstone(key)
+        kind, attributes, data = _open(value, named, read_reference)
+    elif value is None:
+        return _tombstone(key)
     else:
-        attributes, data = None, _json_object(value, "value")
+        data = _json_object(value, "value")
     if attributes is not None and attributes["type"] != DOCUMENT_RECEIVED:
         return _retraction(attributes["type"], data)
-    text = _text(data)
-    strings = _strings(data)
+    if type(data) is Raw:
+        return _raw_document(_given_name(key, attributes) or f"{topic}/{partition}/{offset}", data, kind, attributes or {})
+    assert type(data) is dict
     doc_id = data.get("id")
     if doc_id is None:
         doc_id = _given_name(key, attributes) or f"{topic}/{partition}/{offset}"
     else:
         _check_id(doc_id)
+    return _document(doc_id, data, attributes, read_reference)
+
+
+def _document(doc_id: str, data: dict[str, Any], attributes: Mapping[str, str] | None, read_reference: Callable[[DataReference], bytes]) -> Document:
+    strings = _strings(data)
     if strings[-1] is None and attributes is not None:
         strings[-1] = attributes["source"]
-    return Document(doc_id, text, *strings)
+    form = data.get("format", "text")
+    if form is not None and form != "text":
+        _check_format(form)
+    if data.get("dataref") is None or data.get("text"):
+        return Document(doc_id, _text(data), *strings, form or "text")
+    content = read_reference(_reference(data))
+    _check_not_blank(content)
+    return Document(doc_id, "", *strings, form or "text", Raw(content, None))
+
+
+def _raw_document(doc_id: str, raw: Raw, kind: _Mode, attributes: Mapping[str, str]) -> Document:
+    """A page in binary mode: what JSON would say of it may stand in extension attributes of the same names."""
+    _check_not_blank(raw.data)
+    return Document(doc_id, "", *[attributes.get(name) for name in _STRING_FIELDS], kind, raw)
+
+
+def _check_not_blank(data: bytes | memoryview) -> None:
+    if not data or (bytes(data[:4096]).isspace() and bytes(data).isspace()):
+        raise EnvelopeError("empty_text", f"the text has {len(data)} bytes and all are white space")
+
+
+def _check_format(form: object) -> None:
+    if type(form) is not str:
+        raise EnvelopeError("wrong_type", f'"format" is {_JSON_TYPE_NAMES[type(form)]}; it must be a string')
+    if form not in FORMATS:
+        raise EnvelopeError("bad_format", f'"format" is {form[:40]!r}; it must be one of {", ".join(FORMATS)}')
+
+
+def _reference(named: Mapping[str, Any]) -> DataReference:
+    """The reference that attributes or fields make up. The hash may be the last part of the URI, as in a content-addressed store."""
+    uri, sha256, size = named.get("dataref"), named.get("datarefsha256"), named.get("datarefsize")
+    if type(uri) is not str or not uri:
+        raise EnvelopeError("bad_attribute", "dataref must be a URI reference")
+    if sha256 is None:
+        sha256 = uri.rpartition("/")[2]
+    if type(sha256) is not str or not _SHA256.fullmatch(sha256):
+        raise EnvelopeError(
+            "bad_attribute", "a dataref needs its content's SHA-256, 64 hexadecimal digits, as datarefsha256 or as the end of the URI"
+        )
+    if type(size) is str and size.isdecimal() and size.isascii() and len(size) < 19:
+        size = int(size)
+    if size is not None and (type(size) is not int or size < 0):
+        raise EnvelopeError("bad_attribute", "datarefsize must be a number of bytes")
+    return DataReference(uri, sha256, size)
 
 
 def _tombstone(key: bytes | None) -> Retraction:
@@ -160,9 +263,11 @@ def _tombstone(key: bytes | None) -> Retraction:
     return Retraction(doc_id)
 
 
-def _retraction(event_type: str, data: Mapping[str, Any]) -> Retraction:
+def _retraction(event_type: str, data: Mapping[str, Any] | Raw) -> Retraction:
     if event_type != DOCUMENT_RETRACTED:
         raise EnvelopeError("wrong_event_type", f"{event_type!r} is not for this topic; send {DOCUMENT_RECEIVED} or {DOCUMENT_RETRACTED}")
+    if isinstance(data, Raw):
+        raise EnvelopeError("unknown_content_type", f"a {DOCUMENT_RETRACTED} is JSON; send application/json")
     doc_id = data.get("id")
     _check_id(doc_id)
     return Retraction(str(doc_id))
@@ -213,39 +318,45 @@ def _given_name(key: bytes | None, attributes: Mapping[str, str] | None) -> str 
     return None
 
 
-def _by_name(headers: Headers) -> dict[str, bytes | None]:
-    return {name.lower(): value for name, value in headers}
-
-
-def _open(value: bytes, named: Mapping[str, bytes | None]) -> tuple[dict[str, str] | None, dict[str, Any]]:
-    """The event's attributes (None for plain JSON) and its data object."""
-    mode = _content_mode(named.get("content-type"))
+def _open(
+    value: bytes | memoryview | None, named: Mapping[str, bytes | None], read_reference: Callable[[DataReference], bytes]
+) -> tuple[_Mode, dict[str, str] | None, dict[str, Any] | Raw]:
+    """How the data is written, the event's attributes (None for plain JSON), and the data."""
+    mode, charset = _content_mode(named.get("content-type"))
     if mode is None:
         raise EnvelopeError(
             "unknown_content_type",
-            f"the content type is {_shown(named['content-type'])}; send application/json or application/cloudevents+json, in UTF-8",
+            f"the content type is {_shown(named['content-type'])}; send application/json or application/cloudevents+json, in UTF-8, "
+            "or text/html or text/plain",
         )
     if mode == "structured":
-        return _structured(_json_object(value, "value"))
+        return _structured(_json_object(value or b"", "value"), read_reference)
     attributes = _binary_attributes(named)
-    return attributes, _json_object(value, "value")
+    if attributes is not None and "dataref" in attributes:
+        value = read_reference(_reference(attributes))
+    assert value is not None
+    return mode, attributes, _json_object(value, "value") if mode == "data" else Raw(value, charset)
 
 
 @lru_cache(maxsize=256)
-def _content_mode(content_type: bytes | None) -> _Mode | None:
-    """How to read a value of this content type; None if it cannot be read. No content type means JSON."""
+def _content_mode(content_type: bytes | None) -> tuple[_Mode | None, str | None]:
+    """How to read a value of this content type, and its character set; None if it cannot be read. No content type means JSON."""
     if not content_type:
-        return "data"
+        return "data", None
     media, *parameters = content_type.decode("utf-8", "replace").lower().split(";")
     pairs = [parameter.partition("=") for parameter in parameters]
-    charsets = {value.strip().strip('"') for name, _, value in pairs if name.strip() == "charset"}
-    if not charsets <= {"utf-8", "utf8", "us-ascii"}:
-        return None
+    charsets = [value.strip().strip("\"'") for name, _, value in pairs if name.strip() == "charset"]
     media = media.strip()
+    if media in ("text/html", "application/xhtml+xml"):
+        return "html", charsets[-1] if charsets else None
+    if media == "text/plain":
+        return "text", charsets[-1] if charsets else None
+    if not set(charsets) <= {"utf-8", "utf8", "us-ascii"}:
+        return None, None
     if media == "application/cloudevents+json":
-        return "structured"
+        return "structured", None
     is_json = media in ("application/json", "text/json") or (media.endswith("+json") and not media.startswith("application/cloudevents"))
-    return "data" if is_json else None
+    return "data" if is_json else None, None
 
 
 def _binary_attributes(named: Mapping[str, bytes | None]) -> dict[str, str] | None:
@@ -263,20 +374,28 @@ def _binary_attributes(named: Mapping[str, bytes | None]) -> dict[str, str] | No
     return _checked(attributes)
 
 
-def _structured(event: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+def _structured(event: dict[str, Any], read_reference: Callable[[DataReference], bytes]) -> tuple[_Mode, dict[str, str], dict[str, Any] | Raw]:
     data = event.pop("data", None)
     encoded = event.pop("data_base64", None)
     for name, value in event.items():
-        if name in ("id", "source", "type", "specversion", "time", "subject", "datacontenttype") and type(value) is not str and value is not None:
+        if name in _STRING_ATTRIBUTES and type(value) is not str and value is not None:
             raise EnvelopeError("bad_attribute", f"{name!r} is {_JSON_TYPE_NAMES[type(value)]}; it must be a string")
     attributes = _checked({name: value for name, value in event.items() if type(value) is str})
-    if _content_mode(attributes.get("datacontenttype", "").encode()) != "data":
+    mode, charset = _content_mode(attributes.get("datacontenttype", "").encode())
+    if mode is None or mode == "structured":
         raise EnvelopeError("unknown_content_type", f"datacontenttype is {attributes['datacontenttype'][:80]!r}; send application/json")
-    if encoded is not None:
-        data = _json_object(_base64(encoded), "data_base64")
-    if type(data) is not dict:
-        raise EnvelopeError("not_an_object", f'"data" is {_JSON_TYPE_NAMES[type(data)]}; it must be an object')
-    return attributes, data
+    content: bytes | None = None
+    if event.get("dataref") is not None:
+        content = read_reference(_reference(event))
+    elif encoded is not None:
+        content = _base64(encoded)
+    elif mode != "data" and type(data) is str:
+        content, charset = data.encode(), "utf-8"
+    if content is not None:
+        return mode, attributes, _json_object(content, "data") if mode == "data" else Raw(content, charset)
+    if type(data) is not dict or mode != "data":
+        raise EnvelopeError("not_an_object", f'"data" is {_JSON_TYPE_NAMES[type(data)]}; it must be {"an object" if mode == "data" else "a string"}')
+    return mode, attributes, data
 
 
 def _base64(encoded: object) -> bytes:
@@ -310,11 +429,11 @@ def _check_time(text: str) -> None:
         raise EnvelopeError("bad_attribute", f"time is {text[:40]!r}; it must be RFC 3339 with an offset, such as 2026-01-31T12:00:00Z")
 
 
-def _json_object(value: bytes, what: str) -> dict[str, Any]:
+def _json_object(value: bytes | memoryview, what: str) -> dict[str, Any]:
     try:
         parsed = orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        _explain(value, what, error)
+        _explain(bytes(value), what, error)
     if type(parsed) is not dict:
         raise EnvelopeError("not_an_object", f'the {what} is {_JSON_TYPE_NAMES[type(parsed)]}; send an object such as {{"text": "…"}}')
     return parsed

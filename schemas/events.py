@@ -21,6 +21,8 @@ from schemas.rollout import Decision, Phase
 
 DOCUMENT_RECEIVED = "document.received"
 DOCUMENT_RETRACTED = "document.retracted"
+FORMATS = ("text", "html", "auto")
+"""What a document's text can be; ``auto`` means HTML if it begins like a page."""
 MAX_ID_CHARS = 1024
 """Longest document id; ids are repeated in manifests, indexes and command lines."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -53,8 +55,16 @@ class DocumentReceived(EventData):
 
     id: DocumentId | None = None
     """The document's own id; without one the record's key, the event's source and id, or topic/partition/offset name it, in this order."""
-    text: str
-    """The document; must hold something else than white space."""
+    text: str = ""
+    """The document; must hold something else than white space, unless ``dataref`` says where the text lies."""
+    format: Literal["text", "html", "auto"] = "text"
+    """What the text is. Of HTML the main content is taken; ``auto`` means HTML if it begins like a page."""
+    dataref: str | None = None
+    """Where the text lies if it is not here: a ``file:`` URI below ``formats.dataref_roots``, or a path relative to the root."""
+    datarefsha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of what lies there; may be left out where the URI ends in it."""
+    datarefsize: int | None = Field(None, ge=0)
+    """Its size in bytes."""
     url: str | None = None
     """Where it came from."""
     title: str | None = None

@@ -1,6 +1,8 @@
 """Kafka record headers: Python's form (a list of pairs) <-> Arrow's (schemas.arrow.HEADERS).
 
-A null row, as control rows have, is None. Cost: one Python object per header, no dictionaries, no work per header beyond that.
+A null row, as control rows have, is None. A name that is not UTF-8 has no place in Arrow: it becomes BAD_NAME and its bytes, escaped. A
+record that cannot be read at all has the header BROKEN_RECORD, and its bytes as value.
+Cost: one Python object per header, no dictionaries, no work per header beyond that.
 """
 
 from collections.abc import Sequence
@@ -10,6 +12,11 @@ import pyarrow as pa
 
 from schemas.arrow import HEADERS
 from schemas.envelope import Headers
+
+BAD_NAME = "\ufffd"
+"""Begins the name of a header that was not UTF-8; a name that really begins with U+FFFD is treated alike."""
+BROKEN_RECORD = f"{BAD_NAME}broken record"
+"""Marks a record whose bytes do not follow Kafka's record format."""
 
 REPLAY_HEADER = "headrace_replay_of"
 """On a record that was published again from the dead-letter topic: ``topic/partition/offset`` where it stood at first."""

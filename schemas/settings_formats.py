@@ -1,7 +1,18 @@
 """Settings of the formats in which documents come in."""
 
+from pydantic import Field
+
 from schemas.section import Section
 
 
 class FormatsSettings(Section):
     """HTML, character sets, and texts that lie outside the record."""
+
+    max_inline_bytes: int = Field(900_000, ge=1024)
+    """``headrace produce``: a document whose record would be larger goes to the blob store, and its event names it (Kafka's own limit is 1 MB)."""
+    dataref_roots: tuple[str, ...] = ()
+    """Folders that documents may lie in besides ``<root>/blobs``; a reference to anything outside them is a dead letter."""
+    max_dataref_bytes: int = Field(128 * 2**20, ge=1024)
+    """Documents outside their record that are larger than this are dead-lettered unread."""
+    html_max_depth: int = Field(500, ge=10)
+    """Pages whose elements may be nested deeper than this lose their tags only: finding the main content takes quadratic time in the depth."""

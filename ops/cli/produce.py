@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ops.cli.output import print_json, progress_bar, say
@@ -22,7 +23,7 @@ SHOWN_PROBLEMS = 20
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Declare the command."""
     description = (
-        "Publish documents as CloudEvents on <prefix>.documents. Reads JSON Lines (.jsonl, .ndjson), Parquet, text (.txt, .md, .rst), HTML, "
+        "Publish documents as CloudEvents on <prefix>.documents. Reads JSON Lines (.jsonl, .ndjson), Parquet, text (.txt, .md, .rst), HTML, WARC, "
         "all but Parquet also compressed (.gz, .zst); folders recursively; - is standard input with one JSON object per line."
     )
     parser = subparsers.add_parser("produce", parents=[common], help="publish documents to Kafka", description=description)
@@ -32,6 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--part", type=_share, metavar="I/N", help="with --sample: only part I of N disjoint parts")
     parser.add_argument("--rate-limit", type=_positive_float, metavar="R", help="at most R documents per second")
     parser.add_argument("--text-field", default="text", metavar="NAME", help="field of JSON Lines and Parquet that holds the text (default: text)")
+    parser.add_argument("--blobs", type=Path, metavar="DIR", help="where documents too large for a record go (default: blobs under the root)")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(run=run)
 
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
     _check(args, settings)
     was_interrupted = False
-    with Publisher(settings, args.rate_limit) as publisher:
+    with Publisher(settings, args.rate_limit, args.blobs) as publisher:
         try:
             _publish_all(args, settings, publisher)
         except KeyboardInterrupt:
@@ -71,7 +73,7 @@ def _findings(args: argparse.Namespace, settings: Settings) -> "Iterator[Finding
         return sample_documents(Share(*args.part) if args.part else WHOLE)
     from ops.producing.readers import ReadOptions, read_paths
 
-    options = ReadOptions(text_field=args.text_field, max_bytes=settings.kafka.max_request_bytes)
+    options = ReadOptions(text_field=args.text_field, max_bytes=max(settings.kafka.max_request_bytes, settings.formats.max_dataref_bytes))
     return read_paths(args.paths, options, sys.stdin.buffer)
 
 
@@ -87,7 +89,7 @@ def _publish_all(args: argparse.Namespace, settings: Settings, publisher: "Publi
 
 def _report(tally: "Tally", topic: str, *, as_json: bool) -> None:
     for large in tally.too_large[:SHOWN_PROBLEMS]:
-        say(f"too large: {large.origin} ({large.size_bytes:,} bytes); raise the topic's max.message.bytes or cut the document")
+        say(f"too large: {large.origin} ({large.size_bytes:,} bytes); raise the topic's max.message.bytes, lower formats.max_inline_bytes, or cut it")
     for failed in tally.failed[:SHOWN_PROBLEMS]:
         say(f"failed: {failed.origin}: {failed.error}")
     hidden = len(tally.too_large[SHOWN_PROBLEMS:]) + len(tally.failed[SHOWN_PROBLEMS:])
@@ -97,7 +99,7 @@ def _report(tally: "Tally", topic: str, *, as_json: bool) -> None:
         print_json(_summary(tally, topic))
         return
     counts = f"{tally.published:,} documents, {tally.bytes / 1e6:,.1f} MB, to {topic}"
-    print(f"published {counts}; {len(tally.too_large):,} too large, {len(tally.failed):,} failed, {tally.skipped:,} other files skipped")
+    print(f"published {counts}; {len(tally.too_large):,} too large, {len(tally.failed):,} failed, {tally.skipped:,} others skipped")
 
 
 def _summary(tally: "Tally", topic: str) -> dict[str, object]:
@@ -108,6 +110,7 @@ def _summary(tally: "Tally", topic: str) -> dict[str, object]:
         "too_large": [{"source": large.origin, "bytes": large.size_bytes} for large in tally.too_large],
         "failed": [{"source": failed.origin, "error": failed.error} for failed in tally.failed],
         "skipped": tally.skipped,
+        "blobs": tally.blobs,
     }
 
 

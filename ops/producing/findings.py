@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from pipelines.steps.formats.html import page_title
 from schemas.events import DocumentReceived, is_document_id
 
 FIELDS = frozenset(DocumentReceived.model_fields)
@@ -93,6 +94,13 @@ def from_text(origin: str, text: str, title: str | None = None) -> Found | Faile
     if not text.strip():
         return Failed(origin, "it holds no text")
     return Found(origin, DocumentReceived(id=place_id(origin), text=text, title=title or None))
+
+
+def from_page(origin: str, page: str) -> Found | Failed:
+    """A document that is an HTML page; its main content is taken where it is read."""
+    if not page.strip():
+        return Failed(origin, "it holds no text")
+    return Found(origin, DocumentReceived(id=place_id(origin), text=page, format="html", title=page_title(page)))
 
 
 def limited(findings: Iterator[Finding], num_documents: int | None) -> Iterator[Finding]:

@@ -1,5 +1,8 @@
 """Findings -> CloudEvents on the documents topic, with every one of them accounted for.
 
+A document that would make a record larger than ``formats.max_inline_bytes`` goes to the blob store (a file under the name of its SHA-256,
+durable before its event is sent), and its event names it: Kafka takes 1 MB by default.
+
 Invariant: each finding ends in exactly one of published (acknowledged by all replicas), too large, failed or skipped. One bad document
 never stops the others; a broker that is gone stops everything, with an error. What is under way is bounded by MAX_PENDING_BYTES and
 MAX_PENDING_RECORDS: beyond that the oldest acknowledgement is waited for.
@@ -15,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -23,6 +27,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
+from ops.producing.blobs import put_blob
 from ops.producing.findings import Failed, Finding, Found, Skipped, TooLarge
 from pipelines.kafka.clients import broker_errors, open_admin, open_producer
 from pipelines.kafka.topics import ensure_topics, topic_names
@@ -50,7 +55,9 @@ class Tally:
     failed: list[Failed] = field(default_factory=list)
     """Files and records that could not be read."""
     skipped: int = 0
-    """Files in folders that are of no kind that is read."""
+    """Files in folders that are of no kind that is read, and responses in archives that are no pages."""
+    blobs: int = 0
+    """Documents, among those published, that were put into the blob store."""
 
 
 class _Pending(NamedTuple):
@@ -62,12 +69,16 @@ class _Pending(NamedTuple):
 class Publisher:
     """Publishes findings one after the other; use it in a ``with`` block, and ``drain`` it before you trust the tally."""
 
-    def __init__(self, settings: Settings, rate_limit: float | None = None) -> None:
-        """Connect and create the topics that are missing. ``rate_limit`` is in documents per second. Raises BrokerUnavailable."""
+    def __init__(self, settings: Settings, rate_limit: float | None = None, blobs: Path | None = None) -> None:
+        """Connect and create the topics that are missing. Raises BrokerUnavailable.
+
+        ``rate_limit`` is in documents per second; ``blobs`` is the blob store, ``<root>/blobs`` without it.
+        """
         ensure_topics(settings)
         self.tally = Tally()
         self.topic = topic_names(settings).documents
         self._settings = settings
+        self._blobs = blobs
         self._limit_bytes = record_limit(settings, self.topic)
         self._producer = _open_for(settings, self._limit_bytes)
         self._pending: deque[_Pending] = deque()
@@ -104,6 +115,9 @@ class Publisher:
             self.tally.failed.append(Failed(found.origin, str(error)))
             return
         size_bytes = len(record.value or b"")
+        if self._settings.formats.max_inline_bytes < size_bytes <= self._settings.formats.max_dataref_bytes:
+            record = put_blob(record, self._settings, self._blobs)
+            self.tally.blobs += 1
         if self._limit_bytes is not None and batch_bytes(record) > self._limit_bytes:
             self.tally.too_large.append(TooLarge(found.origin, size_bytes))
             return

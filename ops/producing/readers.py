@@ -17,15 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from ops.producing.findings import FIELDS, Failed, Finding, Skipped, TooLarge, content_id, from_record, from_text, no_text_field, place_id
-from ops.producing.html import UnreadablePage, read_page
+from ops.producing.findings import FIELDS, Failed, Finding, Skipped, TooLarge, content_id, from_page, from_record, from_text, no_text_field, place_id
+from ops.producing.warc import read_warc
+from pipelines.steps.formats.charset import decode_text
+from schemas.errors import EnvelopeError
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".markdown", ".rst"})
 HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
 LINES_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 PARQUET_SUFFIXES = frozenset({".parquet"})
+WARC_SUFFIXES = frozenset({".warc"})
 COMPRESSED_SUFFIXES = frozenset({".gz", ".zst"})
-ALL_SUFFIXES = sorted(TEXT_SUFFIXES | HTML_SUFFIXES | LINES_SUFFIXES | PARQUET_SUFFIXES)
+ALL_SUFFIXES = sorted(TEXT_SUFFIXES | HTML_SUFFIXES | LINES_SUFFIXES | PARQUET_SUFFIXES | WARC_SUFFIXES)
 STANDARD_INPUT = "standard input"
 PARQUET_ROWS = 256
 ESCAPED = 2
@@ -83,6 +86,9 @@ def _read_file(file: Path, options: ReadOptions) -> Iterator[Finding]:
         if kind in PARQUET_SUFFIXES:
             yield from _read_parquet(file, options)
             return
+        if kind in WARC_SUFFIXES:
+            yield from read_warc(file, compression, options.max_bytes)
+            return
         with file.open("rb") as raw, _decompressed(raw, compression) as stream:
             yield from _READERS[kind](origin, stream, options)
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:
@@ -122,11 +128,9 @@ def _read_html(origin: str, stream: BinaryIO, options: ReadOptions) -> Iterator[
         yield TooLarge(origin, len(data))
         return
     try:
-        page = read_page(data)
-    except UnreadablePage as error:
+        yield from_page(origin, decode_text(data, None))
+    except EnvelopeError as error:
         yield Failed(origin, str(error))
-        return
-    yield from_text(origin, page.text, page.title)
 
 
 def _read_lines(origin: str, stream: BinaryIO, options: ReadOptions) -> Iterator[Finding]:

@@ -4,7 +4,9 @@
 2. Progress is the consumer's position, never the last record seen: a position passes transaction markers, aborted records and what
    compaction removed, so a range that ends in them ends.
 3. Offsets without a record become control rows, so that the rows of a range always number end - start.
-4. An offset that is out of range is OffsetsLost; no progress for ``ingest.stall_timeout_s`` is SourceStalled. Nothing is skipped.
+4. One record that is broken (a header's name that is not UTF-8, lengths that do not add up) is one marked row and stops nothing
+   (pipelines/kafka/records.py). A batch whose CRC is wrong is SourceError: its bytes are not those that were produced.
+5. An offset that is out of range is OffsetsLost; no progress for ``ingest.stall_timeout_s`` is SourceStalled. Nothing is skipped.
 
 Cost: one bootstrap per slice (about 0.1 s), then about 100 MB/s; memory is bounded by BLOCK_BYTES plus three fetches, whatever the range.
 """
@@ -15,9 +17,10 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import CorruptRecordError, LogTruncationError, OffsetOutOfRangeError
+from kafka.errors import CorruptRecordError, LogTruncationError, OffsetOutOfRangeError, UnsupportedCodecError
 
 from pipelines.kafka.clients import broker_errors, open_consumer
+from pipelines.kafka.records import TolerantPartitionRecords
 from pipelines.kafka.topics import topic_ids
 from schemas.arrow import RECORDS
 from schemas.envelope import Headers
@@ -73,6 +76,7 @@ def _record_batches(part: Slice, settings: Settings) -> Iterator[list[Any]]:
     """What each poll gave, until the position has passed the end of the slice."""
     key = TopicPartition(part.topic, part.partition)
     with broker_errors(settings.kafka, f"read {part.topic}[{part.partition}]"), open_consumer(settings) as consumer:
+        consumer._fetcher.PartitionRecords = TolerantPartitionRecords
         consumer.assign([key])
         consumer.seek(key, part.start)
         position, progress_at = part.start, time.monotonic()
@@ -93,10 +97,10 @@ def _poll(consumer: KafkaConsumer, key: TopicPartition, part: Slice) -> list[Any
             f"{part.topic}[{part.partition}] no longer holds offsets {part.start} to {part.end - 1}: retention, DeleteRecords or a topic created "
             f"again took them while they were read; nothing was committed ({error})"
         ) from error
-    except CorruptRecordError as error:
+    except (CorruptRecordError, UnsupportedCodecError) as error:
         raise SourceError(
-            f"{part.topic}[{part.partition}] has a record between offsets {part.start} and {part.end - 1} that cannot be decoded, and the broker's "
-            f"copy fails every time: {error}; remove it with DeleteRecords, or restore the partition from another replica"
+            f"{part.topic}[{part.partition}] has a batch between offsets {part.start} and {part.end - 1} whose bytes are not those that were "
+            f"produced, or that no codec here can read: {error}; restore the partition from another replica, or remove the batch with DeleteRecords"
         ) from error
     return records
 
@@ -129,7 +133,7 @@ class _Rows:
         """Append a record, and control rows for the offsets before it that have none."""
         self.fill_to(record.offset)
         self.offsets.append(record.offset)
-        self._timestamps_ms.append(record.timestamp if record.timestamp >= 0 else None)
+        self._timestamps_ms.append(record.timestamp if 0 <= record.timestamp < 2**63 else None)
         self._keys.append(record.key)
         self._values.append(record.value)
         self._headers.append(record.headers)

@@ -1,30 +1,32 @@
 """Kafka records -> documents. The one step with a call per record: JSON has no columns.
 
-Invariant: every record gets exactly one verdict here: a document (its outcome is still open), retracted, dead with a rule and a
-sentence, or control for an offset without a record. Nothing that a record holds raises. Cost: that of schemas.envelope.decode_document.
+Invariant: every record gets exactly one verdict here: a document (its outcome is still open), retracted, rejected (a page without
+content), dead with a rule and a sentence, or control for an offset without a record. Nothing that a record holds raises; only a blob store
+that cannot be read does (BlobsUnavailable).
+Cost: that of schemas.envelope.decode_document; pages cost what steps.formats.html costs. Values are read in place, without a copy.
 """
 
+import itertools
 import re
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipelines.steps.formats.charset import decode_text
+from pipelines.steps.formats.html import looks_like_page, read_page
+from pipelines.steps.formats.references import read_reference
 from schemas.arrow import Outcome
-from schemas.envelope import Retraction, decode_document
+from schemas.envelope import DataReference, Document, Headers, Retraction, decode_document
 from schemas.errors import EnvelopeError
-from schemas.headers import REPLAY_HEADER
+from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER, headers_from_arrow
+from schemas.settings import Settings
 
+NO_CONTENT = "html/no_content"
+"""The rule that rejects a page of which nothing is left."""
 _HOST = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?:www\.)?([^/?#:@]{1,253})", re.IGNORECASE)
-
-
-class _Record(NamedTuple):
-    is_control: bool
-    key: bytes | None
-    value: bytes | None
-    headers: list[dict[str, Any]] | None
-    topic: str
-    partition: int
-    offset: int
 
 
 class Verdict(NamedTuple):
@@ -56,31 +58,88 @@ SCHEMA = pa.schema(
 )
 """The verdicts of a batch, one row per record."""
 
+_CONTROL = Verdict(Outcome.CONTROL)
 
-def decode(records: pa.Table, max_document_bytes: int) -> pa.Table:
-    """One row of SCHEMA for each row of a schemas.arrow.RECORDS table, in the same order."""
-    columns = [records.column(name).to_pylist() for name in _Record._fields]
-    verdicts = [_verdict(_Record(*row), max_document_bytes) for row in zip(*columns, strict=True)]
+
+def decode(records: pa.Table, settings: Settings) -> pa.Table:
+    """One row of SCHEMA for each row of a schemas.arrow.RECORDS table, in the same order. Raises BlobsUnavailable."""
+    reader = partial(read_reference, settings=settings)
+    verdicts = [verdict for batch in records.to_batches() for verdict in _verdicts(batch, settings, reader)]
     by_field = zip(*verdicts, strict=True) if verdicts else ([] for _ in SCHEMA)
     return pa.table([pa.array(values, field.type) for values, field in zip(by_field, SCHEMA, strict=True)], schema=SCHEMA)
 
 
-def _verdict(record: _Record, max_document_bytes: int) -> Verdict:
-    if record.is_control:
-        return Verdict(Outcome.CONTROL)
-    headers = [(header["key"], header["value"]) for header in record.headers or ()]
-    try:
-        found = decode_document(record.key, record.value, headers, record.topic, record.partition, record.offset, max_bytes=max_document_bytes)
-    except EnvelopeError as error:
-        return Verdict(Outcome.DEAD, reason=error.rule, error=str(error))
-    if isinstance(found, Retraction):
-        return Verdict(Outcome.RETRACTED, doc_id=found.doc_id)
-    domain = found.domain or _host(found.url)
-    is_replay = any(name.lower() == REPLAY_HEADER for name, _ in headers)
-    return Verdict(None, found.doc_id, source=found.source, domain=domain, declared_language=found.lang, text=found.text, is_replay=is_replay)
+def _verdicts(batch: pa.RecordBatch, settings: Settings, reader: Callable[[DataReference], bytes]) -> Iterator[Verdict]:
+    """The verdicts of one chunk, in its order."""
+    names = ("is_control", "key", "topic", "partition", "offset")
+    columns = [batch.column(name).to_pylist() for name in names]
+    headers = headers_from_arrow(batch.column("headers"))
+    has_marks = _has_marks(batch.column("headers"))
+    max_bytes = settings.ingest.max_document_bytes
+    rows = zip(*columns, _values(batch.column("value")), headers, strict=True)
+    for is_control, key, topic, partition, offset, value, pairs in rows:
+        if is_control:
+            yield _CONTROL
+            continue
+        try:
+            if has_marks:
+                _check_marks(pairs)
+            found = decode_document(key, value, pairs, topic, partition, offset, max_bytes=max_bytes, read_reference=reader)
+            verdict = Verdict(Outcome.RETRACTED, found.doc_id) if isinstance(found, Retraction) else _document(found, settings)
+            if has_marks and any(name.lower() == REPLAY_HEADER for name, _ in pairs):
+                verdict = verdict._replace(is_replay=verdict.outcome is None)
+            yield verdict
+        except EnvelopeError as error:
+            yield Verdict(Outcome.DEAD, reason=error.rule, error=str(error))
 
 
-def _host(url: str | None) -> str | None:
+def _values(column: pa.LargeBinaryArray) -> list[memoryview | None]:
+    """Views of the values where they lie."""
+    if not len(column):
+        return []
+    _, offsets, data = column.buffers()
+    ends = memoryview(offsets).cast("q")[column.offset : column.offset + len(column) + 1].tolist()
+    view = memoryview(data) if data is not None else memoryview(b"")
+    views: list[memoryview | None] = [view[start:end] for start, end in itertools.pairwise(ends)]
+    if column.null_count:
+        for row in column.is_null().to_numpy(zero_copy_only=False).nonzero()[0]:
+            views[row] = None
+    return views
+
+
+def _has_marks(headers: pa.ListArray) -> bool:
+    """Whether any record of the chunk has a header that somebody of us added: one look at all names instead of one at each record."""
+    names = headers.flatten().field("key")
+    return bool(pc.any(pc.or_(pc.starts_with(names, BAD_NAME), pc.equal(pc.utf8_lower(names), REPLAY_HEADER))).as_py())
+
+
+def _check_marks(headers: Headers) -> None:
+    """Raise what is wrong with a record that the reader marked."""
+    if any(name == BROKEN_RECORD for name, _ in headers):
+        raise EnvelopeError(
+            "broken_record", "the record's bytes do not follow Kafka's record format; its producer is broken (the value is what was found)"
+        )
+    bad = next((name for name, _ in headers if name.startswith(BAD_NAME)), None)
+    if bad is not None:
+        raise EnvelopeError("bad_header", f"a header's name is not UTF-8: {bad[1:81]!r}")
+
+
+def _document(found: Document, settings: Settings) -> Verdict:
+    """The verdict on a document, its text decoded and taken out of its page where that is needed."""
+    domain = found.domain or (_host(found.url) if found.url else None)
+    text = found.text
+    if found.raw is not None:
+        text = decode_text(found.raw.data, found.raw.charset)
+    if found.format == "html" or (found.format == "auto" and looks_like_page(text)):
+        text = read_page(text, settings.formats.html_max_depth).text
+        if not text:
+            return Verdict(Outcome.REJECTED, found.doc_id, NO_CONTENT, None, found.source, domain, found.lang)
+    elif found.raw is not None and (not text or text.isspace()):
+        raise EnvelopeError("empty_text", f"the text has {len(text)} characters and all are white space")
+    return Verdict(None, found.doc_id, None, None, found.source, domain, found.lang, text)
+
+
+def _host(url: str) -> str | None:
     """The host that a URL names, lower-case, without ``www.``; none if there is none."""
-    found = _HOST.match(url) if url else None
+    found = _HOST.match(url)
     return found[1].lower() if found else None

@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
 from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts
+from pipelines.steps.assess import assess, positions
 from pipelines.steps.decode import decode
-from pipelines.steps.language import UNDETERMINED, detect_languages
-from pipelines.steps.normalize import normalize
-from pipelines.steps.quality import judge
 from pipelines.tokenizer import BatchTokenizer
 from schemas.arrow import HEADERS, PII_COUNTS, SKETCH_BYTES, Outcome, Split, prepared
 from schemas.settings import Settings
@@ -42,41 +39,36 @@ CLEANED = pa.schema(
         pa.field("perplexity", pa.float32()),
         pa.field("informativeness", pa.float32()),
         pa.field("pii", PII_COUNTS),
-        pa.field("text", pa.large_string()),  # normalized; of kept documents only
+        pa.field("text", pa.large_string()),  # of kept documents only, as it will be tokenized
         pa.field("key", pa.large_binary()),  # of dead rows only, as are value and headers
         pa.field("value", pa.large_binary()),
         pa.field("headers", HEADERS),
     ]
 )
-"""Rows after decode, normalize, language and quality; "kept" means: not rejected."""
-
-_DECLARED = r"^\s*([A-Za-z]{2,3})(?:[-_].*)?$"
+"""Rows after decode and assess (assess.py); "kept" means: not rejected."""
 
 
 def clean(records: pa.Table, settings: Settings) -> pa.Table:
-    """Decode, normalize, detect the language and apply the quality rules: schemas.arrow.RECORDS -> CLEANED, row by row."""
-    decoded = decode(records, settings.ingest.max_document_bytes).combine_chunks()
+    """Decode and assess: schemas.arrow.RECORDS -> CLEANED, row by row."""
+    decoded = decode(records, settings).combine_chunks()
     is_document = _flags(decoded["text"].is_valid())
     documents = decoded.filter(pa.array(is_document))
-    normalized = normalize(_one_array(documents["text"]))
-    languages = _languages(normalized.texts, documents["declared_language"])
-    texts, rules, num_chars = judge(normalized.texts, languages, normalized.num_controls, settings)
-    accepted = rules.is_null()
-    at = _positions(is_document)
-    outcomes = pc.if_else(accepted, Outcome.KEPT, Outcome.REJECTED)
+    assessed = assess(_one_array(documents["text"]), documents["declared_language"], settings)
+    at = positions(np.flatnonzero(is_document), len(records))
+    outcomes = pc.if_else(assessed.rules.is_null(), Outcome.KEPT, Outcome.REJECTED)
     dead = pc.equal(decoded["outcome"], Outcome.DEAD).fill_null(False)
     columns = {
         **{name: records[name] for name in ("topic", "partition", "offset", "timestamp_ms")},
-        **{name: decoded[name] for name in ("doc_id", "is_replay", "source", "domain")},
+        **{name: decoded[name] for name in ("doc_id", "error", "is_replay", "source", "domain")},
         "outcome": pc.coalesce(decoded["outcome"], outcomes.take(at)),
-        "reason": pc.coalesce(decoded["reason"], rules.take(at)),
-        "error": decoded["error"],
-        "language": languages.take(at),
-        "num_chars": num_chars.take(at),
-        "text": _only(texts, accepted).take(at),
+        "reason": pc.coalesce(decoded["reason"], assessed.rules.take(at)),
+        "language": assessed.languages.take(at),
+        "num_chars": assessed.num_chars.take(at),
+        **{name: getattr(assessed.scores, name).take(at) for name in ("quality", "perplexity", "informativeness")},
+        "pii": assessed.pii.take(at),
+        "text": assessed.texts.take(at),
         **{name: _only(records[name], dead) for name in ("key", "value", "headers")},
     }
-    columns |= {field.name: pa.nulls(len(records), field.type) for field in CLEANED if field.name not in columns}
     return pa.table([columns[field.name].cast(field.type) for field in CLEANED], schema=CLEANED)
 
 
@@ -85,7 +77,7 @@ def prepare(records: pa.Table, settings: Settings, tokenizer: BatchTokenizer) ->
     cleaned = clean(records, settings)
     kept = _flags(pc.equal(cleaned["outcome"], Outcome.KEPT))
     texts = _one_array(cleaned["text"].filter(pa.array(kept)))
-    at = _positions(kept)
+    at = positions(np.flatnonzero(kept), len(cleaned))
     fingerprints = fingerprint_texts(texts, settings.dedup)
     computed = {
         "fingerprint": pa.array(fingerprints.fingerprint),
@@ -107,24 +99,9 @@ def splits(doc_ids: list[str], validation_fraction: float) -> pa.Array:
     return pc.if_else(pa.array(is_validation), Split.VALIDATION, Split.TRAIN)
 
 
-def _languages(texts: pa.Array, declared: pa.ChunkedArray) -> pa.Array:
-    """The detected language; where that is unsure, the one that the producer declared, if it is a language code."""
-    series = pl.from_arrow(declared)
-    assert isinstance(series, pl.Series)
-    codes = series.cast(pl.String).str.extract(_DECLARED).str.to_lowercase().to_arrow().cast(pa.string())
-    detected = detect_languages(texts)
-    unsure = pc.and_(pc.equal(detected, UNDETERMINED), codes.is_valid())
-    return pc.if_else(unsure, codes, detected)
-
-
 def _flags(values: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
     flags: npt.NDArray[np.bool_] = values.to_numpy()
     return flags.astype(bool)
-
-
-def _positions(chosen: npt.NDArray[np.bool_]) -> pa.Array:
-    """For each row its number among the chosen ones, null if it is not chosen: ``take`` spreads a column of the chosen over all rows."""
-    return pa.array(np.cumsum(chosen) - 1, mask=~chosen)
 
 
 def _only(values: Any, wanted: Any) -> Any:

@@ -72,9 +72,10 @@ def test_files_become_cloud_events_keyed_by_document_id(
         "too_large": [],
         "failed": [],
         "skipped": 0,
+        "blobs": 0,
     }
     documents = {decoded(record).doc_id: decoded(record) for record in records}
-    assert {document.text for document in documents.values()} == {"水车", "second", "third"}
+    assert {document.text for document in documents.values()} == {"水车", "second", "<title>Page</title><p>third"}
     assert documents["own"].lang == "zh"
     assert documents[f"{(tmp_path / 'b.html').as_posix()}"].title == "Page"
     for record in records:

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ops.producing.findings import Failed, Finding, Found, Skipped, TooLarge, limited, place_id
-from ops.producing.html import UnreadablePage, read_page
 from ops.producing.readers import ReadOptions, read_paths
 from schemas.events import is_document_id
 
@@ -93,7 +92,7 @@ def test_folders_are_read_recursively_in_order_and_other_files_are_counted(tmp_p
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     findings = read(tmp_path)
-    assert texts(findings) == ["# Title\n\nB", "Z", "C"]
+    assert texts(findings) == ["# Title\n\nB", "Z", "<p>C"]
     assert [finding.origin for finding in findings if isinstance(finding, Skipped)] == [(tmp_path / "a/x.bin").as_posix()]
     assert isinstance(findings[0], Found)
     assert (findings[0].document.id, findings[0].document.title) == ((tmp_path / "b.md").as_posix(), "Title")
@@ -135,27 +134,9 @@ def test_any_place_gives_an_id_that_a_document_can_have(place: str) -> None:
     assert place_id(place) == place_id(place)
 
 
-def test_html_gives_the_article_without_scripts_and_navigation() -> None:
-    page = read_page(
-        b"<html><head><title> A \n page</title><style>p{}</style></head><body><header>Site</header><nav>Menu</nav><main><h1>Big <b>news</b></h1>"
-        b"<p>One\nline &amp; <a href=x>more</a>.<br>Two</p><script>var x;</script><ul><li>a<li>b</ul></main><footer>Imprint</footer></body></html>"
-    )
-    assert page.title == "A page"
-    assert page.text == "Big news\nOne line & more.\nTwo\na\nb"
-
-
-def test_html_is_read_in_the_encoding_that_it_names() -> None:
-    assert read_page('<meta charset="gb2312"><p>引水渠</p>'.encode("gb18030")).text == "引水渠"
-    with pytest.raises(UnreadablePage, match="names no other"):
-        read_page("<p>引水渠</p>".encode("gb18030"))
-    with pytest.raises(UnreadablePage, match="nonsense"):
-        read_page('<meta charset="nonsense"><p>引水渠</p>'.encode("gb18030"))
-
-
-@given(st.binary(max_size=300) | st.text(max_size=200).map(lambda text: f"<p>{text}<script>".encode("utf-8", "replace")))
-def test_html_of_any_bytes_gives_a_page_or_unreadable_page(data: bytes) -> None:
-    try:
-        page = read_page(data)
-    except UnreadablePage:
-        return
-    assert isinstance(page.text, str)
+def test_html_goes_out_as_html_with_its_title_decoded_from_the_encoding_that_it_names(tmp_path: Path) -> None:
+    page = '<meta charset="gb2312"><title> 引\n水渠 </title><p>水从山上流下来'
+    (tmp_path / "page.html").write_bytes(page.encode("gb18030"))
+    (finding,) = read(tmp_path / "page.html")
+    assert isinstance(finding, Found)
+    assert (finding.document.text, finding.document.format, finding.document.title) == (page, "html", "引 水渠")

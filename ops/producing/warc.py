@@ -1,0 +1,100 @@
+"""Web archives (WARC 1.0 and 1.1, plain or with each record compressed) as findings: one document for each page or text that was served.
+
+Responses with status 200 and HTML or plain text are documents, decoded from their character set, with URL and date; HTML goes out as HTML, so
+that its main content is taken by the pipeline's workers and not here. Other responses are skipped and counted, other kinds of records are
+not looked at.
+
+Invariant: one damaged record costs that record alone: reading goes on at the next one that can be found, and each damaged place is one
+finding. Memory is bounded by one record. Cost: 100 MB/s and more (fastwarc).
+Source: https://iipc.github.io/warc-specifications/specifications/warc-format/warc-1.1/
+"""
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
+
+from ops.producing.findings import Failed, Finding, Found, Skipped, TooLarge, content_id
+from pipelines.steps.formats.charset import decode_text
+from pipelines.steps.formats.html import page_title
+from schemas.errors import EnvelopeError
+from schemas.events import DocumentReceived
+
+OK = 200
+_STARTS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", "": b"WARC/1."}
+"""How a record begins, by the file's compression."""
+_HTML = frozenset({"text/html", "application/xhtml+xml"})
+_TEXT = frozenset({"text/plain"})
+
+
+def read_warc(file: Path, compression: str, max_bytes: int) -> Iterator[Finding]:
+    """Findings of an archive in its order; ``compression`` is .gz, .zst or empty. Raises OSError if the file cannot be opened."""
+    with file.open("rb") as stream:
+        at: int | None = 0
+        while at is not None:
+            stream.seek(at)
+            good_until = at - 1
+            try:
+                for record in ArchiveIterator(stream, record_types=WarcRecordType.response, parse_http=False):
+                    good_until = record.stream_pos
+                    yield _finding(f"{file.as_posix()} byte {good_until}", record, max_bytes)
+                return
+            except (OSError, ValueError, EOFError) as error:
+                yield Failed(
+                    f"{file.as_posix()} after byte {max(good_until, at)}", f"a damaged record: {error}; what follows it is read if it can be found"
+                )
+            at = _next_readable(stream, max(good_until, at) + 1, _STARTS[compression])
+
+
+def _next_readable(stream: BinaryIO, position: int, start: bytes) -> int | None:
+    """Where the next record begins that can be read; None if there is none."""
+    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        while (position := data.find(start, position)) >= 0:
+            stream.seek(position)
+            try:
+                next(iter(ArchiveIterator(stream, parse_http=False)))
+            except (OSError, ValueError, EOFError):
+                position += 1
+            except StopIteration:
+                return None
+            else:
+                return position
+    return None
+
+
+def _finding(origin: str, record: WarcRecord, max_bytes: int) -> Finding:
+    if record.content_length > max_bytes:
+        return TooLarge(origin, record.content_length)
+    promised = record.content_length
+    block = record.reader.read(promised)
+    if len(block) < promised:
+        return Failed(origin, f"the record is cut off: {len(block):,} of {promised:,} bytes are there")
+    try:
+        record.set_bytes_content(block)
+        record.parse_http(auto_decode="all", strict_mode=False)
+        if record.http_headers is None or record.http_headers.status_code != OK or record.http_content_type not in _HTML | _TEXT:
+            return Skipped(origin)
+        body = record.reader.read(max_bytes + 1)
+        if len(body) > max_bytes:
+            return TooLarge(origin, len(body))
+        text = decode_text(body, record.http_charset)
+    except (OSError, ValueError, EOFError, EnvelopeError) as error:
+        return Failed(origin, f"{type(error).__name__}: {error}")
+    return _document(origin, record, text) if text.strip() else Skipped(origin)
+
+
+def _document(origin: str, record: WarcRecord, text: str) -> Finding:
+    """The archive names each record, so that publishing it again, or a copy of it under another name, gives the same ids."""
+    is_html = record.http_content_type in _HTML
+    record_id = record.headers.get("WARC-Record-ID") or origin
+    document = DocumentReceived(
+        id=content_id(record_id.encode("utf-8", "replace")),
+        text=text,
+        format="html" if is_html else "text",
+        url=record.headers.get("WARC-Target-URI"),
+        title=page_title(text) if is_html else None,
+        created_at=record.headers.get("WARC-Date"),
+    )
+    return Found(origin, document)

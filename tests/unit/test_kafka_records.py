@@ -1,0 +1,95 @@
+"""One bad record never stops a partition: a batch is read to its end whatever one of its records is."""
+
+import random
+import struct
+from typing import Any
+
+import pytest
+from crc32c import crc32c
+from kafka.record import MemoryRecords
+from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+
+from pipelines.kafka.records import TolerantBatch
+from schemas.headers import BAD_NAME, BROKEN_RECORD
+
+BODY_FROM = DefaultRecordBatch.HEADER_STRUCT.size
+
+
+class BytesName(str):
+    """A header name that encodes to what no UTF-8 is."""
+
+    __slots__ = ()
+
+    def encode(self, *_: Any) -> bytes:
+        """Not UTF-8."""
+        return b"\xffname\xfe"
+
+
+def batch_of(records: list[tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]], codec: int = 0) -> bytearray:
+    builder = DefaultRecordBatchBuilder(2, codec, False, -1, -1, -1, 2**20)
+    for offset, (key, value, headers) in enumerate(records):
+        builder.append(offset, 1_000 + offset, key, value, headers)
+    return bytearray(builder.build())
+
+
+def summed(data: bytearray) -> bytearray:
+    """The batch with the CRC that belongs to its bytes."""
+    struct.pack_into(">I", data, 17, crc32c(bytes(data[21:])))
+    return data
+
+
+def read(data: bytes | bytearray, base_offset: int = 100) -> list[Any]:
+    data = bytearray(data)
+    struct.pack_into(">q", data, 0, base_offset)
+    batch = MemoryRecords(bytes(data)).next_batch()
+    assert batch is not None and batch.validate_crc()
+    return list(TolerantBatch(bytes(data)))
+
+
+@pytest.mark.parametrize("codec", [0, 1, 2, 3, 4])
+def test_a_header_name_that_is_not_utf8_marks_its_record_only(codec: int) -> None:
+    bad: list[tuple[str, bytes | None]] = [("good", b"1"), (BytesName("x"), None)]
+    records = read(batch_of([(b"a", b"1" * 500, []), (b"b", b"2" * 500, bad), (None, None, [("h", None)])], codec))
+    assert [(record.offset, record.key, record.value) for record in records] == [(100, b"a", b"1" * 500), (101, b"b", b"2" * 500), (102, None, None)]
+    assert [record.headers for record in records] == [[], [("good", b"1"), (BAD_NAME + "\\xffname\\xfe", None)], [("h", None)]]
+
+
+def test_lengths_that_do_not_add_up_cost_their_record_only() -> None:
+    data = batch_of([(b"a", b"one", []), (b"b", b"two", []), (b"c", b"three", [])])
+    at = data.index(b"two") - 1
+    data[at] = 2 * 50  # the value's length
+    records = read(summed(data))
+    assert [(record.offset, record.value) for record in records if not record.headers] == [(100, b"one"), (102, b"three")]
+    assert records[1].headers == [(BROKEN_RECORD, None)]
+    assert b"two" in records[1].value
+
+
+def test_where_no_record_can_be_found_any_more_every_offset_is_broken() -> None:
+    data = batch_of([(b"a", b"one", []), (b"b", b"two", []), (b"c", b"three", [])])
+    at = data.index(b"two") - 7
+    data[at : at + 1] = b"\x7f"  # the record's own length
+    records = read(summed(data))
+    assert [record.offset for record in records] == [100, 101, 102]
+    assert [bool(record.headers) for record in records] == [False, True, True]
+
+
+def test_a_batch_that_does_not_decompress_is_broken_and_passed() -> None:
+    data = batch_of([(b"a", b"x" * 1000, []), (b"b", b"x" * 1000, [])], codec=1)
+    data[BODY_FROM + 12] ^= 0xFF
+    assert [(record.offset, record.headers) for record in read(summed(data))] == [(100 + i, [(BROKEN_RECORD, None)]) for i in range(2)]
+
+
+def test_every_mutation_is_read_in_ascending_offsets_within_the_batch() -> None:
+    rng = random.Random(4)
+    whole = [(b"k%d" % i, b"v" * rng.randrange(40), [("h", b"x"), (BytesName("y") if i == 3 else "z", None)]) for i in range(6)]
+    good = batch_of(whole)  # type: ignore[arg-type]
+    for _ in range(3_000):
+        data = bytearray(good)
+        for _ in range(rng.randrange(1, 4)):
+            data[rng.randrange(BODY_FROM, len(data))] = rng.randrange(256)
+        if rng.random() < 0.2:
+            del data[rng.randrange(BODY_FROM, len(data)) :]
+            struct.pack_into(">i", data, 8, len(data) - 12)
+        offsets = [record.offset for record in read(summed(data))]
+        assert offsets == sorted(set(offsets))
+        assert all(100 <= offset <= 105 for offset in offsets)

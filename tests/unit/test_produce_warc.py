@@ -1,0 +1,102 @@
+"""Web archives: every page is a document, and one damaged record costs that record alone."""
+
+import gzip
+import io
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from ops.producing.findings import Failed, Finding, Found, Skipped, TooLarge
+from ops.producing.readers import ReadOptions, read_paths
+
+
+def record(number: int, body: bytes, status: str = "200 OK", headers: str = "Content-Type: text/html", kind: str = "response") -> bytes:
+    http = f"HTTP/1.1 {status}\r\n{headers}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    lines = [
+        "WARC/1.0",
+        f"WARC-Type: {kind}",
+        f"WARC-Record-ID: <urn:uuid:12345678-1234-1234-1234-{number:012d}>",
+        f"WARC-Target-URI: http://a.example/{number}",
+        "WARC-Date: 2026-01-02T03:04:05Z",
+        "Content-Type: application/http; msgtype=response",
+        f"Content-Length: {len(http)}",
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + http + b"\r\n\r\n"
+
+
+PAGES = [record(i, f"<title>引水渠</title><p>水 {i} ".encode("gbk") * 30, headers="Content-Type: text/html; charset=GBK") for i in range(5)]
+
+
+def read(file: Path, data: bytes, max_bytes: int = 2**20) -> list[Finding]:
+    file.write_bytes(data)
+    return list(read_paths([str(file)], ReadOptions(max_bytes=max_bytes), io.BytesIO()))
+
+
+def urls(findings: list[Finding]) -> list[str]:
+    return [(finding.document.url or "").rpartition("/")[2] for finding in findings if isinstance(finding, Found)]
+
+
+def test_pages_keep_url_date_and_title_and_go_out_as_html(tmp_path: Path) -> None:
+    findings = read(tmp_path / "crawl.warc.gz", b"".join(gzip.compress(page) for page in PAGES))
+    assert urls(findings) == ["0", "1", "2", "3", "4"]
+    first = findings[0]
+    assert isinstance(first, Found)
+    document = first.document
+    assert (document.format, document.title, document.created_at) == ("html", "引水渠", "2026-01-02T03:04:05Z")
+    assert "水 0" in document.text
+    assert len({finding.document.id for finding in findings if isinstance(finding, Found)}) == 5
+    again = read(tmp_path / "copy.warc.zst", b"".join(zstandard.compress(page) for page in PAGES))
+    plain = read(tmp_path / "plain.warc", b"".join(PAGES))
+    for other in (again, plain):
+        assert [f.document for f in other if isinstance(f, Found)] == [f.document for f in findings if isinstance(f, Found)]
+
+
+def test_what_is_no_page_is_skipped_and_counted(tmp_path: Path) -> None:
+    findings = read(
+        tmp_path / "crawl.warc",
+        b"".join(
+            [
+                record(0, b"gone", status="404 Not Found"),
+                record(1, b"\x89PNG", headers="Content-Type: image/png"),
+                record(2, b"asked", kind="request"),
+                record(3, b" \n"),
+                record(4, gzip.compress(b"<p>packed"), headers="Content-Type: text/html\r\nContent-Encoding: gzip"),
+                record(5, "grüß dich".encode("latin-1"), headers="Content-Type: text/plain; charset=iso-8859-1"),
+                record(6, b"x" * 2_000, headers="Content-Type: text/plain"),
+                record(7, gzip.compress(b"x" * 2_000_000), headers="Content-Type: text/plain\r\nContent-Encoding: gzip"),
+            ]
+        ),
+        max_bytes=2_500,
+    )
+    found = [finding.document for finding in findings if isinstance(finding, Found)]
+    assert [(document.text[:9], document.format) for document in found] == [("<p>packed", "html"), ("grüß dich", "text"), ("x" * 9, "text")]
+    assert sum(isinstance(finding, Skipped) for finding in findings) == 3
+    assert sum(isinstance(finding, TooLarge) for finding in findings) == 1  # unpacked, far larger than it came
+    assert len(findings) == 7
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_damaged_record_costs_that_record_alone(tmp_path: Path, suffix: str) -> None:
+    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    parts = [bytearray(compress(page)) for page in PAGES]
+    parts[2][:40] = b"\x00" * 40
+    findings = read(tmp_path / f"crawl.warc{suffix}", b"".join(parts))
+    assert urls(findings) == ["0", "1", "3", "4"]
+    assert sum(isinstance(finding, Failed) for finding in findings) == 1
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_truncated_archive_gives_what_is_there_and_names_the_rest(tmp_path: Path, suffix: str) -> None:
+    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    findings = read(tmp_path / f"crawl.warc{suffix}", b"".join(compress(page) for page in PAGES)[:-20])
+    assert urls(findings)[:4] == ["0", "1", "2", "3"]
+    assert any(isinstance(finding, Failed) for finding in findings)
+
+
+@pytest.mark.parametrize("data", [b"", b"no archive at all", b"\x1f\x8b\x08 torn"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_what_is_no_archive_is_named(tmp_path: Path, suffix: str, data: bytes) -> None:
+    findings = read(tmp_path / f"crawl.warc{suffix}", data)
+    assert not urls(findings)
+    assert len(findings) == (1 if data else 0) or suffix != ""
