@@ -24,10 +24,10 @@ from pipelines.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
 from schemas.arrow import RECORDS
 from schemas.manifest import OffsetRange, TokenizerRef
 from schemas.settings import Settings
+from schemas.settings_quality import RULE_SETS
 from schemas.settings_sources import load_settings
 
 TOPIC = "headrace.documents"
-DATATROVE_SETS = ("headrace", "gopher_repetition", "gopher_quality", "c4", "fineweb")
 
 
 class Clock:
@@ -75,14 +75,13 @@ def records_of(documents: list[dict[str, Any]]) -> pa.Table:
 
 
 def settings_for(root: Path, *, filters: bool) -> Settings:
-    """Defaults; with the filters, all rule sets that there are."""
+    """Defaults; the filters are all rule sets that there are, or none."""
     overrides: dict[str, Any] = {"root": str(root), "packing.sequence_length": 2048, "tokenizer.vocab_size": 16384}
-    if filters and "rule_sets" in type(Settings().quality).model_fields:
-        overrides["quality.rule_sets"] = list(DATATROVE_SETS)
+    overrides["quality.rule_sets"] = RULE_SETS if filters else ()
     return load_settings("", {}, overrides)
 
 
-def run(records: pa.Table, settings: Settings, ref: TokenizerRef, clock: Clock) -> dict[str, int]:
+def run(records: pa.Table, settings: Settings, tokenizer: BatchTokenizer, ref: TokenizerRef, clock: Clock) -> dict[str, int]:
     """One dataset version from the records; returns the outcomes."""
     root = Path(settings.root)
     duplicates = Duplicates(settings.dedup)
@@ -90,7 +89,6 @@ def run(records: pa.Table, settings: Settings, ref: TokenizerRef, clock: Clock) 
     retractions = Retractions()
     retractions.open(None)
     resolve = clock.timed("resolve", lambda block: retractions.resolve(block, duplicates))
-    tokenizer = load_tokenizer(root, ref, settings.tokenizer)
 
     def resolved() -> Iterator[tuple[pa.Table, pa.Table]]:
         for first in range(0, len(records), settings.ingest.slice_records):
@@ -113,12 +111,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_for(Path(folder), filters=args.filters)
         ref = tokenizer_in(Path(folder), settings, args.tokenizer)
-        run(records_of(documents[:50]), settings, ref, Clock())  # compile
+        run(records_of(documents[:1000]), settings, load_tokenizer(Path(folder), ref, settings.tokenizer), ref, Clock())  # compile
+        tokenizer = load_tokenizer(Path(folder), ref, settings.tokenizer)
+        assert tokenizer.has_engine  # read and probed, as in a worker's second batch; its memory of words is empty
         records = records_of(documents)
         clock = Clock()
         clock.watch_steps()
         start, start_cpu = time.perf_counter(), time.process_time()
-        outcomes = run(records, settings, ref, clock)
+        outcomes = run(records, settings, tokenizer, ref, clock)
         wall_s, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
     parts = {name: seconds for name, seconds in clock.seconds.items() if name != "prepare"}
     inside = sum(seconds for name, seconds in parts.items() if name != "resolve")
