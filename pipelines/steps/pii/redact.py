@@ -11,7 +11,7 @@ encodes special tokens as text too), a byte-level tokenizer gives it back unchan
 Invariants: ``redact`` is idempotent (without the operator's model); what it writes holds no match of a redacted type; a text without a match keeps
 its bytes, a batch without one its buffers; what becomes of a document depends on that document alone; no text raises. A dropped document comes
 back redacted too, so that nobody who shows rejected documents shows what they were rejected for.
-Cost: 100 to 400 MB/s on one core, by how many numbers the text has; 10 us for each match.
+Cost: about 100 MB/s on one core for ordinary text, 70 MB/s for manuals full of addresses and dotted numbers.
 """
 
 from bisect import bisect_right
