@@ -57,25 +57,29 @@ MAX_NAME_CHARS = 120
 _COUNTED = ("outcomes", "reasons", "domains", "pii", *HISTOGRAMS)
 _MEASURES = ("documents", "chars", "tokens")
 _SOURCE_OF = {"chars": "num_chars", "tokens": "num_tokens"}
+Binned = npt.NDArray[np.int64]
 Counts = Counter[Any]
 Bag = dict[str, Counts]
 """Field of Distribution -> value -> count; ``languages`` counts (language, measure)."""
 
 
-def octaves(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def octaves(values: npt.NDArray[Any]) -> Binned:
     """Bin of each number >= 0: its bit length, exact below 2^53; negative ones count as 0."""
-    return np.frexp(np.maximum(np.floor(values), 0))[1].astype(np.int64)
+    bins: Binned = np.frexp(np.maximum(np.floor(values), 0))[1].astype(np.int64)
+    return bins
 
 
-def quarter_octaves(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def quarter_octaves(values: npt.NDArray[Any]) -> Binned:
     """Bin of each number; 0 and less lie in the lowest, infinity in the highest."""
     safe = np.clip(values.astype(np.float64), 2.0 ** (LOWEST_QUARTER / 4), 2.0 ** (HIGHEST_QUARTER / 4))
-    return np.floor(4 * np.log2(safe)).astype(np.int64)
+    bins: Binned = np.floor(4 * np.log2(safe)).astype(np.int64)
+    return bins
 
 
-def twentieths(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def twentieths(values: npt.NDArray[Any]) -> Binned:
     """Bin of each share of 1; 1 itself lies in the last."""
-    return np.clip(np.floor(values * TWENTIETHS), 0, TWENTIETHS - 1).astype(np.int64)
+    bins: Binned = np.clip(np.floor(values * TWENTIETHS), 0, TWENTIETHS - 1).astype(np.int64)
+    return bins
 
 
 _BINNING = {Bins.OCTAVES: octaves, Bins.QUARTER_OCTAVES: quarter_octaves, Bins.TWENTIETHS: twentieths}

@@ -7,7 +7,7 @@ retention has not taken it. Whatever cannot be read is left out and noted; a rep
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import polars as pl
 import pyarrow as pa
@@ -104,8 +104,11 @@ def kept_examples(root: Path, dataset: Dataset, window: Sequence[DatasetManifest
         notes.append(f"kept documents are not shown: {error}")
         return ()
     texts = concealed([tokenizer.decode(span) for span in spans], pii)
-    fields = ("doc_id", "topic", "partition", "offset", "language", "num_chars")
-    return tuple(Example(*(row[name] for name in fields), text=cut(text)) for row, text in zip(rows, texts, strict=True))
+    return tuple(_kept_example(row, text) for row, text in zip(rows, texts, strict=True))
+
+
+def _kept_example(row: dict[str, Any], text: str) -> Example:
+    return Example(row["doc_id"], row["topic"], row["partition"], row["offset"], row["language"], row["num_chars"], cut(text))
 
 
 def texts_in_kafka(settings: Settings, manifest: DatasetManifest, wanted: Sequence[Example], notes: list[str]) -> dict[Position, Example]:

@@ -115,8 +115,9 @@ def languages(facts: Facts) -> Html | None:
         (tag("code", name), f"{sums.documents:,}", f"{sums.tokens:,}", f"{sums.tokens / sums.chars:.2f}" if sums.chars else "–")
         for name, sums in found
     ]
-    head = (("Language", "语言"), ("Documents", "文档"), ("Tokens", "词元"), ("Tokens per character", "每字词元"))
-    return card("Languages", "语言与词元", chart, table(head, rows))
+    head = (("Language", "语言"), ("Documents", "文档"), ("Tokens", "词元"), ("Fertility", "每字词元"))
+    note = tag("p", "Fertility: tokens per character, the less the better the tokenizer knows the language.", class_="small soft")
+    return card("Languages", "语言与词元", chart, table(head, rows), note)
 
 
 def sources(facts: Facts) -> Html:
