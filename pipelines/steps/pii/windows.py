@@ -39,32 +39,8 @@ _WORD, _JOIN, _SIGN, _FULL, _GENERAL = 1, 2, 4, 8, 16
 """Classes of bytes: of a word; between the digits of a number; what ``_next_sign`` looks for; first of a full-width form; first of a dash."""
 
 
-_KEY_STARTS = (
-    "A3",
-    "AK",
-    "AS",
-    "AR",
-    "AI",
-    "AB",
-    "AC",
-    "gh",
-    "gi",
-    "gl",
-    "xo",
-    "xa",
-    "GO",
-    "ya",
-    "sk",
-    "rk",
-    "hf",
-    "np",
-    "py",
-    "do",
-    "SG",
-    "LT",
-    "ey",
-)
-_KEY_PAIRS = np.array([ord(pair[0]) << 8 | ord(pair[1]) for pair in _KEY_STARTS])
+_KEY_PAIRS = np.frombuffer(b"A3AKASARAIABACghgiglxoxaGOyaskrkhfnppydoSGLTey", ">u2").astype(np.int64)
+"""The first two letters of the keys in patterns.py, as numbers."""
 _AT_SIGN, _COLON, _EQUALS, _HYPHEN = 0x40, 0x3A, 0x3D, 0x2D
 
 
