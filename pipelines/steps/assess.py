@@ -1,0 +1,77 @@
+"""What a batch's documents are worth, and what of them is kept: normalize, language, rules, personal data, models, in this order.
+
+Each step sees what the one before let pass, as the one before left it; the first rule that a document breaks is its verdict. Invariant: a
+verdict depends on the document and the settings alone, not on its batch; no text raises.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.quality.models import Scores, load_quality_models
+from pipelines.steps.language import UNDETERMINED, detect_languages
+from pipelines.steps.normalize import normalize
+from pipelines.steps.pii import redact
+from pipelines.steps.quality import judge
+from schemas.settings import Settings
+
+_DECLARED = r"^\s*([A-Za-z]{2,3})(?:[-_].*)?$"
+
+
+class Assessed(NamedTuple):
+    """One element per document."""
+
+    texts: pa.Array
+    """large_string: normalized, cleaned and redacted; null where rejected."""
+    rules: pa.Array
+    """string: the first broken rule; null: accepted."""
+    languages: pa.Array
+    """string: ISO 639 code."""
+    num_chars: pa.Array
+    """int64: characters before redaction."""
+    pii: pa.Array
+    """schemas.arrow.PII_COUNTS; null for what the quality rules rejected."""
+    scores: Scores
+    """Null for what was rejected before, and without models."""
+
+
+def assess(texts: pa.Array, declared_languages: pa.ChunkedArray, settings: Settings) -> Assessed:
+    """Assess each text (``string`` or ``large_string``, no nulls). Raises only for the operator's own models, which the settings name."""
+    normalized = normalize(texts)
+    languages = _languages(normalized.texts, declared_languages)
+    judged = judge(normalized.texts, languages, normalized.num_controls, settings)
+    accepted = np.flatnonzero(judged.rules.is_null())
+    redacted = redact(judged.texts.take(pa.array(accepted)), settings.pii)
+    clean = accepted[redacted.rules.is_null()]
+    scores = _scores(redacted.texts.filter(redacted.rules.is_null()), languages.take(pa.array(clean)), settings)
+    at, at_clean = positions(accepted, len(texts)), positions(clean, len(texts))
+    rules = pc.coalesce(judged.rules, redacted.rules.take(at), scores.rules.take(at_clean))
+    finished = pc.if_else(rules.is_null(), redacted.texts.take(at), pa.scalar(None, pa.large_string()))
+    return Assessed(finished, rules, languages, judged.num_chars, redacted.counts.take(at), Scores(*(column.take(at_clean) for column in scores)))
+
+
+def positions(chosen: npt.NDArray[np.int64], num_rows: int) -> pa.Array:
+    """For each row its number among the chosen ones, null if it is not chosen: ``take`` spreads a column of the chosen over all rows."""
+    numbers = np.full(num_rows, -1, np.int64)
+    numbers[chosen] = np.arange(len(chosen))
+    return pa.array(numbers, mask=numbers < 0)
+
+
+def _languages(texts: pa.Array, declared: pa.ChunkedArray) -> pa.Array:
+    """The detected language; where that is unsure, the one that the producer declared, if it is a language code."""
+    series: Any = pl.from_arrow(declared)
+    codes = series.cast(pl.String).str.extract(_DECLARED).str.to_lowercase().to_arrow().cast(pa.string())
+    detected = detect_languages(texts)
+    unsure = pc.and_(pc.equal(detected, UNDETERMINED), codes.is_valid())
+    return pc.if_else(unsure, codes, detected)
+
+
+def _scores(texts: pa.Array, languages: pa.Array, settings: Settings) -> Scores:
+    models = load_quality_models(settings)
+    if models is not None:
+        return models.score(texts, languages)
+    return Scores(*(pa.nulls(len(texts), pa.float32()) for _ in range(3)), pa.nulls(len(texts), pa.string()))
