@@ -5,7 +5,7 @@ hash. Of equal content hashes only the latest can be in force, because it was ke
 Memory per newer row: 57 bytes of columns and 8 to 16 of hash table.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -53,8 +53,9 @@ def with_room(kept: Kept, num_more: int) -> Kept:
     while capacity < num_new + num_more:
         capacity *= 2
     columns, retracted = _empty_columns(capacity), np.zeros(capacity, bool)
-    for grown, column in zip((*columns, retracted), (*kept.columns, kept.retracted), strict=True):
-        grown[:num_new] = column[:num_new]
+    grown: tuple[npt.NDArray[Any], ...] = (*columns, retracted)
+    for new, old in zip(grown, (*kept.columns, kept.retracted), strict=True):
+        new[:num_new] = old[:num_new]
     slots = np.full(2 * capacity, FREE, np.int32)
     _fill_slots(slots, columns.content_hash, num_new)
     return kept._replace(columns=columns, retracted=retracted, slots=slots)

@@ -82,7 +82,7 @@ def _best_key_bits(num_rows: int, width: int, radius: int) -> int:
 
 
 def _table_cost_ns(num_rows: int, key_bits: int, radius: int) -> float:
-    return _num_probes(key_bits, radius) * (PROBE_NS + COMPARE_NS * num_rows / 2**key_bits)
+    return _num_probes(key_bits, radius) * (PROBE_NS + COMPARE_NS * num_rows / float(1 << key_bits))
 
 
 def _num_probes(key_bits: int, radius: int) -> int:

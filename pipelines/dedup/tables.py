@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import numpy.typing as npt
-from numba.core import cgutils, types
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.core import types
 from numba.extending import intrinsic
 
 from pipelines.dedup.layout import Layout, probe_flips
@@ -92,14 +93,29 @@ def stored(tables: Tables) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint3
     return fingerprints[order], rows[order]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _popcount(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
-    """Bits set in a uint64: one instruction."""
-
+def _generate_popcount(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.ctpop(arguments[0])
 
     return types.uint64(types.uint64), generate
+
+
+def _generate_prefetch(typing_context: Any, array: Any, index: Any) -> Any:  # noqa: ARG001
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        struct = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        address = builder.bitcast(builder.gep(struct.data, [arguments[1]]), pointer)
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, number, number, number]))
+        builder.call(function, [address, number(0), number(3), number(1)])  # for reading, into all caches, data
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
+_popcount: Any = intrinsic(_generate_popcount)
+"""Bits set in a uint64: one instruction."""
+prefetch: Any = intrinsic(_generate_prefetch)
+"""Ask memory for the cache line of ``array[index]`` of a one-dimensional array, without waiting for it."""
 
 
 @numba.njit(cache=True, nogil=True)
@@ -124,23 +140,6 @@ def sort_into_buckets(source, shift, starts, target):  # type: ignore[no-untyped
         sorted_values[cursor[key]] = values[index]
         sorted_rows[cursor[key]] = rows[index]
         cursor[key] += np.uint32(1)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def prefetch(typing_context: Any, array: Any, index: Any) -> Any:  # noqa: ARG001
-    """Ask memory for the cache line of ``array[index]`` of a one-dimensional array, without waiting for it."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        struct = context.make_array(signature.args[0])(context, builder, arguments[0])
-        pointer = builder.bitcast(builder.gep(struct.data, [arguments[1]]), cgutils.voidptr_t)
-        number = cgutils.int32_t
-        function = cgutils.get_or_insert_function(
-            builder.module, cgutils.ir.FunctionType(cgutils.ir.VoidType(), [cgutils.voidptr_t, number, number, number]), "llvm.prefetch.p0"
-        )
-        builder.call(function, [pointer, number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(array, index), generate
 
 
 @numba.njit(cache=True, nogil=True)

@@ -119,6 +119,10 @@ def test_the_cost_of_a_query_grows_far_slower_than_the_index() -> None:
         assert len(choose_layout(50_000_000, max_hamming).shifts) <= len(choose_layout(500_000, max_hamming).shifts)
 
 
+def columns_part(columns: Columns, part: slice) -> Columns:
+    return Columns(columns.fingerprint[part], columns.content_hash[part], columns.sketch[part])
+
+
 def part_of(fingerprints: npt.NDArray[np.uint64], not_compared: list[int]) -> Part:
     num_rows = len(fingerprints)
     content_hash = np.stack([fingerprints, np.arange(num_rows, dtype=np.uint64) // 2], axis=1)
@@ -152,7 +156,7 @@ def test_the_same_documents_give_the_same_bytes_however_they_are_cut_into_parts(
     stored = np.random.default_rng(0).integers(0, 2**64, 500, dtype=np.uint64)
     whole = part_of(stored, [4, 300])
     halves = [
-        Part(Columns(*(column[part] for column in whole.columns)), whole.doc_ids[part], np.array([rows], np.int64))
+        Part(columns_part(whole.columns, part), whole.doc_ids[part], np.array([rows], np.int64))
         for part, rows in ((slice(0, 200), 4), (slice(200, None), 100))
     ]
     for name, parts in (("whole", [whole]), ("halves", halves)):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.dedup.base import write_base
-from pipelines.dedup.opening import kept_parts
-from pipelines.dedup.resolve import MAX_SAME_FINGERPRINT, RESOLUTION, Resolver
+from pipelines.dedup.opening import MAX_SAME_FINGERPRINT, kept_parts
+from pipelines.dedup.resolve import RESOLUTION, Resolver
 from schemas.arrow import SEGMENT
 from schemas.settings_dedup import DedupSettings
 
