@@ -26,14 +26,12 @@ EMAIL, NUMBER, IPV6, IBAN, TOKEN, ASSIGNMENT, KEY_BLOCK = (1 << bit for bit in r
 WIDE, DOTTED, SIGNED, LONG = 1 << 7, 1 << 8, 1 << 9, 1 << 10
 """Marks on NUMBER windows: 14 digits or more; three dots or more; a plus sign; 10 digits or more."""
 
-_TOKEN_CHARS, _EMAIL_BYTES, _IBAN_BYTES, _VALUE_BYTES, _BLOCK_BYTES = 16, 400, 48, 200, 16_384
-_EXTENSION_BYTES = 16
+_TOKEN_CHARS, _EMAIL_BYTES, _IBAN_BYTES, _VALUE_BYTES, _BLOCK_BYTES, _EXTENSION_BYTES = 16, 400, 48, 200, 16_384, 16
 _PHONE_DIGITS, _SIGNED_DIGITS, _CARD_DIGITS = 10, 8, 14
 _MAX_GAP = 3
 """Characters other than digits between two digits of one number: as in ``+49 (0)30`` and ``(010) 8888``, at most."""
 
-_MERGED = ASSIGNMENT
-"""The largest of the kinds whose overlapping windows become one."""
+_MERGED = ASSIGNMENT  # the largest of the kinds whose overlapping windows become one
 
 _WORD, _JOIN, _SIGN, _FULL, _GENERAL = 1, 2, 4, 8, 16
 """Classes of bytes: of a word; between the digits of a number; what ``_next_sign`` looks for; first of a full-width form; first of a dash."""
@@ -41,6 +39,7 @@ _WORD, _JOIN, _SIGN, _FULL, _GENERAL = 1, 2, 4, 8, 16
 
 _KEY_PAIRS = np.frombuffer(b"A3AKASARAIABACghgiglxoxaGOyaskrkhfnppydoSGLTey", ">u2").astype(np.int64)
 """The first two letters of the keys in patterns.py, as numbers."""
+_BEGIN = np.frombuffer(b"BEGIN", np.uint8)
 _AT_SIGN, _COLON, _EQUALS, _HYPHEN = 0x40, 0x3A, 0x3D, 0x2D
 
 
@@ -239,11 +238,9 @@ def _add_token(text: Any, start: Any, end: Any, row: Any, found: Any) -> None:
 @njit(cache=True, nogil=True)
 def _whole(data: Any, at: Any, stop: Any) -> Any:
     """``at``, or where the character that it would cut ends."""
-    if at >= stop:
-        return stop
     while at < stop and data[at] & 0xC0 == 0x80:
         at += 1
-    return at
+    return min(at, stop)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -372,10 +369,7 @@ def _keyword(data: Any, at: Any, begin: Any) -> Any:
     latin |= (one == 0x72 and two == 0x65 and three == 0x74) or (one == 0x6B and two == 0x65) or (two == 0x65 and three == 0x79)
     chinese = (data[last - 1] == 0xA0 and data[last] == 0x81) or (data[last - 1] == 0xBB and data[last] == 0xA4)
     chinese |= data[last - 1] == 0x92 and data[last] == 0xA5
-    if not (latin or chinese):
-        return -1
-    first = max(last - 24, begin)
-    return _whole(data, first, last)
+    return _whole(data, max(last - 24, begin), last) if latin or chinese else -1
 
 
 @njit(cache=True, nogil=True)
@@ -402,6 +396,4 @@ def _add_blocks(text: Any, row: Any, found: Any) -> None:
 
 @njit(cache=True, nogil=True)
 def _is_begin(data: Any, at: Any, stop: Any) -> Any:
-    if at + 5 > stop:
-        return False
-    return data[at] == 0x42 and data[at + 1] == 0x45 and data[at + 2] == 0x47 and data[at + 3] == 0x49 and data[at + 4] == 0x4E
+    return at + 5 <= stop and (data[at : at + 5] == _BEGIN).all()
