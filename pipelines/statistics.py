@@ -1,11 +1,11 @@
 """Statistics of a version: counted block by block while it is written, or again from its audit trail; both give the same.
 
 Invariant: the result depends on the rows and their order, never on where blocks end; versions add up (``merged``). Memory is bounded by the
-distinct values of a version, never by its text. Cost: 9 ms per block of 2,500 rows, under 1 % of preparing it.
+distinct values of a version, never by its text. Cost: 2 ms per block of 2,500 rows, 0.7 µs per document.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.dataset.dataset import read_manifest
@@ -52,10 +52,13 @@ COLUMNS = (
     "pii",
 )
 """What is read of the documents table."""
+LATEST_SECOND = 2**40
+"""Producers write timestamps: one beyond this, 30,000 years ahead, counts as this."""
 MAX_NAME_CHARS = 120
 """Longer names of sources and domains are cut: any producer may choose them."""
 _COUNTED = ("outcomes", "reasons", "domains", "pii", *HISTOGRAMS)
 _MEASURES = ("documents", "chars", "tokens")
+_OF_KEPT = ("language", "domain", "num_chars", "num_tokens", "quality", "perplexity", "informativeness")
 _SOURCE_OF = {"chars": "num_chars", "tokens": "num_tokens"}
 Binned = npt.NDArray[np.int64]
 Counts = Counter[Any]
@@ -90,81 +93,121 @@ class Statistics:
 
     def __init__(self) -> None:
         self._bags: dict[str, Bag] = {}
-        self._seconds: dict[str, Counts] = {}
-        """Source -> second of the Kafka timestamp -> records: the commit's time is known only at the end."""
+        self._seconds: list[tuple[Binned, Binned, Binned]] = []
+        """Distinct (source, second of the Kafka timestamp) of each block, and their counts: the commit's time is known only at the end."""
         self._sources, self._domains = _Names(), _Names()
 
     def add(self, documents: pa.Table) -> None:
         """Count a block of the documents table (schemas.arrow.DOCUMENTS; only COLUMNS are read)."""
-        frame = pl.from_arrow(documents.select(COLUMNS))
-        assert isinstance(frame, pl.DataFrame)
-        frame = frame.with_columns(self._sources.of(frame["source"]), self._domains.of(frame["domain"]))
-        self._count("outcomes", frame.select("source", value="outcome"))
-        named = frame.filter(pl.col("reason").is_not_null())
-        self._count("reasons", named.select("source", value=pl.format("{}/{}", "outcome", "reason")))
-        self._count_pii(frame)
-        self._count_seconds(frame)
-        self._add_kept(frame.filter(pl.col("outcome") == Outcome.KEPT))
+        if not len(documents):
+            return
+        block = {name: _one_array(documents[name]) for name in COLUMNS}
+        sources = self._sources.of(block["source"])
+        outcomes, outcome_names = _coded(block["outcome"])
+        self._count("outcomes", sources, outcomes, outcome_names)
+        self._count_reasons(sources, outcomes, outcome_names, block["reason"])
+        self._count_pii(sources, block["pii"])
+        self._count_seconds(sources, block["timestamp_ms"])
+        kept = np.flatnonzero(np.asarray(pc.equal(block["outcome"], Outcome.KEPT)))
+        self._add_kept(sources[kept], {name: column.take(pa.array(kept)) for name, column in block.items() if name in _OF_KEPT})
 
     def finish(self, committed_at: datetime) -> VersionStatistics:
         """The statistics of a version that was committed then (freshness is measured to that moment)."""
         commit_s = int(committed_at.timestamp())
         bags = {source: dict(bag) for source, bag in self._bags.items()}
-        for source, seconds in self._seconds.items():
-            ages = octaves(np.array([commit_s - second for second in seconds]))
-            bags[source]["freshness_s"] = _summed(zip(ages.tolist(), seconds.values(), strict=True))
+        for sources, seconds, counts in self._seconds:
+            for number, age, count in zip(sources.tolist(), octaves(commit_s - seconds).tolist(), counts.tolist(), strict=True):
+                bags[self._sources.known[number]].setdefault("freshness_s", Counter())[age] += count
         return _statistics(bags)
 
-    def _add_kept(self, kept: pl.DataFrame) -> None:
-        self._count("domains", kept.select("source", value="domain"))
+    def _add_kept(self, sources: Binned, kept: dict[str, pa.Array]) -> None:
+        self._count("domains", sources, self._domains.of(kept["domain"]), self._domains.known)
         for field, bins in HISTOGRAMS.items():
             column = _SOURCE_OF.get(field, field)
-            if column in kept.columns:
-                self._count(field, _binned(kept.select("source", value=column), bins))
-        totals = kept.group_by("source", pl.col("language").fill_null("und")).agg(
-            documents=pl.len(), chars=pl.col("num_chars").sum(), tokens=pl.col("num_tokens").sum()
-        )
-        for source, language, *sums in totals.iter_rows():
-            self._counter(source, "languages").update({(language, name): value for name, value in zip(_MEASURES, sums, strict=True)})
+            if column in kept:
+                rows, numbers = _numbers(kept[column])
+                self._count(field, sources[rows], _BINNING[bins](numbers))
+        languages, names = _coded(kept["language"].fill_null("und"))
+        for measure, weights in (("documents", None), ("chars", kept["num_chars"]), ("tokens", kept["num_tokens"])):
+            keys = [(name, measure) for name in names]
+            self._count("languages", sources, languages, keys, None if weights is None else np.asarray(weights.fill_null(0)))
 
-    def _count_pii(self, frame: pl.DataFrame) -> None:
-        found = frame.select("source", "pii").filter(pl.col("pii").list.len() > 0).explode("pii").unnest("pii")
-        for source, kind, number in found.group_by("source", "type").agg(pl.col("count").sum()).iter_rows():
-            self._counter(source, "pii")[kind] += number
+    def _count_reasons(self, sources: Binned, outcomes: Binned, outcome_names: list[str], column: pa.Array) -> None:
+        rows = np.flatnonzero(np.asarray(column.is_valid()))
+        reasons, names = _coded(column.take(pa.array(rows)))
+        pairs = [f"{outcome}/{reason}" for outcome in outcome_names for reason in names]
+        self._count("reasons", sources[rows], outcomes[rows] * len(names) + reasons, pairs)
 
-    def _count_seconds(self, frame: pl.DataFrame) -> None:
-        seconds = frame.select("source", value=pl.col("timestamp_ms") // 1000).drop_nulls()
-        for source, second, number in seconds.group_by("source", "value").len().iter_rows():
-            self._seconds.setdefault(source, Counter())[second] += number
+    def _count_pii(self, sources: Binned, column: pa.Array) -> None:
+        found = pc.list_flatten(column)
+        if len(found):
+            kinds, names = _coded(found.field("type"))
+            self._count("pii", sources[np.asarray(pc.list_parent_indices(column))], kinds, names, np.asarray(found.field("count")))
 
-    def _count(self, field: str, pairs: pl.DataFrame) -> None:
-        """Add (source, value) rows to a field."""
-        for source, value, number in pairs.group_by("source", "value").len().iter_rows():
-            self._counter(source, field)[value] += number
+    def _count_seconds(self, sources: Binned, column: pa.Array) -> None:
+        rows, numbers = _numbers(column, np.int64)
+        if len(rows):
+            self._seconds.append(_tallied(sources[rows], np.clip(numbers // 1000, 0, LATEST_SECOND), None))
 
-    def _counter(self, source: str, field: str) -> Counts:
-        return self._bags.setdefault(source, {}).setdefault(field, Counter())
+    def _count(self, field: str, sources: Binned, values: Binned, names: Sequence[Any] | None = None, weights: Any = None) -> None:
+        """Add (source, value) rows to a field; ``names`` are what the values stand for, ``weights`` what each row counts."""
+        if not len(values):
+            return
+        for source, value, count in zip(*(part.tolist() for part in _tallied(sources, values, weights)), strict=True):
+            bag = self._bags.setdefault(self._sources.known[source], {})
+            if field not in bag:
+                bag[field] = Counter()
+            bag[field][names[value] if names is not None else value] += count
 
 
 class _Names:
-    """Names in the order in which they appear: the first MAX_DISTINCT stay, later ones are OTHER."""
+    """Numbers for names in the order in which they appear: the first MAX_DISTINCT get their own, later ones that of OTHER."""
 
     def __init__(self) -> None:
-        self._known: set[str] = set()
+        self.known: list[str] = []
+        self._numbers: dict[str, int] = {}
 
-    def of(self, column: pl.Series) -> pl.Series:
-        """The column with nulls named, long names cut, and late names replaced."""
-        names = column.cast(pl.String).fill_null(UNKNOWN).str.slice(0, MAX_NAME_CHARS)
-        fresh = [name for name in names.unique(maintain_order=True).to_list() if name not in self._known]
-        room = MAX_DISTINCT - len(self._known)
-        self._known.update(fresh[:room])
-        late = fresh[room:]
-        return names.replace(late, [OTHER] * len(late)) if late else names
+    def of(self, column: pa.Array) -> Binned:
+        """The number of each row's name; nulls are UNKNOWN, long names are cut."""
+        codes, names = _coded(column.fill_null(UNKNOWN))
+        numbers = np.fromiter((self._number(name[:MAX_NAME_CHARS]) for name in names), np.int64, len(names))
+        return numbers[codes]
+
+    def _number(self, name: str) -> int:
+        if name not in self._numbers:
+            if len(self.known) >= MAX_DISTINCT and name != OTHER:
+                return self._number(OTHER)
+            self._numbers[name] = len(self.known)
+            self.known.append(name)
+        return self._numbers[name]
 
 
-def _binned(pairs: pl.DataFrame, bins: Bins) -> pl.DataFrame:
-    numbers = pairs.with_columns(pl.col("value").cast(pl.Float64).fill_nan(None)).drop_nulls("value")
-    return numbers.with_columns(value=pl.Series(_BINNING[bins](numbers["value"].to_numpy()), dtype=pl.Int64))
+def _tallied(sources: Binned, values: Binned, weights: Any) -> tuple[Binned, Binned, Binned]:
+    """Distinct (source, value) pairs and how often they occur, or the sum of their weights (exact below 2^53)."""
+    low = values.min()
+    span = values.max() - low + 1
+    pairs, places, counts = np.unique(sources * span + (values - low), return_inverse=True, return_counts=True)
+    if weights is not None:
+        counts = np.bincount(places, weights=weights).astype(np.int64)
+    return pairs // span, pairs % span + low, counts
+
+
+def _coded(column: pa.Array) -> tuple[Binned, list[str]]:
+    """A column without nulls as numbers, and the values that they stand for in the order in which they appear."""
+    encoded = column.dictionary_encode()
+    return np.asarray(encoded.indices).astype(np.int64), encoded.dictionary.to_pylist()
+
+
+def _numbers(column: pa.Array, kind: Any = np.float64) -> tuple[Binned, npt.NDArray[Any]]:
+    """Rows that hold a number, and these numbers."""
+    rows = np.flatnonzero(np.asarray(column.is_valid()))
+    numbers = np.asarray(column.take(pa.array(rows))).astype(kind)
+    is_number = ~np.isnan(numbers) if kind is np.float64 else np.ones(len(numbers), np.bool_)
+    return rows[is_number], numbers[is_number]
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks)
 
 
 def _summed(pairs: Iterable[tuple[Any, int]]) -> Counts:

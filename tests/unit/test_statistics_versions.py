@@ -118,6 +118,12 @@ def test_an_audit_trail_gives_the_same_statistics_as_were_counted_while_it_was_w
         assert manifest.statistics == again
 
 
+def test_timestamps_that_cannot_be_true_disturb_nothing() -> None:
+    rows = [{"timestamp_ms": value, "source": f"s{index % 3000}"} for index, value in enumerate([-(2**63), -1, 0, 2**63 - 1] * 1500)]
+    found = counted(documents(rows)).total
+    assert found.freshness_s == {0: 1500, 31: 4500}
+
+
 def test_an_empty_block_counts_nothing() -> None:
     assert counted(documents([])).total.num_records == 0
     assert set(COLUMNS) <= set(DOCUMENTS.names)
