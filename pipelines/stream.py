@@ -37,7 +37,7 @@ from pipelines.announcer import Announcer
 from pipelines.bootstrap import check_unchanged, create_tokenizer
 from pipelines.cluster import ray_session
 from pipelines.crash import crash_point
-from pipelines.dataset.compaction import compact
+from pipelines.dataset.compaction import BackgroundBase, compact, publish_base
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.gc import collect_garbage
@@ -69,8 +69,13 @@ class Abandoned(Exception):
 class Stream:
     """One writer of the dataset under ``settings.root``; use it in a ``with`` block. Not for use by several threads."""
 
-    def __init__(self, settings: Settings, progress: Progress | None = None, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self, settings: Settings, progress: Progress | None = None, stop: threading.Event | None = None, *, in_background: bool = False
+    ) -> None:
+        """``in_background``: the duplicate index is compacted while batches go on, and published between two of them."""
         self.settings = settings
+        self._in_background = in_background
+        self._new_base: BackgroundBase | None = None
         self.root = Path(settings.root).resolve()
         self.topic = topic_names(settings).documents
         self._progress = progress or Progress()
@@ -140,8 +145,16 @@ class Stream:
         dataset = self.dataset()
         if dataset is None or not self._duplicates.is_compaction_due(dataset):
             return None
+        if not self._in_background:
+            with span("dataset.compaction"):
+                return compact(dataset, self.settings, now=datetime.now(UTC), traceparent=current_traceparent())
+        if self._new_base is None:
+            self._new_base = BackgroundBase(dataset, self.settings.dedup.max_hamming)
+        if not self._new_base.is_done():
+            return None
         with span("dataset.compaction"):
-            return compact(dataset, self.settings, now=datetime.now(UTC), traceparent=current_traceparent())
+            base, self._new_base = self._new_base.result(), None
+            return publish_base(dataset, base, self.settings, now=datetime.now(UTC), traceparent=current_traceparent())
 
     def _commit(self, dataset: Dataset | None, topic_id: str, ranges: dict[int, OffsetRange], parts: list[Slice]) -> DatasetManifest:
         # Step 3.
@@ -280,7 +293,7 @@ def ingest_follow(settings: Settings, stop: threading.Event, progress: Progress 
     progress = progress or Progress()
     manifests: list[DatasetManifest] = []
     backoff_s = settings.ingest.follow_interval_s
-    with Stream(settings, progress, stop) as stream:
+    with Stream(settings, progress, stop, in_background=True) as stream:
         follower = _Follower(stream, settings, stop)
         while not stop.is_set():
             try:

@@ -4,11 +4,16 @@ Order: the base is written under a name of its own attempt and made durable; the
 any other. A crash before that leaves a file that no manifest lists (dataset/gc.py); a writer that was overtaken is fenced. Readers of older
 versions find the base and the segments that those list: nothing is removed. The verdicts are the same with and without (dedup/resolve.py).
 
+A follower compacts in the background: it goes on committing while a thread writes the base, which then covers the versions up to the one at
+which it was begun; the segments after that stay in force.
+
 It is due when enough segments have come and they hold an eighth of the base's documents: so a document is written again some nine times
 at most for every tenfold growth, and what an opening reads besides the base stays small against it.
 """
 
 import secrets
+import threading
+from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -57,24 +62,64 @@ def is_due(files: IndexFiles, compact_segments: int) -> bool:
 
 def compact(dataset: Dataset, settings: Settings, *, now: datetime, traceparent: str | None = None) -> DatasetManifest:
     """Write a new base over all kept documents of the newest version and publish it as the next one. Raises CommitConflict if fenced."""
+    return publish_base(dataset, write_new_base(dataset, settings.dedup.max_hamming), settings, now=now, traceparent=traceparent)
+
+
+class NewBase(NamedTuple):
+    """A base that no manifest lists yet."""
+
+    entry: FileEntry
+    attempt: str
+    covers: int
+    """Version up to which it holds the kept documents."""
+
+
+class BackgroundBase:
+    """A new base that is being written by a thread while the dataset goes on. A process that ends before it leaves garbage."""
+
+    def __init__(self, dataset: Dataset, max_hamming: int) -> None:
+        self._future: Future[NewBase] = Future()
+        threading.Thread(target=self._write, args=(dataset, max_hamming), name="headrace-compaction", daemon=True).start()
+
+    def is_done(self) -> bool:
+        """Whether ``result`` does not wait."""
+        return self._future.done()
+
+    def result(self) -> NewBase:
+        """The base; raises what went wrong."""
+        return self._future.result()
+
+    def _write(self, dataset: Dataset, max_hamming: int) -> None:
+        try:
+            self._future.set_result(write_new_base(dataset, max_hamming))
+        except BaseException as error:  # noqa: BLE001 (raised again by ``result``)
+            self._future.set_exception(error)
+
+
+def write_new_base(dataset: Dataset, max_hamming: int) -> NewBase:
+    """Write a base over all kept documents of the version, durably."""
     attempt = secrets.token_hex(6)
-    entry = write_index_base(dataset.root, index_files(dataset), settings.dedup.max_hamming, base_path(dataset.version + 1, attempt))
+    entry = _write_base(dataset.root, index_files(dataset), max_hamming, base_path(dataset.version + 1, attempt))
     crash_point("base_written")
-    manifest = _manifest(dataset.manifest, entry, attempt, settings, now).model_copy(update={"traceparent": traceparent})
+    return NewBase(entry, attempt, dataset.version)
+
+
+def publish_base(dataset: Dataset, base: NewBase, settings: Settings, *, now: datetime, traceparent: str | None = None) -> DatasetManifest:
+    """Publish a base as the version after ``dataset``. Raises CommitConflict if fenced."""
+    manifest = _manifest(dataset.manifest, base, settings, now).model_copy(update={"traceparent": traceparent})
     publish(dataset.root, manifest)
     crash_point("base_published")
     return manifest
 
 
-def write_index_base(root: Path, files: IndexFiles, max_hamming: int, path: str) -> FileEntry:
-    """Write one base over the given files, durably, at a path relative to the root."""
+def _write_base(root: Path, files: IndexFiles, max_hamming: int, path: str) -> FileEntry:
     parts = kept_parts(root / files.base.path if files.base else None, [root / entry.path for entry in files.segments])
     with durable_file(root / path) as file:
         num_rows = write_base(file, parts, max_hamming)
     return file_entry(root, root / path, num_rows)
 
 
-def _manifest(parent: DatasetManifest, entry: FileEntry, attempt: str, settings: Settings, now: datetime) -> DatasetManifest:
+def _manifest(parent: DatasetManifest, base: NewBase, settings: Settings, now: datetime) -> DatasetManifest:
     """A version that reads nothing and adds nothing: its ranges are empty where the parent's end."""
     ends = {
         topic: {partition: OffsetRange(start=span.end, end=span.end) for partition, span in partitions.items()}
@@ -84,7 +129,7 @@ def _manifest(parent: DatasetManifest, entry: FileEntry, attempt: str, settings:
         version=parent.version + 1,
         parent=parent.version,
         created_at=now,
-        attempt=attempt,
+        attempt=base.attempt,
         topic_ids=parent.topic_ids,
         offsets=ends,
         outcomes=dict.fromkeys(Outcome, 0),
@@ -94,8 +139,8 @@ def _manifest(parent: DatasetManifest, entry: FileEntry, attempt: str, settings:
         shards=[],
         documents=[],
         dedup_segments=[],
-        dedup_base=[entry],
-        dedup_base_version=parent.version,
+        dedup_base=[base.entry],
+        dedup_base_version=base.covers,
         tokenizer=parent.tokenizer,
         sequence_length=parent.sequence_length,
         settings_fingerprint=data_fingerprint(settings),

@@ -1,6 +1,7 @@
 """Kill a compaction of the duplicate index anywhere: after a restart the dataset is the one that an uninterrupted run would have made."""
 
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 
 from ops.broker.app import BrokerProcess
 from pipelines.crash import COMPACTION_CRASH_POINTS
-from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.gc import orphans
 from pipelines.dataset.verify import verify
+from pipelines.stream import ingest_follow
 from tests.ingest_harness import Ingest, finish, is_stopped, sample_records, state, wait_until
 
 OFTEN = {"dedup.compact_segments": 1}
@@ -78,3 +80,27 @@ def test_a_compaction_that_was_overtaken_is_fenced_and_leaves_only_garbage(inges
     assert "was published by another writer" in fenced.stderr
     assert_recovered(ingest, reference)
     assert [path.split("/")[0] for path in orphans(ingest.root)] == ["dedup"]
+
+
+def test_a_follower_compacts_in_the_background_and_goes_on(ingest: Ingest, broker: BrokerProcess) -> None:
+    following = Ingest(ingest.root, broker.bootstrap_servers, "followed", {**OFTEN, "ingest.follow_interval_s": 0.1, "ingest.max_wait_s": 0})
+    records = sample_records(220)
+    stop, found = threading.Event(), []
+    follower = threading.Thread(target=lambda: found.extend(ingest_follow(following.settings, stop)))
+    following.publish(records[:40])
+    follower.start()
+    try:
+        for start in range(40, 220, 20):
+            version = latest_version(following.root)
+            following.publish(records[start : start + 20])
+            wait_until(lambda version=version: latest_version(following.root) > version, "the next version")  # type: ignore[misc]
+            if latest_version(following.root) and any(manifest.dedup_base for manifest in Dataset(following.root).manifests()):
+                break
+        else:
+            raise AssertionError("no compaction was published")
+    finally:
+        stop.set()
+        follower.join()
+    following.once()
+    assert found
+    assert verify(following.root).problems == []

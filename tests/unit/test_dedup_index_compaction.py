@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.dataset.compaction import GROWTH, MAX_SEGMENTS_FACTOR, IndexFiles, compact, index_files, is_due
+from pipelines.dataset.compaction import GROWTH, MAX_SEGMENTS_FACTOR, BackgroundBase, IndexFiles, compact, index_files, is_due, publish_base
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.lineage import trace
@@ -84,6 +84,28 @@ def test_versions_keep_the_files_that_they_list(compacted: Path) -> None:
         files = index_files(Dataset(compacted, version))
         assert (len(files.segments), files.base is not None) == (num_segments, has_base)
         assert all((compacted / file.path).exists() for file in (*files.segments, *([files.base] if files.base else [])))
+
+
+def test_a_base_written_in_the_background_covers_the_versions_before_it_and_those_after_stay_segments(tmp_path: Path) -> None:
+    settings = text_settings(tmp_path)
+    commit_records(tmp_path, [document("d1", story(1)), document("d2", story(2))])
+    background = BackgroundBase(Dataset(tmp_path), settings.dedup.max_hamming)
+    commit_records(tmp_path, [document("d7", story(7))])
+    manifest = publish_base(Dataset(tmp_path), background.result(), settings, now=clock())
+    assert (manifest.version, manifest.dedup_base_version, background.is_done()) == (3, 1, True)
+    assert [len(index_files(Dataset(tmp_path, version)).segments) for version in (2, 3)] == [2, 1]
+    commit_records(tmp_path, [document("again", story(1)), document("and again", story(7))])
+    assert trace(tmp_path, "again", deadletter_topic="dead")[0].duplicate_of == "d1"
+    assert trace(tmp_path, "and again", deadletter_topic="dead")[0].duplicate_of == "d7"
+    assert verify(tmp_path).problems == []
+    assert orphans(tmp_path) == []
+
+
+def test_what_went_wrong_in_the_background_is_raised(tmp_path: Path) -> None:
+    manifest = commit_records(tmp_path, [document("d1", story(1))])
+    (tmp_path / manifest.dedup_segments[0].path).unlink()
+    with pytest.raises(FileNotFoundError):
+        BackgroundBase(Dataset(tmp_path), 6).result()
 
 
 def test_a_second_compaction_of_the_same_version_is_fenced_and_leaves_garbage(tmp_path: Path) -> None:
