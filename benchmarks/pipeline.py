@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.corpus import CORPUS, ONE_THREAD, read_documents
+from benchmarks.pipeline_ray import show as show_ray
 from pipelines.tokenizer import train_tokenizer
 from schemas.settings_data import TokenizerSettings
 
@@ -27,10 +28,16 @@ GOAL = 30
 
 
 def child(module: str, args: argparse.Namespace, tokenizer: Path, *flags: str, python: str = sys.executable) -> dict[str, Any]:
-    """The result of one side, run in its own process."""
+    """The result of one side."""
     options = {"corpus": args.corpus, "documents": args.documents, "step": args.step, "tokenizer": tokenizer}
-    command = [python, "-m", f"benchmarks.{module}", *(f"--{name}={value}" for name, value in options.items()), *flags]
-    done = subprocess.run(command, env=os.environ | ONE_THREAD, capture_output=True, check=False, text=True)
+    return run_child(module, *(f"--{name}={value}" for name, value in options.items()), *flags, python=python)
+
+
+def run_child(module: str, *arguments: str, python: str = sys.executable) -> dict[str, Any]:
+    """The last line that a module prints, run in a process of its own with one thread per library."""
+    done = subprocess.run(
+        [python, "-m", f"benchmarks.{module}", *arguments], env=os.environ | ONE_THREAD, capture_output=True, check=False, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{module} failed:\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -53,7 +60,7 @@ def show(name: str, result: dict[str, Any]) -> None:
 def show_parts(result: dict[str, Any]) -> None:
     total = result["cpu_s"]
     for name, seconds in sorted(result["parts"].items(), key=lambda item: -item[1]):
-        print(f"    {name:32} {seconds:8.3f} s CPU  {100 * seconds / total:5.1f} %  {result['megabytes'] / max(seconds, 1e-9):9.1f} MB/s")
+        print(f"    {name[:80]:44} {seconds:8.3f} s CPU  {100 * seconds / total:5.1f} %  {result['megabytes'] / max(seconds, 1e-9):9.1f} MB/s")
     name, seconds = max(result["parts"].items(), key=lambda item: item[1])
     print(f"    the limit is {name}: without it {result['megabytes'] / (total - seconds):.1f} MB/s")
 
@@ -87,14 +94,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of Headrace; the median is shown")
     parser.add_argument("--juicer", default="", help="interpreter of an environment with py-data-juicer")
     parser.add_argument("--ray", action="store_true", help="measure Ray's overhead instead")
+    parser.add_argument("--megabytes", type=float, default=200, help="text for --ray")
     args = parser.parse_args()
     if not args.corpus.exists():
         print(f"no corpus in {args.corpus}: name one with --corpus")
         return
     if args.ray:
-        from benchmarks.pipeline_ray import measure_ray
-
-        measure_ray(args)
+        show_ray(run_child("pipeline_ray", f"--corpus={args.corpus}", f"--megabytes={args.megabytes}"))
         return
     texts = [document["text"] for document in read_documents(args.corpus, number=4000, step=args.step)]
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,6 @@ Words are split at white space, datatrove's fastest way and that of the papers; 
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -17,11 +16,11 @@ from benchmarks.corpus import keep_to_one_core, num_megabytes, read_documents, s
 
 def stages(folder: Path, tokenizer: Path, *, filters: bool) -> Iterable[tuple[list[Any], int]]:
     """(pipeline, tasks) in the order in which datatrove's own examples run them."""
-    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
-    from datatrove.pipeline.dedup.minhash import MinhashConfig
-    from datatrove.pipeline.readers import JsonlReader
-    from datatrove.pipeline.tokens import DocumentTokenizer
-    from datatrove.pipeline.writers import JsonlWriter
+    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature  # type: ignore[import-untyped]
+    from datatrove.pipeline.dedup.minhash import MinhashConfig  # type: ignore[import-untyped]
+    from datatrove.pipeline.readers import JsonlReader  # type: ignore[import-untyped]
+    from datatrove.pipeline.tokens import DocumentTokenizer  # type: ignore[import-untyped]
+    from datatrove.pipeline.writers import JsonlWriter  # type: ignore[import-untyped]
 
     words: Any = whitespace_words()
     config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
@@ -36,14 +35,14 @@ def stages(folder: Path, tokenizer: Path, *, filters: bool) -> Iterable[tuple[li
 
 
 def filter_steps(words: Any) -> list[Any]:
-    from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
+    from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter  # type: ignore[import-untyped]
 
     c4 = C4QualityFilter(filter_no_terminal_punct=True, language=words)
     return [GopherRepetitionFilter(language=words), GopherQualityFilter(language=words), c4, FineWebQualityFilter(language=words)]
 
 
 def whitespace_words() -> Any:
-    from datatrove.utils.word_tokenizers import WordTokenizer
+    from datatrove.utils.word_tokenizers import WordTokenizer  # type: ignore[import-untyped]
 
     class Whitespace(WordTokenizer):
         def word_tokenize(self, text: str) -> list[str]:
@@ -61,7 +60,7 @@ def whitespace_words() -> Any:
 def let_xxhash_take_strings() -> None:
     """datatrove 0.10 hands strings to xxhash, which has stopped taking them."""
     import xxhash
-    from datatrove.utils.hashes import xxhash as module
+    from datatrove.utils.hashes import xxhash as module  # type: ignore[import-untyped]
 
     class Encoding:
         def __getattr__(self, name: str) -> Any:
@@ -71,7 +70,7 @@ def let_xxhash_take_strings() -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.executor import LocalPipelineExecutor  # type: ignore[import-untyped]
     from loguru import logger
 
     logger.remove()
@@ -87,7 +86,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for number, (pipeline, tasks) in enumerate(stages(folder, args.tokenizer, filters=args.filters)):
             began = time.process_time()
             LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(folder / "logs" / str(number))).run()
-            parts[pipeline[-1].name.strip()] = time.process_time() - began
+            parts[" + ".join(type(step).__name__ for step in pipeline)] = time.process_time() - began
         wall_s, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
         num_tokens = sum(path.stat().st_size for path in (folder / "tokens").glob("*.ds")) // 2
     return {
@@ -112,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

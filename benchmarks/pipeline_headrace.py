@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from benchmarks.corpus import keep_to_one_core, num_megabytes, read_documents, s
 from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.retractions import Retractions
 from pipelines.dataset.writer import VersionPlan, write_version
+from pipelines.steps import assess
 from pipelines.steps import prepare as steps
 from pipelines.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
 from schemas.arrow import RECORDS
 from schemas.manifest import OffsetRange, TokenizerRef
 from schemas.settings import Settings
+from schemas.settings_pii import PiiAction, PiiSettings
 from schemas.settings_quality import RULE_SETS
 from schemas.settings_sources import load_settings
 
@@ -50,11 +53,12 @@ class Clock:
         return wrapper
 
     def watch_steps(self) -> None:
-        """Time every step that ``prepare`` calls, whatever the steps are."""
-        for name, value in list(vars(steps).items()):
-            module = getattr(value, "__module__", None) or ""
-            if callable(value) and not isinstance(value, type) and module.startswith("pipelines.") and module != steps.__name__:
-                setattr(steps, name, self.timed(f"{module.rpartition('.')[2]}.{name}", value))
+        """Time every step that ``prepare`` calls, and what the one among them that is itself made of steps calls."""
+        for owner in (steps, assess):
+            for name, value in list(vars(owner).items()):
+                module = getattr(value, "__module__", None) or ""
+                if isfunction(value) and module.startswith("pipelines.") and module not in (steps.__name__, assess.__name__):
+                    setattr(owner, name, self.timed(f"{module.rpartition('.')[2]}.{name}", value))
         BatchTokenizer.encode = self.timed("tokenize", BatchTokenizer.encode)  # type: ignore[method-assign]
 
 
@@ -78,6 +82,7 @@ def settings_for(root: Path, *, filters: bool) -> Settings:
     """Defaults; the filters are all rule sets that there are, or none."""
     overrides: dict[str, Any] = {"root": str(root), "packing.sequence_length": 2048, "tokenizer.vocab_size": 16384}
     overrides["quality.rule_sets"] = RULE_SETS if filters else ()
+    overrides |= {f"pii.{name}": "off" for name, field in PiiSettings.model_fields.items() if field.annotation == PiiAction}  # the others do none
     return load_settings("", {}, overrides)
 
 

@@ -280,11 +280,11 @@ def _encode_long(data: Any, at: Any, end: Any, merges: Any, scratch: Any, out: A
             size = _push(heap, size, _rank_of(keys, ranks, ids[left], ids[after[left]]), left)
         if before[left] >= 0:
             size = _push(heap, size, _rank_of(keys, ranks, ids[before[left]], ids[left]), before[left])
-    number = np.int64(0)
-    while number < length:
-        out[cursor] = ids[number]
+    symbol: Any = np.int64(0)
+    while symbol < length:
+        out[cursor] = ids[symbol]
         cursor += 1
-        number = np.int64(after[number])
+        symbol = np.int64(after[symbol])
     return cursor
 
 

