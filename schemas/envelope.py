@@ -206,23 +206,24 @@ def decode_document(  # noqa: PLR0917 (a record's parts in Kafka's own order, ca
 
 
 def _document(doc_id: str, data: dict[str, Any], attributes: Mapping[str, str] | None, read_reference: Callable[[DataReference], bytes]) -> Document:
-    strings = _strings(data)
-    if strings[-1] is None and attributes is not None:
-        strings[-1] = attributes["source"]
-    form = data.get("format", "text")
-    if form is not None and form != "text":
+    url, title, lang, domain, license_, created_at, source = _strings(data)
+    if source is None and attributes is not None:
+        source = attributes["source"]
+    form = data.get("format") or "text"
+    if form != "text":
         _check_format(form)
     if data.get("dataref") is None or data.get("text"):
-        return Document(doc_id, _text(data), *strings, form or "text")
+        return Document(doc_id, _text(data), url, title, lang, domain, license_, created_at, source, form)
     content = read_reference(_reference(data))
     _check_not_blank(content)
-    return Document(doc_id, "", *strings, form or "text", Raw(content, None))
+    return Document(doc_id, "", url, title, lang, domain, license_, created_at, source, form, Raw(content, None))
 
 
 def _raw_document(doc_id: str, raw: Raw, kind: _Mode, attributes: Mapping[str, str]) -> Document:
     """A page in binary mode: what JSON would say of it may stand in extension attributes of the same names."""
     _check_not_blank(raw.data)
-    return Document(doc_id, "", *[attributes.get(name) for name in _STRING_FIELDS], kind, raw)
+    url, title, lang, domain, license_, created_at, source = (attributes.get(name) for name in _STRING_FIELDS)
+    return Document(doc_id, "", url, title, lang, domain, license_, created_at, source, kind, raw)
 
 
 def _check_not_blank(data: bytes | memoryview) -> None:
@@ -361,13 +362,12 @@ def _content_mode(content_type: bytes | None) -> tuple[_Mode | None, str | None]
 
 def _binary_attributes(named: Mapping[str, bytes | None]) -> dict[str, str] | None:
     """The ``ce_`` headers by their short names; None if there are none. A null header counts as a missing attribute."""
-    found = {name[3:]: value or b"" for name, value in named.items() if name[:3] == "ce_"}
-    if not found:
-        return None
     try:
-        attributes = {name: value.decode() for name, value in found.items()}
+        attributes = {name[3:]: value.decode() if value else "" for name, value in named.items() if name[:3] == "ce_"}
     except UnicodeDecodeError as error:
         raise EnvelopeError("not_utf8", f"a ce_ header is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from error
+    if not attributes:
+        return None
     trace = named.get("traceparent")
     if trace is not None:
         attributes["traceparent"] = trace.decode("utf-8", "replace")

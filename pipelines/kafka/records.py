@@ -35,7 +35,7 @@ class _Parts(NamedTuple):
     headers: Headers
 
 
-class TolerantBatch(DefaultRecordBatch):  # type: ignore[misc]
+class TolerantBatch(DefaultRecordBatch):
     """A batch that is iterated to its end whatever its records are."""
 
     __slots__ = ()
@@ -75,7 +75,7 @@ class TolerantBatch(DefaultRecordBatch):  # type: ignore[misc]
         """The record at ``start``, marked if it is broken; None if even its length is wrong. Moves behind it."""
         try:
             record = self._read_msg()
-            if self._pos <= len(self._buffer):
+            if self._pos <= len(self._buffer):  # type: ignore[has-type]
                 return record
         except _BROKEN:
             pass
@@ -86,7 +86,7 @@ class TolerantBatch(DefaultRecordBatch):  # type: ignore[misc]
         end = begin + length
         if length < 0 or end > len(self._buffer):
             return None
-        self._pos = end
+        self._pos = end  # type: ignore[misc]
         body = bytes(self._buffer[begin:end])
         try:
             parts = _read_parts(body)
@@ -146,7 +146,7 @@ def _readable(name: bytes) -> str:
         return BAD_NAME + name.decode("utf-8", "backslashreplace")
 
 
-class _TolerantRecords(MemoryRecords):  # type: ignore[misc]
+class _TolerantRecords(MemoryRecords):
     """A fetch whose batches (format v2) are tolerant."""
 
     __slots__ = ()
@@ -158,7 +158,7 @@ class _TolerantRecords(MemoryRecords):  # type: ignore[misc]
         return batch
 
 
-class TolerantPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
+class TolerantPartitionRecords(Fetcher.PartitionRecords):
     """What a consumer's fetcher makes of one partition's part of a fetch; put in its ``_fetcher.PartitionRecords``."""
 
     def _unpack_records(self, tp: Any, records: MemoryRecords, *deserializers: Any) -> Any:

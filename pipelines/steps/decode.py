@@ -6,7 +6,6 @@ that cannot be read does (BlobsUnavailable).
 Cost: that of schemas.envelope.decode_document; pages cost what steps.formats.html costs. Values are read in place, without a copy.
 """
 
-import itertools
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,6 +25,8 @@ from schemas.settings import Settings
 
 NO_CONTENT = "html/no_content"
 """The rule that rejects a page of which nothing is left."""
+CHUNK_RECORDS = 256
+"""Headers become Python objects this many records at a time: more of them alive at once keep the garbage collector busy."""
 _HOST = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?:www\.)?([^/?#:@]{1,253})", re.IGNORECASE)
 
 
@@ -64,7 +65,7 @@ _CONTROL = Verdict(Outcome.CONTROL)
 def decode(records: pa.Table, settings: Settings) -> pa.Table:
     """One row of SCHEMA for each row of a schemas.arrow.RECORDS table, in the same order. Raises BlobsUnavailable."""
     reader = partial(read_reference, settings=settings)
-    verdicts = [verdict for batch in records.to_batches() for verdict in _verdicts(batch, settings, reader)]
+    verdicts = [verdict for batch in records.to_batches(max_chunksize=CHUNK_RECORDS) for verdict in _verdicts(batch, settings, reader)]
     by_field = zip(*verdicts, strict=True) if verdicts else ([] for _ in SCHEMA)
     return pa.table([pa.array(values, field.type) for values, field in zip(by_field, SCHEMA, strict=True)], schema=SCHEMA)
 
@@ -93,18 +94,16 @@ def _verdicts(batch: pa.RecordBatch, settings: Settings, reader: Callable[[DataR
             yield Verdict(Outcome.DEAD, reason=error.rule, error=str(error))
 
 
-def _values(column: pa.LargeBinaryArray) -> list[memoryview | None]:
-    """Views of the values where they lie."""
+def _values(column: pa.LargeBinaryArray) -> Iterator[memoryview | None]:
+    """Views of the values where they lie, one at a time: thousands of living views would keep the garbage collector busy."""
     if not len(column):
-        return []
+        return
     _, offsets, data = column.buffers()
-    ends = memoryview(offsets).cast("q")[column.offset : column.offset + len(column) + 1].tolist()
+    ends = memoryview(offsets).cast("q")[column.offset : column.offset + len(column) + 1]
     view = memoryview(data) if data is not None else memoryview(b"")
-    views: list[memoryview | None] = [view[start:end] for start, end in itertools.pairwise(ends)]
-    if column.null_count:
-        for row in column.is_null().to_numpy(zero_copy_only=False).nonzero()[0]:
-            views[row] = None
-    return views
+    is_there = column.is_valid().to_numpy(zero_copy_only=False)
+    for row, is_valid in enumerate(is_there):
+        yield view[ends[row] : ends[row + 1]] if is_valid else None
 
 
 def _has_marks(headers: pa.ListArray) -> bool:

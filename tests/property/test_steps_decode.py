@@ -25,8 +25,14 @@ CONTENT_TYPES = [
     b"text/csv",
 ]
 PAGE = "<html><head><meta charset=gbk><title>水</title></head><body><nav>a</nav><p>The mill 水从山上流下来 turns.</body></html>"
-BINARY = [("ce_id", b"1"), ("ce_source", b"/x"), ("ce_specversion", b"1.0"), ("ce_type", b"document.received"), ("ce_time", b"2026-01-31T12:00:00Z")]
-REFERENCE = [("ce_dataref", b"blobs/" + b"0" * 64), ("ce_datarefsize", b"5")]
+BINARY: list[tuple[str, bytes | None]] = [
+    ("ce_id", b"1"),
+    ("ce_source", b"/x"),
+    ("ce_specversion", b"1.0"),
+    ("ce_type", b"document.received"),
+    ("ce_time", b"2026-01-31T12:00:00Z"),
+]
+REFERENCE: list[tuple[str, bytes | None]] = [("ce_dataref", b"blobs/" + b"0" * 64), ("ce_datarefsize", b"5")]
 STRUCTURED = {"id": "1", "source": "/x", "specversion": "1.0", "type": "document.received", "datacontenttype": "text/html", "data": PAGE}
 SEEDS: list[tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]] = [
     (b"k", json.dumps({"id": "a", "text": "水 mill", "lang": "en", "meta": {"a": [1]}}).encode(), []),

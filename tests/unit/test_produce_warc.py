@@ -2,6 +2,7 @@
 
 import gzip
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ def record(number: int, body: bytes, status: str = "200 OK", headers: str = "Con
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + http + b"\r\n\r\n"
 
 
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
 PAGES = [record(i, f"<title>引水渠</title><p>水 {i} ".encode("gbk") * 30, headers="Content-Type: text/html; charset=GBK") for i in range(5)]
 
 
@@ -78,7 +80,7 @@ def test_what_is_no_page_is_skipped_and_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_a_damaged_record_costs_that_record_alone(tmp_path: Path, suffix: str) -> None:
-    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    compress = COMPRESSORS[suffix]
     parts = [bytearray(compress(page)) for page in PAGES]
     parts[2][:40] = b"\x00" * 40
     findings = read(tmp_path / f"crawl.warc{suffix}", b"".join(parts))
@@ -88,7 +90,7 @@ def test_a_damaged_record_costs_that_record_alone(tmp_path: Path, suffix: str) -
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_a_truncated_archive_gives_what_is_there_and_names_the_rest(tmp_path: Path, suffix: str) -> None:
-    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    compress = COMPRESSORS[suffix]
     findings = read(tmp_path / f"crawl.warc{suffix}", b"".join(compress(page) for page in PAGES)[:-20])
     assert urls(findings)[:4] == ["0", "1", "2", "3"]
     assert any(isinstance(finding, Failed) for finding in findings)

@@ -46,8 +46,8 @@ def decode_text(data: bytes | memoryview, declared: str | None) -> str:
             return text
     named = _NAMED.search(data[:1024])
     guesses = [_codec(named[1].decode("ascii")) if named else None, _detected(data)]
-    for name in guesses:
-        if name and name not in tried and (text := _decoded(data, name)) is not None:
+    for guess in guesses:
+        if guess and guess not in tried and (text := _decoded(data, guess)) is not None:
             return text
     return _decoded_or_error(data, tried[0])
 

@@ -62,7 +62,7 @@ def _path(uri: str, settings: Settings) -> Path:
 
 def _folders(settings: Settings) -> list[Path]:
     """The folders that may be read, without links in their paths."""
-    return [Path(os.path.realpath(folder)) for folder in (blobs_folder(settings.root), *settings.formats.dataref_roots)]
+    return [Path(os.path.realpath(folder)) for folder in (str(blobs_folder(settings.root)), *settings.formats.dataref_roots)]
 
 
 def _read(path: Path, reference: DataReference, settings: Settings) -> bytes:
