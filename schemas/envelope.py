@@ -163,7 +163,7 @@ def refuse_reference(reference: DataReference) -> bytes:
     raise EnvelopeError("dataref_forbidden", f"the data is said to lie at {reference.uri[:200]!r}; references are not read here")
 
 
-def decode_document(  # noqa: PLR0917 (a record's parts in Kafka's own order, called once per record)
+def decode_document(
     key: bytes | None,
     value: bytes | memoryview | None,
     headers: Headers,
