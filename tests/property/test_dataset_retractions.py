@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.dataset.dataset import Dataset, latest_version
@@ -138,7 +138,11 @@ def commit(root: Path, version: list[list[Item]], cut: int, state: Retractions, 
     state.committed(number)
 
 
+AGAIN = [Item("document", "a", 0, 0), Item("retraction", "a", 0, 0), Item("document", "a", 1, 0), Item("retraction", "a", 0, 0)]
+
+
 @settings(max_examples=60, deadline=None)
+@example(history=[[AGAIN, []]], cut=4, carries_on=True)
 @given(history=versions, cut=st.integers(1, 7), carries_on=st.booleans())
 def test_every_record_fares_as_the_rules_say_and_masks_are_the_documents_that_are_out(
     history: list[list[list[Item]]], cut: int, carries_on: bool

@@ -130,7 +130,7 @@ def test_what_crashes_leave_behind_is_removed_when_its_grace_is_over(source: Ing
     impatient = Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix, {"ingest.gc_grace_s": 0})
     assert patient.run(crash_at="segment_written").returncode == -signal.SIGKILL
     left_behind = orphans(patient.root)
-    assert {path.split("/")[0] for path in left_behind} == {"shards", "documents", "dedup"}
+    assert {path.split("/")[0] for path in left_behind} == {"shards", "documents", "dedup", "masks"}
     patient.once()
     assert orphans(patient.root) == left_behind
     impatient.once()
