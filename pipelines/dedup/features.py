@@ -52,7 +52,7 @@ def code_point_table() -> npt.NDArray[np.uint32]:
     return table
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, inline="always")
 def mix(value):  # type: ignore[no-untyped-def]
     """Finalizer of MurmurHash3 (public domain, A. Appleby): every input bit reaches every output bit. uint64 -> uint64."""
     value ^= value >> np.uint64(33)
@@ -62,14 +62,14 @@ def mix(value):  # type: ignore[no-untyped-def]
     return value ^ (value >> np.uint64(33))
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, inline="always")
 def extend_hash(state, code_point):  # type: ignore[no-untyped-def]
     """One step of the feature hash: fold a code point into the uint64 state, which starts at 0 and ends in ``mix``."""
     state = (state ^ np.uint64(code_point)) * np.uint64(0x9E3779B97F4A7C15)
     return state ^ (state >> np.uint64(32))
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, inline="always")
 def decode(data, position):  # type: ignore[no-untyped-def]
     """Code point at ``position`` of valid UTF-8 bytes, and the position of the next one."""
     first = np.uint32(data[position])
@@ -85,7 +85,7 @@ def decode(data, position):  # type: ignore[no-untyped-def]
     return (first & np.uint32(0x07)) << np.uint32(18) | second << np.uint32(12) | third << np.uint32(6) | fourth, position + 4
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, inline="always")
 def classify(code_point, table):  # type: ignore[no-untyped-def]
     """The table's entry, continued above TABLE_SIZE."""
     if code_point < TABLE_SIZE:
