@@ -274,7 +274,7 @@ DATA_SECTIONS = (
     "packing",
 )
 """Sections that decide the bytes of a dataset version, together with ``ingest.validation_fraction`` and ``ingest.max_document_bytes``."""
-SPEED_ONLY = {"tokenizer": {"engine", "check_fraction"}}
+SPEED_ONLY = {"tokenizer": {"engine", "check_fraction"}, "dedup": {"compact_segments", "index_shards"}}
 """Fields of those sections that decide how fast the same bytes are made: no part of any fingerprint."""
 MODEL_SECTIONS = ("model", "training")
 """Sections that decide the weights of a model version."""

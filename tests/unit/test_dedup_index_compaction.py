@@ -14,6 +14,7 @@ from pipelines.dataset.verify import verify
 from schemas.arrow import Outcome, Split
 from schemas.errors import CommitConflict
 from schemas.manifest import FileEntry
+from schemas.settings import data_fingerprint
 from tests.factories import TOPIC, clock, commit_records, text_settings
 
 Record = tuple[bytes | None, bytes | None]
@@ -44,6 +45,12 @@ def test_a_compaction_is_due_when_enough_segments_hold_enough_documents() -> Non
     assert is_due(IndexFiles(entry(40 * GROWTH), segments(4, 10)), 4)
     assert not is_due(IndexFiles(entry(40 * GROWTH + 1), segments(4, 10)), 4)
     assert is_due(IndexFiles(entry(10**9), segments(4 * MAX_SEGMENTS_FACTOR, 1)), 4)
+
+
+def test_how_the_index_is_kept_is_not_part_of_the_data_fingerprint(tmp_path: Path) -> None:
+    plain = data_fingerprint(text_settings(tmp_path))
+    assert data_fingerprint(text_settings(tmp_path, **{"dedup.compact_segments": 3, "dedup.index_shards": 4})) == plain
+    assert data_fingerprint(text_settings(tmp_path, **{"dedup.max_hamming": 3})) != plain
 
 
 @pytest.fixture
