@@ -26,7 +26,7 @@ from pipelines.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
 from schemas.arrow import RECORDS
 from schemas.manifest import OffsetRange, TokenizerRef
 from schemas.settings import Settings
-from schemas.settings_pii import PiiAction, PiiSettings
+from schemas.settings_pii import PiiSettings
 from schemas.settings_quality import RULE_SETS
 from schemas.settings_sources import load_settings
 
@@ -82,7 +82,9 @@ def settings_for(root: Path, *, filters: bool) -> Settings:
     """Defaults; the filters are all rule sets that there are, or none."""
     overrides: dict[str, Any] = {"root": str(root), "packing.sequence_length": 2048, "tokenizer.vocab_size": 16384}
     overrides["quality.rule_sets"] = RULE_SETS if filters else ()
-    overrides |= {f"pii.{name}": "off" for name, field in PiiSettings.model_fields.items() if field.annotation == PiiAction}  # the others do none
+    overrides |= {
+        f"pii.{name}": "off" for name, field in PiiSettings.model_fields.items() if field.default in ("redact", "drop", "count")
+    }  # the others do none
     return load_settings("", {}, overrides)
 
 
