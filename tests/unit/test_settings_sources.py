@@ -105,8 +105,8 @@ def test_settings_cannot_change_under_a_running_process() -> None:
 
 def test_the_fingerprint_is_a_hash_of_canonical_json_and_nothing_else() -> None:
     settings = Settings()
-    canonical = json.dumps({"dedup": settings.dedup.model_dump(mode="json")}, sort_keys=True, separators=(",", ":")).encode()
-    assert fingerprint(settings, ["dedup"]) == hashlib.sha256(canonical).hexdigest()
+    canonical = json.dumps({"packing": settings.packing.model_dump(mode="json")}, sort_keys=True, separators=(",", ":")).encode()
+    assert fingerprint(settings, ["packing"]) == hashlib.sha256(canonical).hexdigest()
     assert fingerprint(settings, ["dedup", "packing"]) == fingerprint(settings, ["packing", "dedup"])
 
 
@@ -117,6 +117,11 @@ def test_the_data_fingerprint_changes_with_every_setting_that_decides_bytes(name
     section, key = name.split(".")
     other = getattr(getattr(Settings(), section), key) + (1 if section != "packing" else 8)
     assert data_fingerprint(load_settings("", {}, {name: other})) != data_fingerprint(Settings())
+
+
+def test_the_data_fingerprint_does_not_depend_on_how_fast_the_same_bytes_are_made() -> None:
+    slower = load_settings("", {}, {"tokenizer.engine": "huggingface", "tokenizer.check_fraction": 1.0})
+    assert data_fingerprint(slower) == data_fingerprint(Settings())
 
 
 def test_the_data_fingerprint_does_not_depend_on_where_things_run() -> None:
