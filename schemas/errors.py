@@ -14,6 +14,7 @@
     │   └── BlobsUnavailable     the folder of documents that lie outside their records cannot be read just now
     ├── DatasetError
     │   ├── DatasetNotFound      no dataset, or no such version, under this root
+    │   ├── ViewNotFound         no view of this name, or no such version of it
     │   ├── CommitConflict       another writer published this version first: this one is fenced
     │   ├── ManifestCorrupt      a manifest does not parse or contradicts itself
     │   ├── ShardCorrupt         a shard's bytes are not those its manifest promised
@@ -97,6 +98,10 @@ class DatasetError(HeadraceError):
 
 class DatasetNotFound(DatasetError):
     """There is no dataset, or no such version, under this root."""
+
+
+class ViewNotFound(DatasetError):
+    """There is no view of this name under this root, or no such version of it."""
 
 
 class CommitConflict(DatasetError):

@@ -5,6 +5,7 @@ union of manifests 1..N. A model manifest says what a model version was made of.
 and self-consistent: a manifest whose counts do not add up cannot be built.
 """
 
+import hashlib
 import re
 from datetime import datetime
 from typing import Self
@@ -147,6 +148,10 @@ class DatasetManifest(Record):
     """Of a compaction, which is a version of its own without documents: one file that stands for all segments up to ``dedup_base_version``."""
     dedup_base_version: int = Field(0, ge=0)
     """Version whose kept documents, and those before, ``dedup_base`` holds."""
+    boilerplate: list[FileEntry] = Field(default_factory=list)
+    """With ``dedup.boilerplate``, one file: in how many kept documents each line stood, over the versions from ``boilerplate_first_version`` on."""
+    boilerplate_first_version: int = Field(0, ge=0)
+    """First version that ``boilerplate`` covers; 0: there is no such file."""
     masks: list[FileEntry] = Field(default_factory=list)
     """Spans of documents, of this version and those before, that this version's retractions took out."""
     num_masked_documents: int = Field(0, ge=0)
@@ -186,9 +191,28 @@ class DatasetManifest(Record):
             raise ValueError("retracted documents do not add up: the mask files have another number of rows than num_masked_documents says")
         if len(self.dedup_base) > 1 or bool(self.dedup_base) != (self.dedup_base_version > 0) or self.dedup_base_version > self.version:
             raise ValueError(f"version {self.version} lists {len(self.dedup_base)} base files for versions 1 to {self.dedup_base_version}")
+        if len(self.boilerplate) > 1 or bool(self.boilerplate) != (0 < self.boilerplate_first_version <= self.version):
+            raise ValueError(f"version {self.version} lists {len(self.boilerplate)} files of lines from version {self.boilerplate_first_version} on")
         if self.parent != self.version - 1:
             raise ValueError(f"version {self.version} cannot follow version {self.parent}")
         return self
+
+
+class ViewRef(Record):
+    """A view (schemas/view.py) of a dataset version."""
+
+    name: str
+    """Name of the view."""
+    version: int = Field(ge=1)
+    """Version of the view."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of the view version's file: pins its rules and the files that they rest on."""
+    num_train_documents: int = Field(ge=0)
+    """Documents among its train rows."""
+    num_train_tokens: int = Field(ge=0)
+    """Their tokens."""
+    groups: dict[str, float]
+    """Group -> share of the rows that were read."""
 
 
 class DatasetRef(Record):
@@ -202,6 +226,15 @@ class DatasetRef(Record):
     """Offsets [0 or first, end) that the union covers."""
     num_train_tokens: int = Field(ge=0)
     """Train tokens in the union, without those of retracted documents."""
+    view: ViewRef | None = None
+    """Which part of it, in which shares; none: all of it as it is."""
+
+    @property
+    def data_sha256(self) -> str:
+        """Pins what training reads: the dataset version, and the view if there is one."""
+        if self.view is None:
+            return self.manifest_sha256
+        return hashlib.sha256(f"{self.manifest_sha256} {self.view.sha256}".encode("ascii")).hexdigest()
 
 
 class Evaluation(Record):

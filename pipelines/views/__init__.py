@@ -1,0 +1,1 @@
+"""Views and mixtures: which documents of a dataset are read, and in which shares. Nothing is copied."""

@@ -1,0 +1,93 @@
+"""Where views lie: ``<root>/views/<name>/00000001.json``, a commit log per name, and in ``files/`` what its versions rest on.
+
+Invariant: a version is created once, whole, and never changes; the files that it names are there before it is. They are named after their
+contents, so that writing them twice is harmless and versions share them.
+"""
+
+import hashlib
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipelines.dataset.durable import create_durably
+from pipelines.dataset.log import CommitLog
+from schemas.errors import DatasetNotFound, ManifestCorrupt, SettingsError, ViewNotFound
+from schemas.manifest import FileEntry
+from schemas.view import NAME, View
+
+FOLDER = "views"
+_LABEL = re.compile(r"^([^@]+)(?:@([1-9]\d{0,7}))?$")
+
+
+def view_log(root: Path, name: str) -> CommitLog:
+    """The versions of a view."""
+    return CommitLog(root / FOLDER / name)
+
+
+def check_name(name: str) -> None:
+    """Raise SettingsError for what cannot be a view's name."""
+    if not re.match(NAME, name):
+        raise SettingsError(f"{name!r} cannot be the name of a view; use small letters, digits, - and _, 64 at most")
+
+
+def parse_label(label: str) -> tuple[str, int | None]:
+    """``NAME[@N]`` -> name and version. Raises SettingsError."""
+    match = _LABEL.match(label)
+    if match is None:
+        raise SettingsError(f"{label!r} names no view; write NAME for the newest version of a view, or NAME@N")
+    check_name(match[1])
+    return match[1], int(match[2]) if match[2] else None
+
+
+def view_names(root: Path) -> list[str]:
+    """Names of all views, sorted."""
+    folder = root / FOLDER
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if re.match(NAME, entry.name) and CommitLog(entry).latest())
+
+
+def read_view(root: Path, name: str, version: int | None = None) -> tuple[View, str]:
+    """A version (the newest by default) and the SHA-256 of its file. Raises ViewNotFound, or ManifestCorrupt if it does not parse."""
+    log = view_log(root, name)
+    newest = log.latest()
+    if newest == 0:
+        known = ", ".join(view_names(root)) or "none"
+        raise ViewNotFound(f"there is no view {name!r} under {root} (there are: {known}); make it with `headrace datasets view create {name} …`")
+    try:
+        data = log.read(version or newest)
+        view = View.model_validate_json(data)
+    except DatasetNotFound as error:
+        raise ViewNotFound(f"view {name!r} has no version {version}; versions 1 to {newest} exist") from error
+    except ValidationError as error:
+        raise ManifestCorrupt(f"{log.path(version or newest)} is not a valid view: {error.errors()[0]['msg']}; restore it from a copy") from error
+    if (view.name, view.version) != (name, version or newest):
+        raise ManifestCorrupt(f"{log.path(version or newest)} says that it is {view.label}; restore it from a copy")
+    return view, hashlib.sha256(data).hexdigest()
+
+
+def publish_view(root: Path, view: View) -> None:
+    """Make the version real. Raises CommitConflict if another one of this number was first."""
+    view_log(root, view.name).publish(view.version, (view.model_dump_json(indent=1, exclude_none=True) + "\n").encode())
+
+
+def store_file(root: Path, name: str, kind: str, suffix: str, data: bytes, rows: int) -> FileEntry:
+    """Keep the bytes under the view, named after themselves; durable when this returns."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = root / FOLDER / name / "files" / f"{kind}-{sha256[:32]}{suffix}"
+    with suppress(FileExistsError):
+        create_durably(path, data)
+    return FileEntry(path=path.relative_to(root).as_posix(), rows=rows, size_bytes=len(data), sha256=sha256)
+
+
+def checked_file(root: Path, entry: FileEntry) -> bytes:
+    """The bytes that a view version names. Raises ManifestCorrupt if they are not those."""
+    try:
+        data = (root / entry.path).read_bytes()
+    except FileNotFoundError as error:
+        raise ManifestCorrupt(f"{root / entry.path}, which a view needs, is missing; restore it from a copy") from error
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise ManifestCorrupt(f"{root / entry.path} does not have the bytes that the view was made with; restore it from a copy")
+    return data
