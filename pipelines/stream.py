@@ -52,7 +52,7 @@ from pipelines.kafka.topics import ensure_topics, topic_ids, topic_names
 from pipelines.openlineage import Lineage
 from pipelines.progress import Progress
 from pipelines.tracing import Attributes, current_traceparent, span, start_tracing
-from schemas.errors import BrokerUnavailable, TopicRecreated
+from schemas.errors import BlobsUnavailable, BrokerUnavailable, TopicRecreated
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
 
@@ -287,8 +287,8 @@ def ingest_once(settings: Settings, progress: Progress | None = None) -> list[Da
 def ingest_follow(settings: Settings, stop: threading.Event, progress: Progress | None = None) -> list[DatasetManifest]:
     """Take in what comes until ``stop`` is set; returns what was committed.
 
-    Waits for a topic or a broker that is not there yet. Whatever else goes wrong ends it, CommitConflict included: two followers of one
-    dataset are a mistake that somebody should hear of.
+    Waits for a topic, a broker or a folder of documents that is not there yet. Whatever else goes wrong ends it, CommitConflict included:
+    two followers of one dataset are a mistake that somebody should hear of.
     """
     progress = progress or Progress()
     manifests: list[DatasetManifest] = []
@@ -299,7 +299,7 @@ def ingest_follow(settings: Settings, stop: threading.Event, progress: Progress 
             try:
                 manifest = follower.turn()
                 backoff_s = settings.ingest.follow_interval_s
-            except BrokerUnavailable as error:
+            except (BrokerUnavailable, BlobsUnavailable) as error:
                 progress.waiting(str(error))
                 stop.wait(backoff_s)
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)

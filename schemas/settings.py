@@ -274,8 +274,12 @@ DATA_SECTIONS = (
     "packing",
 )
 """Sections that decide the bytes of a dataset version, together with ``ingest.validation_fraction`` and ``ingest.max_document_bytes``."""
-SPEED_ONLY = {"tokenizer": {"engine", "check_fraction"}, "dedup": {"compact_segments", "index_shards"}}
-"""Fields of those sections that decide how fast the same bytes are made: no part of any fingerprint."""
+SPEED_ONLY = {
+    "tokenizer": {"engine", "check_fraction"},
+    "dedup": {"compact_segments", "index_shards"},
+    "formats": {"dataref_roots", "max_inline_bytes"},
+}
+"""Fields of those sections that decide how fast the same bytes are made, or where texts lie before: no part of any fingerprint."""
 MODEL_SECTIONS = ("model", "training")
 """Sections that decide the weights of a model version."""
 

@@ -141,7 +141,10 @@ def _batches(letters: "Iterator[Letter]") -> "Iterator[list[Letter]]":
 
 
 def _record(args: argparse.Namespace, settings: Settings, letter: "Letter") -> "KafkaRecord":
+    from functools import partial
+
     from pipelines.kafka.replays import replay_record, with_text
+    from pipelines.steps.formats.references import read_reference
     from schemas.errors import SettingsError
 
     value = with_text(letter, args.set_text) if args.set_text is not None else None
@@ -150,7 +153,7 @@ def _record(args: argparse.Namespace, settings: Settings, letter: "Letter") -> "
             value = sys.stdin.buffer.read() if args.edit == "-" else Path(args.edit).read_bytes()
         except OSError as error:
             raise SettingsError(f"cannot read {args.edit}: {error.strerror}") from error
-    return replay_record(letter, settings.ingest.max_document_bytes, value)
+    return replay_record(letter, settings.ingest.max_document_bytes, value, partial(read_reference, settings=settings))
 
 
 def _print_replayed(topic: str, replayed: list[dict[str, Any]], refused: list[dict[str, str]], *, as_json: bool) -> None:

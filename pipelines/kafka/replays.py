@@ -9,7 +9,7 @@ Every record is acknowledged by all replicas before ``publish`` returns; a crash
 same as replaying twice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import NamedTuple
 
@@ -19,10 +19,11 @@ from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 from pipelines.kafka.clients import broker_errors, open_producer
 from pipelines.kafka.letters import Letter
 from pipelines.kafka.topics import topic_names
-from schemas.envelope import KafkaRecord, decode_document, encode
+from pipelines.steps.formats.charset import decode_text
+from schemas.envelope import DataReference, Document, KafkaRecord, decode_document, encode, refuse_reference
 from schemas.errors import EnvelopeError, RecordTooLarge
 from schemas.events import DocumentRetracted, is_document_id, new_event
-from schemas.headers import REPLAY_HEADER
+from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER
 from schemas.settings import Settings
 
 SOURCE = "/headrace/retract"
@@ -37,25 +38,27 @@ class Placed(NamedTuple):
     offset: int
 
 
-def replay_record(letter: Letter, max_bytes: int, value: bytes | None = None) -> KafkaRecord:
-    """The record to publish: the original, or ``value`` in its place, which may be a plain JSON document where the original was an event.
+def replay_record(
+    letter: Letter, max_bytes: int, value: bytes | None = None, read_reference: Callable[[DataReference], bytes] = refuse_reference
+) -> KafkaRecord:
+    """The record to publish: the original without headers whose names were not UTF-8, or ``value`` in its place, which may be a plain
+    JSON document where the original was an event.
 
-    Raises EnvelopeError if it would die again (``max_bytes`` is ingest.max_document_bytes), or if there is nothing to publish.
+    Raises EnvelopeError if it would die again (``max_bytes`` is ingest.max_document_bytes), or if there is nothing to publish, and what
+    ``read_reference`` raises.
     """
     first = next((text for name, text in letter.headers if name.lower() == REPLAY_HEADER and text), None) or letter.place.encode()
-    headers = [(name, text or b"") for name, text in letter.headers if name.lower() != REPLAY_HEADER]
-    given = letter.value if value is None else value
-    if given is None or (value is None and letter.omitted_bytes is not None):
-        missing = f"its {letter.omitted_bytes:,} bytes were too large for its letter" if letter.omitted_bytes is not None else "it has no value"
+    headers = [(name, text or b"") for name, text in letter.headers if name.lower() != REPLAY_HEADER and not name.startswith(BAD_NAME)]
+    if value is None and (missing := _missing(letter)):
         raise EnvelopeError("nothing_to_replay", f"{letter.place}: {missing}; give a value with --edit or --set-text")
-    record = KafkaRecord(_key(letter, first), given, [*headers, (REPLAY_HEADER, first)])
+    record = KafkaRecord(_key(letter, first), letter.value if value is None else value, [*headers, (REPLAY_HEADER, first)])
     try:
-        doc_id = _doc_id(record, max_bytes)
+        doc_id = _doc_id(record, max_bytes, read_reference)
     except EnvelopeError:
         if value is None:
             raise
         record = record._replace(headers=[pair for pair in record.headers if not _is_envelope(pair[0])])
-        doc_id = _doc_id(record, max_bytes)
+        doc_id = _doc_id(record, max_bytes, read_reference)
     return record._replace(key=doc_id.encode())
 
 
@@ -113,9 +116,23 @@ def _placed(waiting: list[object], topic: str) -> list[Placed]:
     return [Placed(metadata.partition, metadata.offset) for metadata in found]
 
 
-def _doc_id(record: KafkaRecord, max_bytes: int) -> str:
+def _missing(letter: Letter) -> str | None:
+    """Why the letter's own value cannot be published; None if it can."""
+    if letter.omitted_bytes is not None:
+        return f"its {letter.omitted_bytes:,} bytes were too large for its letter"
+    if any(name == BROKEN_RECORD for name, _ in letter.headers):
+        return "its value could not be told from the rest of the record"
+    if letter.value is None and not any(name.lower() == "ce_dataref" for name, _ in letter.headers):
+        return "it has no value"
+    return None
+
+
+def _doc_id(record: KafkaRecord, max_bytes: int, read_reference: Callable[[DataReference], bytes]) -> str:
     """The id that ingest would give it; raises what ingest would find wrong."""
-    return decode_document(record.key, record.value, record.headers, "replay", 0, 0, max_bytes=max_bytes).doc_id
+    found = decode_document(record.key, record.value, record.headers, "replay", 0, 0, max_bytes=max_bytes, read_reference=read_reference)
+    if isinstance(found, Document) and found.raw is not None:
+        decode_text(found.raw.data, found.raw.charset)
+    return found.doc_id
 
 
 def _is_envelope(header: str) -> bool:

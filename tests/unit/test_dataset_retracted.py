@@ -23,7 +23,7 @@ from pipelines.kafka.replays import replay_record, retraction_record, with_text
 from schemas.arrow import MASKS
 from schemas.envelope import Retraction, decode_document
 from schemas.errors import EnvelopeError
-from schemas.headers import REPLAY_HEADER
+from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER
 from tests.factories import TOPIC, commit_records
 from tests.unit.test_dataset_audit import DEADLETTER, edit_manifest, model_manifest, values
 
@@ -170,6 +170,22 @@ def test_a_replay_is_keyed_by_the_id_that_ingest_gives_it_wherever_it_lands(data
     assert (record.key, record.value, record.headers) == (doc_id.encode(), data, [(REPLAY_HEADER, b"t/1/42")])
     for place in (("p", 0, 1), ("q", 5, 9)):
         assert decode_document(*record, *place, max_bytes=MAX_BYTES).doc_id == doc_id
+
+
+def test_a_replay_leaves_out_header_names_that_were_no_utf8_and_is_refused_where_the_value_is_not_known() -> None:
+    record = replay_record(letter(b'{"text": "x"}', headers=[(f"{BAD_NAME}\\xff", b"1"), ("note", b"stays")]), MAX_BYTES)
+    assert record.headers == [("note", b"stays"), (REPLAY_HEADER, b"t/1/42")]
+    with pytest.raises(EnvelopeError, match="could not be told"):
+        replay_record(letter(b'{"text": "x"}', headers=[(BROKEN_RECORD, None)]), MAX_BYTES)
+
+
+def test_a_replay_reads_what_lies_outside_its_record() -> None:
+    named = {"id": "1", "source": "/x", "specversion": "1.0", "type": "document.received", "dataref": "blobs/" + "0" * 64}
+    dead = letter(None, headers=[(f"ce_{name}", text.encode()) for name, text in named.items()])
+    with pytest.raises(EnvelopeError, match="not read here"):
+        replay_record(dead, MAX_BYTES)
+    record = replay_record(dead, MAX_BYTES, read_reference=lambda reference: b'{"id": "own", "text": "x"}')
+    assert (record.key, record.value) == (b"own", None)
 
 
 def test_a_replay_of_a_replay_names_the_first_place() -> None:
