@@ -25,6 +25,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pipelines.compiled
 	@touch $@
 
 demo: $(READY) ## The whole loop on this machine; DEMO_ARGS=--exit ends it instead of leaving it running

@@ -1,0 +1,105 @@
+"""The compiled kernels of an ingest, made ready once per machine instead of once per process.
+
+Numba keeps what it has compiled on disk, but processes that start together and find nothing there all compile: half a minute of a core
+each, and minutes for eight workers on two cores. So the first one compiles under a lock, with a sample that passes through every kernel,
+and the others wait and load. Where it has been done, asking costs a look at the sources' times (1 ms), once per process.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numba
+import pyarrow as pa
+
+from pipelines.dataset.writer import kept_rows
+from pipelines.dedup.paragraphs import distinct_paragraphs, remove_paragraphs
+from pipelines.dedup.resolve import Resolver
+from pipelines.steps.prepare import prepare
+from pipelines.tokenizer import load_tokenizer, write_tokenizer
+from schemas.arrow import RECORDS
+from schemas.settings import Settings
+from schemas.settings_data import TokenizerSettings
+from schemas.settings_quality import QualitySettings
+
+PACKAGE = Path(__file__).parent
+ALL_SETS = ("headrace", "gopher_quality", "gopher_repetition", "c4", "fineweb")
+SAMPLE = (
+    "The old mill stands by the river, and its wheel turns slowly whenever the water comes down from the hills.",
+    "水从山上流下来，推动石磨转动；人们用它把谷物磨成面粉，这是很久以前的事情。",
+    "Write to miller@example.com or call +49 30 1234567 before noon; the cafÃ© is open \u2014 until 5\u00a0pm.\n\n- wheel\n- stone\n",
+)
+
+
+@cache
+def ensure_compiled() -> None:
+    """Return when this machine's kernels are on disk; compiles them if no other process does."""
+    ready = _marker()
+    if ready.exists():
+        return
+    with _locked(ready.with_suffix(".lock")):
+        if not ready.exists():
+            compile_all()
+            ready.touch()
+
+
+def compile_all() -> None:
+    """Send the sample through every kernel of an ingest."""
+    settings = Settings(quality=QualitySettings(rule_sets=ALL_SETS))
+    with tempfile.TemporaryDirectory() as folder:
+        ref = write_tokenizer(Path(folder), SAMPLE, TokenizerSettings(vocab_size=300))
+        tokenizer = load_tokenizer(Path(folder), ref)
+        for chosen in (settings, Settings()):
+            block = prepare(_records(), chosen, tokenizer)
+    texts = pa.array(SAMPLE, pa.large_string())
+    known = distinct_paragraphs(texts, 1).flatten().to_numpy()
+    remove_paragraphs(texts, known, 1)
+    Resolver(settings.dedup, []).resolve(kept_rows(block))
+
+
+def _records() -> pa.Table:
+    number = len(SAMPLE)
+    columns = {
+        "topic": ["sample"] * number,
+        "partition": [0] * number,
+        "offset": list(range(number)),
+        "is_control": [False] * number,
+        "value": [json.dumps({"text": text * 3}).encode() for text in SAMPLE],
+    }
+    return pa.table([pa.array(columns.get(field.name, [None] * number), field.type) for field in RECORDS], schema=RECORDS)
+
+
+def _marker() -> Path:
+    """A file that is there when these sources have been compiled by this Numba for this Python."""
+    stamps = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(PACKAGE.rglob("*.py"))]
+    digest = hashlib.sha256(repr((numba.__version__, sys.version, stamps)).encode()).hexdigest()[:16]
+    return _cache_folder() / f"kernels-{digest}.ready"
+
+
+def _cache_folder() -> Path:
+    """Where Numba writes too: beside the sources, or where the environment says, or the user's cache if the sources are read-only."""
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    folder = Path(named) if named else PACKAGE / "__pycache__"
+    if not named and not os.access(PACKAGE, os.W_OK):
+        folder = Path.home() / ".cache" / "headrace"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the kernel lets go of the lock when its holder dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    ensure_compiled()
