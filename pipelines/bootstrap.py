@@ -61,4 +61,7 @@ def check_unchanged(newest: DatasetManifest, settings: Settings) -> None:
 
 
 def _mismatch(what: str) -> TokenizerMismatch:
-    return TokenizerMismatch(f"{what}; set it back, or start a new dataset under another --root")
+    return TokenizerMismatch(
+        f"{what}; set it back, or go on with another tokenizer under another root: `headrace tokenizer switch SHA256 --into NEW_ROOT` takes along "
+        "what was ingested so far"
+    )

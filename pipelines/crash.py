@@ -32,6 +32,14 @@ COMPACTION_CRASH_POINTS = (
 )
 """Every step of a compaction of the duplicate index (pipelines/dataset/compaction.py), in its order."""
 
+SWITCH_CRASH_POINTS = (
+    "switch_tokenizer_written",
+    "switch_block_written",  # in the middle: nothing is visible
+    "switch_files_written",  # every file has its final name, no manifest lists it
+    "switch_published",
+)
+"""Every step of a switch to another tokenizer (pipelines/switch.py), in its order."""
+
 _visits: Counter[str] = Counter()
 
 

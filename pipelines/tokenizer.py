@@ -78,11 +78,20 @@ def write_tokenizer(root: Path, texts: Iterable[str], settings: TokenizerSetting
 
     Writing the same tokenizer twice is harmless. Raises SettingsError if the given folder holds no usable tokenizer.
     """
-    files = read_tokenizer(Path(settings.path)) if settings.path else train_tokenizer(texts, settings)
-    sha256 = hashlib.sha256(files[TOKENIZER_FILE]).hexdigest()
-    folder = root / "tokenizer" / sha256
+    return write_files(root, read_tokenizer(Path(settings.path)) if settings.path else train_tokenizer(texts, settings))
+
+
+def write_files(root: Path, files: Mapping[str, bytes]) -> TokenizerRef:
+    """Write the files of a tokenizer under the root, durably."""
+    ref = ref_of(files)
     for name, data in files.items():
-        replace_durably(folder / name, data)
+        replace_durably(root / ref.path / name, data)
+    return ref
+
+
+def ref_of(files: Mapping[str, bytes]) -> TokenizerRef:
+    """What a manifest says about the tokenizer with these files."""
+    sha256 = hashlib.sha256(files[TOKENIZER_FILE]).hexdigest()
     tokenizer = Tokenizer.from_str(files[TOKENIZER_FILE].decode())
     config = json.loads(files[CONFIG_FILE])
     return TokenizerRef(

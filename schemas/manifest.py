@@ -89,6 +89,17 @@ class TokenizerRef(Record):
     """``tokenizer.vocab_size`` when it was trained (few texts give fewer ids); none if it was given."""
 
 
+class DerivedFrom(Record):
+    """The dataset version whose documents a first version took over with another tokenizer: ids of two tokenizers never stand in one dataset."""
+
+    manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of its manifest's file; it says the same wherever the dataset lies."""
+    version: int = Field(ge=1)
+    """Its number: everything that versions 1..N held was taken over."""
+    tokenizer_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of the tokenizer.json that made its ids."""
+
+
 class Totals(Record):
     """Sums over versions 1..N."""
 
@@ -170,6 +181,8 @@ class DatasetManifest(Record):
     """Distributions of this version's records; pipelines.statistics.statistics_of counts them again for a version that has none."""
     totals: Totals
     """Sums over this version and all before."""
+    derived_from: DerivedFrom | None = None
+    """Of a first version that began a new lineage (pipelines/switch.py): the dataset that it was made of."""
     traceparent: str | None = None
     """W3C trace context of the commit."""
 
@@ -193,6 +206,8 @@ class DatasetManifest(Record):
             raise ValueError(f"version {self.version} lists {len(self.dedup_base)} base files for versions 1 to {self.dedup_base_version}")
         if len(self.boilerplate) > 1 or bool(self.boilerplate) != (0 < self.boilerplate_first_version <= self.version):
             raise ValueError(f"version {self.version} lists {len(self.boilerplate)} files of lines from version {self.boilerplate_first_version} on")
+        if self.derived_from is not None and self.version != 1:
+            raise ValueError(f"version {self.version} says that it begins a lineage; only version 1 can")
         if self.parent != self.version - 1:
             raise ValueError(f"version {self.version} cannot follow version {self.parent}")
         return self

@@ -33,7 +33,9 @@ class Tombstones:
         self._seen = pl.DataFrame(schema={"doc_id": pl.String, "topic": pl.String, "partition": pl.Int32, "timestamp_ms": pl.Int64})
         self._hashes = np.empty(0, np.uint64)
         if paths:
-            self._append(pl.scan_parquet(paths).filter(pl.col("outcome") == Outcome.RETRACTED).select(_COLUMNS).collect())
+            # A reason says that it is no retraction but a document that one took out before the tokenizer was switched (pipelines/switch.py).
+            is_retraction = (pl.col("outcome") == Outcome.RETRACTED) & pl.col("reason").is_null()
+            self._append(pl.scan_parquet(paths).filter(is_retraction).select(_COLUMNS).collect())
 
     def add(self, block: pa.Table) -> None:
         """Remember the retractions of a block."""
