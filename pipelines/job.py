@@ -11,48 +11,58 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines.compiled import ensure_compiled
+from pipelines.dedup.paragraphs import EMPTY
 from pipelines.kafka.reading import Slice, read_blocks
 from pipelines.steps.prepare import prepare
 from pipelines.tokenizer import BatchTokenizer, load_tokenizer
 from schemas.errors import HeadraceError
 from schemas.manifest import TokenizerRef
 from schemas.settings import Settings
+from schemas.settings_data import TokenizerSettings
 
-Runner = Callable[[Sequence[Slice], Settings, TokenizerRef], Iterator[pa.Table]]
+Lines = npt.NDArray[np.uint64]
+"""Hashes of the lines that are known as boilerplate, ascending: 8 bytes each, so they go to the workers with the step itself."""
+Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.Table]]
 """Prepared blocks (schemas.arrow.prepared) in slice order, offset order within each; every offset of the slices is in exactly one row."""
 
 
 @lru_cache(maxsize=2)
-def cached_tokenizer(root: str, sha256: str, ref_json: str) -> BatchTokenizer:  # noqa: ARG001  (the hash is the key)
+def cached_tokenizer(root: str, sha256: str, ref_json: str, settings_json: str) -> BatchTokenizer:  # noqa: ARG001  (the hash is the key)
     """One tokenizer per worker process: loading takes longer than encoding a small block."""
-    return load_tokenizer(Path(root), TokenizerRef.model_validate_json(ref_json))
+    return load_tokenizer(Path(root), TokenizerRef.model_validate_json(ref_json), TokenizerSettings.model_validate_json(settings_json))
 
 
 class Prepare:
     """``prepare`` with its settings bound: picklable, so that Ray can send it to workers."""
 
-    def __init__(self, settings: Settings, tokenizer: TokenizerRef) -> None:
+    def __init__(self, settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> None:
         self._settings = settings
         self._tokenizer = tokenizer
+        self._known = known
 
     def __call__(self, records: pa.Table) -> pa.Table:
         """One block of schemas.arrow.RECORDS -> one block of schemas.arrow.prepared."""
+        ensure_compiled()
         root = str(Path(self._settings.root).resolve())
-        tokenizer = cached_tokenizer(root, self._tokenizer.sha256, self._tokenizer.model_dump_json())
-        return prepare(records, self._settings, tokenizer)
+        ref, options = self._tokenizer, self._settings.tokenizer
+        tokenizer = cached_tokenizer(root, ref.sha256, ref.model_dump_json(), options.model_dump_json())
+        return prepare(records, self._settings, tokenizer, self._known)
 
 
-def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef) -> Iterator[pa.Table]:
+def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
     """One slice after the other in this process."""
-    step = Prepare(settings, tokenizer)
+    step = Prepare(settings, tokenizer, known)
     for part in parts:
         for records in read_blocks(part, settings):
             yield step(records)
 
 
-def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef) -> Iterator[pa.Table]:
+def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
     """One Ray task per slice. Ray must be running (pipelines.cluster.ray_session). Raises what the tasks raised, not Ray's wrapping of it."""
     import ray
 
@@ -62,7 +72,7 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef)
     # Without the override Ray would split the slices' output again when it has more processors than slices.
     records = ray.data.read_datasource(KafkaDatasource(parts, settings), override_num_blocks=len(parts))
     records.context.execution_options.preserve_order = True
-    blocks = records.map_batches(Prepare(settings, tokenizer), batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+    blocks = records.map_batches(Prepare(settings, tokenizer, known), batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
     try:
         yield from blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
     except ray.exceptions.RayError as error:

@@ -37,6 +37,7 @@ from pipelines.announcer import Announcer
 from pipelines.bootstrap import check_unchanged, create_tokenizer
 from pipelines.cluster import ray_session
 from pipelines.crash import crash_point
+from pipelines.dataset.boilerplate import Boilerplate
 from pipelines.dataset.compaction import BackgroundBase, compact, publish_base
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.duplicates import Duplicates
@@ -82,6 +83,7 @@ class Stream:
         self._stop = stop or threading.Event()
         self._duplicates = Duplicates(settings.dedup, self._start_shards)
         self._retractions = Retractions()
+        self._boilerplate = Boilerplate(settings.dedup)
         self._resources = ExitStack()
         self._announcer = self._resources.enter_context(Announcer(settings))
         self._lineage = Lineage(settings)
@@ -223,7 +225,10 @@ class Stream:
         self._progress.started(plan.version, sum(part.end - part.start for part in parts))
         self._duplicates.open(dataset)
         self._retractions.open(dataset)
-        return write_version(self.root, plan, self.settings, self._resolved(plan, parts, dead), self._duplicates.new_segment, self._retractions.masks)
+        self._boilerplate.open(dataset)
+        resolved = self._resolved(plan, parts, dead)
+        new_segment, masks = self._duplicates.new_segment, self._retractions.masks
+        return write_version(self.root, plan, self.settings, resolved, new_segment, masks, self._boilerplate)
 
     def _resolved(self, plan: VersionPlan, parts: list[Slice], dead: DeadRows) -> Iterator[ResolvedBlock]:
         for block in self._run(plan, parts):
@@ -236,9 +241,9 @@ class Stream:
 
     def _run(self, plan: VersionPlan, parts: list[Slice]) -> Iterator[pa.Table]:
         if self.settings.ingest.runner == "local":
-            return run_local(parts, self.settings, plan.tokenizer)
+            return run_local(parts, self.settings, plan.tokenizer, self._boilerplate.known)
         self._connect_ray()
-        return run_ray(parts, self.settings, plan.tokenizer)
+        return run_ray(parts, self.settings, plan.tokenizer, self._boilerplate.known)
 
     def _connect_ray(self) -> None:
         if not self._has_ray:

@@ -39,6 +39,8 @@ SKETCH_BYTES = 32
 """One-permutation MinHash sketch: 32 bins of 8 bits."""
 PII_COUNTS = pa.list_(pa.struct([pa.field("type", pa.string(), nullable=False), pa.field("count", pa.int32(), nullable=False)]))
 """How many of each type of personal data and secret were found in a document; types that were not found are not listed."""
+PARAGRAPHS = pa.large_list(pa.uint64())
+"""Distinct hashes of a document's lines (pipelines/dedup/paragraphs.py); null where ``dedup.boilerplate`` is off."""
 CONTENT_HASH_BYTES = 16
 """xxh3-128 of the normalized text, big-endian."""
 
@@ -86,6 +88,7 @@ def prepared(vocab_size: int) -> pa.Schema:
             pa.field("content_hash", pa.binary(CONTENT_HASH_BYTES)),
             pa.field("sketch", pa.binary(SKETCH_BYTES)),
             pa.field("split", pa.string()),
+            pa.field("paragraphs", PARAGRAPHS),
             pa.field("tokens", pa.large_list(token_type(vocab_size))),  # without the end-of-text token
             pa.field("key", pa.large_binary()),  # of dead rows only, as are value and headers
             pa.field("value", pa.large_binary()),

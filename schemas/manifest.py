@@ -145,6 +145,8 @@ class DatasetManifest(Record):
     """Offsets by outcome; every outcome is listed."""
     reasons: dict[str, int]
     """Offsets by ``outcome/reason``, for example ``rejected/too_short``."""
+    record_bytes: dict[str, dict[int, int]] = Field(default_factory=dict)
+    """topic -> partition -> mean bytes (key and value) of the records last read from it: by this the next version's size is judged."""
     num_records: int = Field(ge=0)
     """Offsets read: the sum of the ranges and of the outcomes."""
     num_tokens: int = Field(ge=0)
@@ -185,6 +187,12 @@ class DatasetManifest(Record):
     """Of a first version that began a new lineage (pipelines/switch.py): the dataset that it was made of."""
     traceparent: str | None = None
     """W3C trace context of the commit."""
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """Every file that this version adds."""
+        lists = (self.shards, self.documents, self.dedup_segments, self.dedup_base, self.boilerplate, self.masks)
+        return [entry for entries in lists for entry in entries]
 
     @model_validator(mode="after")
     def adds_up(self) -> Self:

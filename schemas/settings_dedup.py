@@ -27,3 +27,5 @@ class DedupSettings(Section):
     """Kept documents of earlier versions in which a line must have stood to be boilerplate."""
     boilerplate_min_chars: int = Field(20, ge=1)
     """Letters and digits that a line needs to be looked at; a Chinese or Japanese character counts as two."""
+    boilerplate_max_entries: int = Field(2_000_000, ge=1_000)
+    """Lines whose counts are kept, 12 bytes each in memory; when there are more, the rarest are forgotten until half of them is left."""

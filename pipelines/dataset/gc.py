@@ -26,8 +26,7 @@ def orphans(root: Path) -> list[str]:
     listed: set[str] = set()
     if latest_version(root):
         for manifest in Dataset(root).manifests():
-            files = (*manifest.shards, *manifest.documents, *manifest.dedup_segments, *manifest.dedup_base, *manifest.masks)
-            listed.update(entry.path for entry in files)
+            listed.update(entry.path for entry in manifest.files)
     return [path for path in data_files(root) if path not in listed]
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from pipelines.dataset.durable import TEMPORARY_PREFIX
 from schemas.arrow import Split
 
-SHARDS, DOCUMENTS, DEDUP, MASKS = "shards", "documents", "dedup", "masks"
+SHARDS, DOCUMENTS, DEDUP, MASKS, BOILERPLATE = "shards", "documents", "dedup", "masks", "boilerplate"
 _ATTEMPT = "[0-9a-f]{12}"
 _PATTERNS = {
     SHARDS: rf"v\d{{8}}-({'|'.join(Split)})-\d{{4,}}-{_ATTEMPT}\.arrow",
     DOCUMENTS: rf"v\d{{8}}-{_ATTEMPT}\.parquet",
     DEDUP: rf"v\d{{8}}-(?:{_ATTEMPT}\.arrow|base-{_ATTEMPT}\.index)",
     MASKS: rf"v\d{{8}}-{_ATTEMPT}\.arrow",
+    BOILERPLATE: rf"v\d{{8}}-{_ATTEMPT}\.arrow",
 }
 
 
@@ -39,6 +40,11 @@ def base_path(version: int, attempt: str) -> str:
 def masks_path(version: int, attempt: str) -> str:
     """Path of the spans that a version's retractions took out, relative to the root."""
     return f"{MASKS}/v{version:08d}-{attempt}.arrow"
+
+
+def boilerplate_path(version: int, attempt: str) -> str:
+    """Path of the counts of lines across documents, relative to the root."""
+    return f"{BOILERPLATE}/v{version:08d}-{attempt}.arrow"
 
 
 def data_files(root: Path) -> list[str]:

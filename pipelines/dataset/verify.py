@@ -115,7 +115,7 @@ def _added(before: Totals, manifest: DatasetManifest) -> Totals:
 
 def _version_problems(root: Path, manifest: DatasetManifest, report: Report) -> list[Found]:
     """Files first: what does not hash right is not looked into."""
-    entries: list[FileEntry] = [*manifest.shards, *manifest.documents, *manifest.dedup_segments, *manifest.dedup_base, *manifest.masks]
+    entries = manifest.files
     report.files += len(entries)
     report.size_bytes += sum(entry.size_bytes for entry in entries)
     found = [problem for entry in entries for problem in _file_problems(root, entry)]

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.crash import crash_point
+from pipelines.dataset.boilerplate import NOTHING, Boilerplate, Written
 from pipelines.dataset.dataset import dataset_log
 from pipelines.dataset.durable import durable_file
 from pipelines.dataset.masks import FindMasks, Masked, write_masks
@@ -74,6 +75,7 @@ class VersionFiles:
     dedup_segments: list[FileEntry]
     tally: Tally
     masked: Masked
+    boilerplate: Written = NOTHING
 
 
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
@@ -112,11 +114,12 @@ def judge(block: pa.Table, verdicts: pa.Table) -> dict[str, pa.Array]:
 class VersionWriter:
     """Takes blocks in commit order; ``write_version`` drives it."""
 
-    def __init__(self, root: Path, plan: VersionPlan, settings: Settings, documents: pq.ParquetWriter) -> None:
+    def __init__(self, root: Path, plan: VersionPlan, settings: Settings, documents: pq.ParquetWriter, boilerplate: Boilerplate) -> None:
         self.root = root
         self.plan = plan
         self.tally = Tally()
         self._documents = documents
+        self._boilerplate = boilerplate
         self._shards = {split: self._shard_writer(split, settings) for split in Split}
 
     def add(self, block: pa.Table, verdicts: pa.Table) -> None:
@@ -127,6 +130,7 @@ class VersionWriter:
         documents = pa.table([columns[name] for name in DOCUMENTS.names], schema=DOCUMENTS)
         self._documents.write_table(documents)
         self.tally.count(documents)
+        self._boilerplate.add(block["paragraphs"].filter(pc.equal(columns["outcome"], Outcome.KEPT)))
 
     def finish_shards(self) -> list[ShardEntry]:
         """Write what is left; train shards first."""
@@ -168,17 +172,24 @@ def _open_documents(path: Path) -> Iterator[pq.ParquetWriter]:
         yield writer
 
 
-def write_version(  # noqa: PLR0917 (what a version is made of, in the order in which it is asked for)
-    root: Path, plan: VersionPlan, settings: Settings, resolved: Iterable[ResolvedBlock], segment: Callable[[], pa.Table], masks: FindMasks
+def write_version(
+    root: Path,
+    plan: VersionPlan,
+    settings: Settings,
+    resolved: Iterable[ResolvedBlock],
+    segment: Callable[[], pa.Table],
+    masks: FindMasks,
+    boilerplate: Boilerplate | None = None,
 ) -> VersionFiles:
     """Write every file of a version, durably.
 
     ``resolved`` yields blocks in commit order with their duplicate verdicts; ``masks`` and ``segment`` are asked after the last one,
-    for what was retracted and for the kept fingerprints.
+    for what was retracted and for the kept fingerprints. ``boilerplate`` has been opened; without it no lines are counted.
     """
+    boilerplate = boilerplate or Boilerplate(settings.dedup.model_copy(update={"boilerplate": False}))
     path = root / documents_path(plan.version, plan.attempt)
     with _open_documents(path) as documents:
-        writer = VersionWriter(root, plan, settings, documents)
+        writer = VersionWriter(root, plan, settings, documents, boilerplate)
         for block, verdicts in resolved:
             writer.add(block, verdicts)
             crash_point("block_taken")
@@ -188,9 +199,10 @@ def write_version(  # noqa: PLR0917 (what a version is made of, in the order in 
     entry = file_entry(root, path, writer.tally.outcomes.total())
     masked = write_masks(root, plan.version, plan.attempt, masks(path))
     crash_point("masks_written")
+    lines = boilerplate.write(root, plan.attempt)
     segments = _write_segment(root, plan, segment())
     crash_point("segment_written")
-    return VersionFiles(shards, [entry], segments, writer.tally, masked)
+    return VersionFiles(shards, [entry], segments, writer.tally, masked, lines)
 
 
 def _write_segment(root: Path, plan: VersionPlan, segment: pa.Table) -> list[FileEntry]:
@@ -222,6 +234,8 @@ def build_manifest(
         shards=files.shards,
         documents=files.documents,
         dedup_segments=files.dedup_segments,
+        boilerplate=files.boilerplate.files,
+        boilerplate_first_version=files.boilerplate.first_version,
         masks=files.masked.files,
         num_masked_documents=files.masked.num_documents,
         num_masked_tokens=files.masked.num_tokens,

@@ -3,11 +3,10 @@
 A line is known by a 64-bit hash of its letters and digits in lower case: spaces, punctuation, case and decoration do not count; digits do.
 Lines with fewer than ``boilerplate_min_chars`` letters and digits (a Han or kana character counts as two) are never looked at.
 
-How versions make use of it, in this order: (1) read the counts of the parent version; (2) ``remove_paragraphs`` takes the lines that
-are ``known`` out of every document; (3) ``distinct_paragraphs`` of what is left goes along with each document; (4) the lists of the
-kept documents (duplicates would make every reposted article boilerplate) become a ``ParagraphCounts``, which is merged with the parent's, pruned and
-saved with the new version. So what is taken out of a version depends on committed files alone, and a replayed batch loses the same lines. A line
-that is known is never counted again, and stays known.
+How versions make use of it, in this order: (1) read the counts of the parent version (dataset/boilerplate.py); (2) ``take_out_known`` takes the
+lines that are ``known`` out of every document; (3) the distinct hashes of all its lines, the known ones too, go along with it; (4) the lists of the
+kept documents (duplicates would make every reposted article boilerplate) become a ``ParagraphCounts``, which is saved with the new version. So what
+is taken out of a version depends on committed files alone, and a replayed batch loses the same lines.
 
 Memory is bounded by ``pruned``: 12 bytes an entry. Pruning forgets all entries with the smallest counts (lossy counting, Manku and Motwani 2002,
 by size instead of by bucket): a line is counted too low by at most the sum of the thresholds at which it was forgotten, never too high.
@@ -60,13 +59,17 @@ def paragraph_hashes(texts: pa.Array, min_chars: int) -> ParagraphHashes:
 
 def distinct_paragraphs(texts: pa.Array, min_chars: int) -> pa.LargeListArray:
     """The distinct hashes of each text's lines, ascending: large_list<uint64> [n]."""
-    found = paragraph_hashes(texts, min_chars)
-    rows = np.repeat(np.arange(len(texts)), np.diff(found.offsets))
+    return _distinct(paragraph_hashes(texts, min_chars))
+
+
+def _distinct(found: ParagraphHashes) -> pa.LargeListArray:
+    num_texts = len(found.offsets) - 1
+    rows = np.repeat(np.arange(num_texts), np.diff(found.offsets))
     order = np.lexsort((found.hashes, rows))
     rows, hashes = rows[order], found.hashes[order]
     first = np.ones(len(rows), bool)
     first[1:] = (rows[1:] != rows[:-1]) | (hashes[1:] != hashes[:-1])
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows[first], minlength=len(texts)))]).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows[first], minlength=num_texts))]).astype(np.int64)
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(hashes[first]))
 
 
@@ -75,7 +78,16 @@ def remove_paragraphs(texts: pa.Array, known: npt.NDArray[np.uint64], min_chars:
 
     No blank line at either end and no two in a row are left behind. The very array comes back if nothing was removed.
     """
+    return _without_known(texts, paragraph_hashes(texts, min_chars), known)
+
+
+def take_out_known(texts: pa.Array, known: npt.NDArray[np.uint64], min_chars: int) -> tuple[pa.Array, pa.LargeListArray]:
+    """What ``remove_paragraphs`` leaves, and what ``distinct_paragraphs`` finds in the texts as they come, with each line hashed once."""
     found = paragraph_hashes(texts, min_chars)
+    return _without_known(texts, found, known)[0], _distinct(found)
+
+
+def _without_known(texts: pa.Array, found: ParagraphHashes, known: npt.NDArray[np.uint64]) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     at = np.searchsorted(known, found.hashes)
     is_known = np.zeros(len(found.hashes), bool)
     inside = at < len(known)
@@ -105,10 +117,17 @@ class ParagraphCounts:
         return cls(hashes, counts.astype(np.uint32))
 
     def merge(self, other: "ParagraphCounts") -> "ParagraphCounts":
-        """The sums; they stop at 2**32 - 1."""
-        hashes, places = np.unique(np.concatenate([self.hashes, other.hashes]), return_inverse=True)
-        sums = np.bincount(places, np.concatenate([self.num_documents, other.num_documents]), minlength=len(hashes))
-        return ParagraphCounts(hashes, np.minimum(sums, 2**32 - 1).astype(np.uint32))
+        """The sums; they stop at 2**32 - 1. Costs a copy of the larger one and a look-up for each line of the smaller one."""
+        large, small = (self, other) if len(self.hashes) >= len(other.hashes) else (other, self)
+        at = np.searchsorted(large.hashes, small.hashes)
+        is_old = np.zeros(len(at), bool)
+        inside = at < len(large.hashes)
+        is_old[inside] = large.hashes[at[inside]] == small.hashes[inside]
+        counts = large.num_documents.copy()
+        sums = counts[at[is_old]].astype(np.uint64) + small.num_documents[is_old]
+        counts[at[is_old]] = np.minimum(sums, 2**32 - 1)
+        hashes = np.insert(large.hashes, at[~is_old], small.hashes[~is_old])
+        return ParagraphCounts(hashes, np.insert(counts, at[~is_old], small.num_documents[~is_old]))
 
     def pruned(self, max_entries: int) -> "ParagraphCounts":
         """At most ``max_entries``: without all entries that have the smallest counts. Which go does not depend on any order."""

@@ -1,4 +1,4 @@
-"""What a batch's documents are worth, and what of them is kept: normalize, language, rules, personal data, models, in this order.
+"""What a batch's documents are worth, and what of them is kept: normalize, language, known lines, rules, personal data, models, in this order.
 
 Each step sees what the one before let pass, as the one before left it; the first rule that a document breaks is its verdict. Invariant: a
 verdict depends on the document and the settings alone, not on its batch; no text raises.
@@ -12,11 +12,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.dedup.paragraphs import EMPTY, take_out_known
 from pipelines.quality.models import Scores, load_quality_models
 from pipelines.steps.language import UNDETERMINED, detect_languages
 from pipelines.steps.normalize import normalize
 from pipelines.steps.pii import redact
 from pipelines.steps.quality import judge
+from schemas.arrow import PARAGRAPHS
 from schemas.settings import Settings
 
 _DECLARED = r"^\s*([A-Za-z]{2,3})(?:[-_].*)?$"
@@ -37,13 +39,19 @@ class Assessed(NamedTuple):
     """schemas.arrow.PII_COUNTS; null for what the quality rules rejected."""
     scores: Scores
     """Null for what was rejected before, and without models."""
+    paragraphs: pa.Array
+    """schemas.arrow.PARAGRAPHS, of the normalized text with all its lines; null where rejected, and where ``dedup.boilerplate`` is off."""
 
 
-def assess(texts: pa.Array, declared_languages: pa.ChunkedArray, settings: Settings) -> Assessed:
-    """Assess each text (``string`` or ``large_string``, no nulls). Raises only for the operator's own models, which the settings name."""
+def assess(texts: pa.Array, declared_languages: pa.ChunkedArray, settings: Settings, known: npt.NDArray[np.uint64] = EMPTY.hashes) -> Assessed:
+    """Assess each text (``string`` or ``large_string``, no nulls). ``known``: hashes of the lines to take out, ascending.
+
+    Raises only for the operator's own models, which the settings name.
+    """
     normalized = normalize(texts)
     languages = _languages(normalized.texts, declared_languages)
-    judged = judge(normalized.texts, languages, normalized.num_controls, settings)
+    cleaned, paragraphs = _without_boilerplate(normalized.texts, known, settings)
+    judged = judge(cleaned, languages, normalized.num_controls, settings)
     accepted = np.flatnonzero(judged.rules.is_null())
     redacted = redact(judged.texts.take(pa.array(accepted)), settings.pii)
     clean = accepted[redacted.rules.is_null()]
@@ -51,7 +59,16 @@ def assess(texts: pa.Array, declared_languages: pa.ChunkedArray, settings: Setti
     at, at_clean = positions(accepted, len(texts)), positions(clean, len(texts))
     rules = pc.coalesce(judged.rules, redacted.rules.take(at), scores.rules.take(at_clean))
     finished = pc.if_else(rules.is_null(), redacted.texts.take(at), pa.scalar(None, pa.large_string()))
-    return Assessed(finished, rules, languages, judged.num_chars, redacted.counts.take(at), Scores(*(column.take(at_clean) for column in scores)))
+    scores = Scores(*(column.take(at_clean) for column in scores))
+    paragraphs = paragraphs.take(positions(np.flatnonzero(rules.is_null()), len(texts)))
+    return Assessed(finished, rules, languages, judged.num_chars, redacted.counts.take(at), scores, paragraphs)
+
+
+def _without_boilerplate(texts: pa.Array, known: npt.NDArray[np.uint64], settings: Settings) -> tuple[pa.Array, pa.Array]:
+    """The texts without the known lines, and the hashes of all their lines, for later versions to know."""
+    if not settings.dedup.boilerplate:
+        return texts, pa.nulls(len(texts), PARAGRAPHS)
+    return take_out_known(texts, known, settings.dedup.boilerplate_min_chars)
 
 
 def positions(chosen: npt.NDArray[np.int64], num_rows: int) -> pa.Array:

@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts
+from pipelines.dedup.paragraphs import EMPTY
 from pipelines.steps.assess import assess, positions
 from pipelines.steps.decode import decode
 from pipelines.tokenizer import BatchTokenizer
-from schemas.arrow import HEADERS, PII_COUNTS, SKETCH_BYTES, Outcome, Split, prepared
+from schemas.arrow import HEADERS, PARAGRAPHS, PII_COUNTS, SKETCH_BYTES, Outcome, Split, prepared
 from schemas.settings import Settings
 
 CLEANED = pa.schema(
@@ -39,6 +40,7 @@ CLEANED = pa.schema(
         pa.field("perplexity", pa.float32()),
         pa.field("informativeness", pa.float32()),
         pa.field("pii", PII_COUNTS),
+        pa.field("paragraphs", PARAGRAPHS),
         pa.field("text", pa.large_string()),  # of kept documents only, as it will be tokenized
         pa.field("key", pa.large_binary()),  # of dead rows only, as are value and headers
         pa.field("value", pa.large_binary()),
@@ -48,12 +50,12 @@ CLEANED = pa.schema(
 """Rows after decode and assess (assess.py); "kept" means: not rejected."""
 
 
-def clean(records: pa.Table, settings: Settings) -> pa.Table:
-    """Decode and assess: schemas.arrow.RECORDS -> CLEANED, row by row."""
+def clean(records: pa.Table, settings: Settings, known: npt.NDArray[np.uint64] = EMPTY.hashes) -> pa.Table:
+    """Decode and assess: schemas.arrow.RECORDS -> CLEANED, row by row. ``known``: as in ``assess``."""
     decoded = decode(records, settings).combine_chunks()
     is_document = _flags(decoded["text"].is_valid())
     documents = decoded.filter(pa.array(is_document))
-    assessed = assess(_one_array(documents["text"]), documents["declared_language"], settings)
+    assessed = assess(_one_array(documents["text"]), documents["declared_language"], settings, known)
     at = positions(np.flatnonzero(is_document), len(records))
     outcomes = pc.if_else(assessed.rules.is_null(), Outcome.KEPT, Outcome.REJECTED)
     dead = pc.equal(decoded["outcome"], Outcome.DEAD).fill_null(False)
@@ -66,15 +68,16 @@ def clean(records: pa.Table, settings: Settings) -> pa.Table:
         "num_chars": assessed.num_chars.take(at),
         **{name: getattr(assessed.scores, name).take(at) for name in ("quality", "perplexity", "informativeness")},
         "pii": assessed.pii.take(at),
+        "paragraphs": assessed.paragraphs.take(at),
         "text": assessed.texts.take(at),
         **{name: _only(records[name], dead) for name in ("key", "value", "headers")},
     }
     return pa.table([columns[field.name].cast(field.type) for field in CLEANED], schema=CLEANED)
 
 
-def prepare(records: pa.Table, settings: Settings, tokenizer: BatchTokenizer) -> pa.Table:
+def prepare(records: pa.Table, settings: Settings, tokenizer: BatchTokenizer, known: npt.NDArray[np.uint64] = EMPTY.hashes) -> pa.Table:
     """``clean``, then fingerprint, split and tokenize what was kept: schemas.arrow.RECORDS -> schemas.arrow.prepared(vocab), row by row."""
-    cleaned = clean(records, settings)
+    cleaned = clean(records, settings, known)
     kept = _flags(pc.equal(cleaned["outcome"], Outcome.KEPT))
     texts = _one_array(cleaned["text"].filter(pa.array(kept)))
     at = positions(np.flatnonzero(kept), len(cleaned))
@@ -84,7 +87,7 @@ def prepare(records: pa.Table, settings: Settings, tokenizer: BatchTokenizer) ->
         "content_hash": content_hashes(texts),
         "sketch": _fixed_size(fingerprints.sketch, SKETCH_BYTES),
         "split": splits(cleaned["doc_id"].filter(pa.array(kept)).to_pylist(), settings.ingest.validation_fraction),
-        "tokens": tokenizer.encode(texts),
+        "tokens": tokenizer.encode(texts, _one_array(cleaned["doc_id"].filter(pa.array(kept)))),
     }
     schema = prepared(tokenizer.vocab_size)
     columns = [computed[field.name].take(at) if field.name in computed else cleaned[field.name] for field in schema]
