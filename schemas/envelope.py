@@ -110,6 +110,13 @@ class Document(NamedTuple):
     """What ``text`` is to be decoded from; then that is empty."""
 
 
+class Attributes(NamedTuple):
+    """What names a document whose event's headers have been checked already."""
+
+    source: str
+    id: str
+
+
 class Retraction(NamedTuple):
     """The document that must not be in later versions."""
 
@@ -179,7 +186,7 @@ def decode_document(
     ``topic``, ``partition`` and ``offset`` only name a document that has no name of its own; ``max_bytes`` limits the value.
     """
     if value is not None and len(value) > max_bytes:
-        raise EnvelopeError("too_large", f"the value has {len(value):,} bytes; ingest.max_document_bytes allows {max_bytes:,}")
+        _refuse_size(len(value), max_bytes)
     attributes: dict[str, str] | None = None
     data: dict[str, Any] | Raw
     kind: _Mode = "data"
@@ -194,21 +201,56 @@ def decode_document(
         data = _json_object(value, "value")
     if attributes is not None and attributes["type"] != DOCUMENT_RECEIVED:
         return _retraction(attributes["type"], data)
+    event = Attributes(attributes["source"], attributes["id"]) if attributes is not None else None
     if type(data) is Raw:
-        return _raw_document(_given_name(key, attributes) or f"{topic}/{partition}/{offset}", data, kind, attributes or {})
+        return _raw_document(_given_name(key, event) or f"{topic}/{partition}/{offset}", data, kind, attributes or {})
     assert type(data) is dict
+    return _json_document(key, data, event, (topic, partition, offset), read_reference)
+
+
+def decode_json_document(
+    key: bytes | None,
+    value: bytes | memoryview,
+    event: Attributes | None,
+    place: tuple[str, int, int],
+    *,
+    max_bytes: int,
+    read_reference: Callable[[DataReference], bytes] = refuse_reference,
+) -> Document:
+    """``decode_document`` of a record that has no headers (``event`` is None), or whose headers say that it is a document in JSON and are right.
+
+    ``place`` is (topic, partition, offset). Raises EnvelopeError and what ``read_reference`` raises.
+    """
+    if len(value) > max_bytes:
+        _refuse_size(len(value), max_bytes)
+    return _json_document(key, _json_object(value, "value"), event, place, read_reference)
+
+
+def is_json(content_type: bytes | None) -> bool:
+    """Whether a value with this ``content-type`` header is plain JSON in UTF-8."""
+    return _content_mode(content_type)[0] == "data"
+
+
+def _refuse_size(size_bytes: int, max_bytes: int) -> NoReturn:
+    raise EnvelopeError("too_large", f"the value has {size_bytes:,} bytes; ingest.max_document_bytes allows {max_bytes:,}")
+
+
+def _json_document(
+    key: bytes | None,
+    data: dict[str, Any],
+    event: Attributes | None,
+    place: tuple[str, int, int],
+    read_reference: Callable[[DataReference], bytes],
+) -> Document:
     doc_id = data.get("id")
     if doc_id is None:
-        doc_id = _given_name(key, attributes) or f"{topic}/{partition}/{offset}"
+        topic, partition, offset = place
+        doc_id = _given_name(key, event) or f"{topic}/{partition}/{offset}"
     else:
         _check_id(doc_id)
-    return _document(doc_id, data, attributes, read_reference)
-
-
-def _document(doc_id: str, data: dict[str, Any], attributes: Mapping[str, str] | None, read_reference: Callable[[DataReference], bytes]) -> Document:
     url, title, lang, domain, license_, created_at, source = _strings(data)
-    if source is None and attributes is not None:
-        source = attributes["source"]
+    if source is None and event is not None:
+        source = event.source
     form = data.get("format") or "text"
     if form != "text":
         _check_format(form)
@@ -303,7 +345,7 @@ def _check_id(doc_id: object) -> None:
         raise EnvelopeError("bad_id", f"the id has {len(doc_id)} characters; it must have 1 to 1,024 and no control characters")
 
 
-def _given_name(key: bytes | None, attributes: Mapping[str, str] | None) -> str | None:
+def _given_name(key: bytes | None, event: Attributes | None) -> str | None:
     """The key comes first: a later null value under it is Kafka's way of deleting what it names."""
     if key:
         try:
@@ -312,8 +354,8 @@ def _given_name(key: bytes | None, attributes: Mapping[str, str] | None) -> str 
             name = ""
         if is_document_id(name):
             return name
-    if attributes is not None:
-        name = f"{attributes['source']}#{attributes['id']}"
+    if event is not None:
+        name = f"{event.source}#{event.id}"
         if is_document_id(name):
             return name
     return None

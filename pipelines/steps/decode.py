@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.steps.formats.attributes import KnownEvents, known_events
 from pipelines.steps.formats.charset import decode_text
 from pipelines.steps.formats.html import looks_like_page, read_page
 from pipelines.steps.formats.references import read_reference
 from schemas.arrow import Outcome
-from schemas.envelope import DataReference, Document, Headers, Retraction, decode_document
+from schemas.envelope import Attributes, DataReference, Document, Headers, Retraction, decode_document, decode_json_document
 from schemas.errors import EnvelopeError
 from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER, headers_from_arrow
 from schemas.settings import Settings
@@ -65,24 +67,35 @@ _CONTROL = Verdict(Outcome.CONTROL)
 def decode(records: pa.Table, settings: Settings) -> pa.Table:
     """One row of SCHEMA for each row of a schemas.arrow.RECORDS table, in the same order. Raises BlobsUnavailable."""
     reader = partial(read_reference, settings=settings)
-    verdicts = [verdict for batch in records.to_batches(max_chunksize=CHUNK_RECORDS) for verdict in _verdicts(batch, settings, reader)]
+    verdicts: list[Verdict] = []
+    for block in records.to_batches():
+        events = known_events(block.column("headers"))
+        for start in range(0, len(block), CHUNK_RECORDS):
+            chunk = slice(start, start + CHUNK_RECORDS)
+            part = KnownEvents(events.sources[chunk], events.ids[chunk])
+            verdicts += _verdicts(block.slice(start, CHUNK_RECORDS), part, settings, reader)
     by_field = zip(*verdicts, strict=True) if verdicts else ([] for _ in SCHEMA)
     return pa.table([pa.array(values, field.type) for values, field in zip(by_field, SCHEMA, strict=True)], schema=SCHEMA)
 
 
-def _verdicts(batch: pa.RecordBatch, settings: Settings, reader: Callable[[DataReference], bytes]) -> Iterator[Verdict]:
+def _verdicts(batch: pa.RecordBatch, events: KnownEvents, settings: Settings, reader: Callable[[DataReference], bytes]) -> Iterator[Verdict]:
     """The verdicts of one chunk, in its order."""
     names = ("is_control", "key", "topic", "partition", "offset")
     columns = [batch.column(name).to_pylist() for name in names]
-    headers = headers_from_arrow(batch.column("headers"))
-    has_marks = _has_marks(batch.column("headers"))
+    other_headers, has_marks = _other_headers(batch.column("headers"), events)
     max_bytes = settings.ingest.max_document_bytes
-    rows = zip(*columns, _values(batch.column("value")), headers, strict=True)
-    for is_control, key, topic, partition, offset, value, pairs in rows:
+    rows = zip(*columns, _values(batch.column("value")), events.sources, events.ids, strict=True)
+    for is_control, key, topic, partition, offset, value, source, event_id in rows:
+        pairs = next(other_headers) if source is None else ()
         if is_control:
             yield _CONTROL
             continue
         try:
+            if value is not None and not pairs:
+                event = None if source is None else Attributes(source, event_id)
+                place = (topic, partition, offset)
+                yield _document(decode_json_document(key, value, event, place, max_bytes=max_bytes, read_reference=reader), settings)
+                continue
             if has_marks:
                 _check_marks(pairs)
             found = decode_document(key, value, pairs, topic, partition, offset, max_bytes=max_bytes, read_reference=reader)
@@ -104,6 +117,12 @@ def _values(column: pa.LargeBinaryArray) -> Iterator[memoryview | None]:
     is_there = column.is_valid().to_numpy(zero_copy_only=False)
     for row, is_valid in enumerate(is_there):
         yield view[ends[row] : ends[row + 1]] if is_valid else None
+
+
+def _other_headers(headers: pa.ListArray, events: KnownEvents) -> tuple[Iterator[Headers], bool]:
+    """The headers of the records whose events are not known, and whether any of these has a mark."""
+    others = headers.filter(pa.array(np.equal(events.sources, None)))
+    return iter(headers_from_arrow(others)), _has_marks(others)
 
 
 def _has_marks(headers: pa.ListArray) -> bool:
