@@ -80,14 +80,25 @@ def nothing_known(headers: pa.ListArray) -> KnownEvents:
     return KnownEvents(unknown, unknown)
 
 
-@settings(max_examples=400, deadline=None)
-@given(ROWS, st.integers(0, 3))
-def test_columns_give_the_verdicts_that_single_headers_give(rows: list[tuple[bytes | None, bytes | None, Pairs | None]], first: int) -> None:
-    table = table_of(rows).slice(first)
+def check(table: pa.Table) -> None:
     found = decoding.decode(table, SETTINGS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "known_events", nothing_known)
         assert found.to_pylist() == decoding.decode(table, SETTINGS).to_pylist()
+
+
+@settings(max_examples=300, deadline=None)
+@given(ROWS, st.integers(0, 3))
+def test_columns_give_the_verdicts_that_single_headers_give(rows: list[tuple[bytes | None, bytes | None, Pairs | None]], first: int) -> None:
+    check(table_of(rows).slice(first))
+
+
+def test_every_single_edit_gives_the_same_verdict_too() -> None:
+    changed = [[*EVENT[:at], (EVENT[at][0], value), *EVENT[at + 1 :]] for at in range(len(EVENT)) for value in ODD]
+    added = [[*EVENT, (name, value)] for name in NAMES for value in ODD[:8]]
+    lost = [[*EVENT[:at], *EVENT[at + 1 :]] for at in range(len(EVENT))]
+    for pairs in changed + added + lost:
+        check(table_of([(None, VALUES[0], pairs), (None, VALUES[0], EVENT)]))
 
 
 def test_usual_events_are_all_known() -> None:

@@ -87,14 +87,14 @@ def _first_shape(flat: _Headers, is_open: npt.NDArray[np.bool_]) -> tuple[list[s
 
 
 def _is_usual(shape: Sequence[str]) -> bool:
-    """Whether these names are those of an event in binary mode that carries its data, each once."""
-    is_event = set(shape) >= _NEEDED and len(set(shape)) == len(shape) and "ce_dataref" not in shape
+    """Whether these names are those of an event in binary mode that carries its data."""
+    is_event = set(shape) >= _NEEDED and "ce_dataref" not in shape
     return is_event and not any(name.startswith(BAD_NAME) or name == REPLAY_HEADER for name in shape)
 
 
 def _fill(flat: _Headers, shape: Sequence[str], rows: _Rows, sources: npt.NDArray[np.object_], ids: npt.NDArray[np.object_]) -> None:
     """Source and id of those of the records whose values are right."""
-    columns = {name: flat.values.take(pa.array(flat.starts[rows] + at)) for at, name in enumerate(shape)}
+    columns = {name: flat.values.take(pa.array(flat.starts[rows] + at)) for at, name in enumerate(shape)}  # of a name that is there twice, the last
     is_right = np.ones(len(rows), dtype=bool)
     try:
         for name, column in columns.items():
