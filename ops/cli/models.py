@@ -101,11 +101,16 @@ def show_lineage(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     dataset = traced["dataset"]
     parents = "".join(f" <- model {parent['model']} (dataset {parent['dataset_version']})" for parent in traced["parents"])
-    print(f"model {traced['model']} <- run {traced['run_id']} <- dataset {dataset['version']}{parents}")
+    print(f"model {traced['model']} <- run {traced['run_id']} <- {_data(dataset)}{parents}")
     print(f"documents by language: {', '.join(f'{name} {count:,}' for name, count in dataset['languages'].items()) or 'none'}")
     columns = ("dataset", "topic", "partition", "from", "up to", "train shards", "train tokens")
     print_table(columns, [row for version in traced["versions"] for row in _lineage_rows(version)])
     return 0
+
+
+def _data(dataset: dict[str, Any]) -> str:
+    view = dataset["view"]
+    return (f"view {view['name']}@{view['version']} <- " if view else "") + f"dataset {dataset['version']}"
 
 
 def _ancestors(registry: "Registry", version: int) -> "list[ModelManifest]":

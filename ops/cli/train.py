@@ -25,6 +25,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Define the command."""
     parser = subparsers.add_parser("train", parents=[common], help="train a model on a dataset version and register it")
     parser.add_argument("--dataset", type=int, metavar="N", help="dataset version (default: the newest)")
+    parser.add_argument("--view", metavar="NAME[@N]", help="train on this view of the dataset version (headrace datasets view)")
     parser.add_argument("--parent", metavar="MODEL", help="model version or alias whose weights to start from (default: random weights)")
     parser.add_argument("--json", action="store_true", help="print the model's manifest as JSON")
     parser.set_defaults(run=run)
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     interrupted = _interruptions()
     try:
         with shown.bar:
-            manifest = train(settings, dataset_version=args.dataset, parent_model=parent, on_progress=shown.update)
+            manifest = train(settings, dataset_version=args.dataset, view=args.view, parent_model=parent, on_progress=shown.update)
     except BaseException:
         if not interrupted.is_set():
             raise
@@ -74,9 +75,14 @@ def describe(manifest: "ModelManifest") -> str:
     result, training = manifest.evaluation, manifest.training
     quality = f"validation loss {result.loss:.4f}, perplexity {result.perplexity:.2f}" if result else "not evaluated: no validation rows"
     return (
-        f"model version {manifest.version}: {manifest.num_parameters:,} parameters, dataset version {manifest.dataset.version}, "
+        f"model version {manifest.version}: {manifest.num_parameters:,} parameters, dataset version {manifest.dataset.version}{_view(manifest)}, "
         f"loss {training.first_loss:.4f} -> {training.last_loss:.4f}, {quality}"
     )
+
+
+def _view(manifest: "ModelManifest") -> str:
+    view = manifest.dataset.view
+    return f" (view {view.name}@{view.version})" if view else ""
 
 
 class _Progress:

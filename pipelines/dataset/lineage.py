@@ -1,5 +1,7 @@
 """The fate of a document: from its id, or from where it stood in Kafka, to its outcome, its tokens and the models that trained on them.
 
+A model that was trained on a view has seen what the view holds: its rules are applied to the document's row of the audit trail.
+
 Reads manifests and the audit trail, never Kafka. By position the manifests say in which version to look; by id all audit files are
 scanned, with the predicate pushed down into Parquet: about 10 ms per million rows and version.
 """
@@ -18,9 +20,10 @@ from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.log import CommitLog
 from pipelines.dataset.masks import read_masks
 from pipelines.dataset.names import version_of
+from pipelines.views.selection import holds, open_view
 from schemas.arrow import DOCUMENTS, Outcome, Split
 from schemas.errors import DatasetError, ManifestCorrupt
-from schemas.manifest import DatasetManifest, ModelManifest
+from schemas.manifest import DatasetManifest, ModelManifest, ViewRef
 
 MODEL_LOG = "models/log"
 _POSITION = re.compile(r"^(?P<topic>.+)/(?P<partition>\d{1,9})/(?P<offset>\d{1,18})$")
@@ -131,13 +134,14 @@ class _Trained:
     version: int
     dataset_version: int
     parent: int | None
+    view: ViewRef | None
 
 
 def _trained_models(root: Path) -> list[_Trained]:
     """Every registered model, oldest first."""
     log = CommitLog(root / MODEL_LOG)
     manifests = [read_model(log, number) for number in range(1, log.latest() + 1)]
-    return [_Trained(manifest.version, manifest.dataset.version, manifest.training.parent_model) for manifest in manifests]
+    return [_Trained(manifest.version, manifest.dataset.version, manifest.training.parent_model, manifest.dataset.view) for manifest in manifests]
 
 
 def read_model(log: CommitLog, number: int) -> ModelManifest:
@@ -154,7 +158,8 @@ def _fate(dataset: Dataset, row: dict[str, Any], models: list[_Trained], masks: 
     is_dead = row["outcome"] == Outcome.DEAD
     mask = masks.get((row["shard"], row["row"], row["start"])) if row["outcome"] == Outcome.KEPT else None
     end = mask.version if mask else dataset.version + 1
-    trained = [model.version for model in models if split == Split.TRAIN and version <= model.dataset_version < end]
+    may_have = [model for model in models if version <= model.dataset_version < end]
+    trained = [model.version for model in may_have if (_is_in_view(dataset, model, row) if model.view else split == Split.TRAIN)]
     return Fate(
         **row,
         dataset_version=version,
@@ -166,6 +171,14 @@ def _fate(dataset: Dataset, row: dict[str, Any], models: list[_Trained], masks: 
         retracted_by=mask.place if mask else None,
         dead_letter={"topic": deadletter_topic, "key": f"{row['topic']}/{row['partition']}/{row['offset']}"} if is_dead else None,
     )
+
+
+def _is_in_view(dataset: Dataset, model: _Trained, row: dict[str, Any]) -> bool:
+    """Whether the view that the model was trained on has the document among its train rows."""
+    if row["outcome"] != Outcome.KEPT or model.view is None:
+        return False
+    opened = open_view(dataset.root, f"{model.view.name}@{model.view.version}", model.dataset_version)
+    return holds(opened, row)
 
 
 def _holding(version: int, mask: _Mask | None) -> dict[str, int | None] | None:

@@ -37,6 +37,10 @@ def read_list(root: Path, entry: ExclusionList) -> pl.DataFrame:
 
 
 def name_of(path: Path) -> str:
-    """A name made from a file's: small letters, digits, - and _."""
-    stem = path.name.split(".")[0].lower()
-    return re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")[:64] or "list"
+    """A name made from a file's."""
+    return name_of_text(path.name.split(".")[0])
+
+
+def name_of_text(text: str) -> str:
+    """A name made from a text: small letters, digits, - and _."""
+    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:64] or "unnamed"

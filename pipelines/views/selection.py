@@ -5,7 +5,7 @@ A pure function of (view version, dataset version). Rules, the first one that ap
 the audit trail's columns that the view asks for, about a second for ten million documents, and 60 to 100 bytes of memory for each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -136,12 +136,18 @@ class OpenView:
     def _kept(self, columns: list[str]) -> pl.DataFrame:
         """Columns of all kept documents, with their ordinals and whether they were retracted."""
         paths = [self.dataset.root / entry.path for manifest in self.dataset.manifests() for entry in manifest.documents]
-        kept = read_kept(paths, columns) if paths else pl.DataFrame(DOCUMENTS.empty_table()).select(columns)
+        kept = read_kept(paths, columns) if paths else _no_documents().select(columns)
         is_retracted = np.zeros(len(kept), dtype=np.bool_)
         is_retracted[retracted_ordinals(self.dataset)] = True
         strings = [name for name in ("shard", "language", "source", "domain") if name in columns]
         typed = kept.with_columns(pl.col(strings).cast(pl.Categorical)) if strings else kept
         return typed.with_columns(ordinal=pl.int_range(pl.len()), is_retracted=pl.Series(is_retracted))
+
+
+def _no_documents() -> pl.DataFrame:
+    frame = pl.from_arrow(DOCUMENTS.empty_table())
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def open_view(root: Path, label: str, dataset_version: int | None = None) -> OpenView:
@@ -154,6 +160,14 @@ def open_view(root: Path, label: str, dataset_version: int | None = None) -> Ope
     if bound is not None and dataset_version not in (None, bound):
         raise SettingsError(f"view {view.label} is bound to dataset version {bound}, so it cannot be used with version {dataset_version}")
     return OpenView(Dataset(root, bound or dataset_version), view, sha256)
+
+
+def holds(opened: OpenView, row: Mapping[str, object]) -> bool:
+    """Whether a kept document that was not retracted, a row of the audit trail, is among the train rows. Reads no other row."""
+    schema = _no_documents().schema
+    frame = pl.DataFrame([{name: row[name] for name in schema}], schema=schema).with_columns(is_retracted=False)
+    judged = judge(frame, opened.view, opened.listed)
+    return bool(judged["rule"].is_null()[0]) and judged["split"][0] == Split.TRAIN
 
 
 def whole(dataset: Dataset) -> OpenView:

@@ -59,7 +59,7 @@ def _data(manifest: ModelManifest, languages: dict[str, int]) -> str:
     lines = [
         "## Training data\n",
         f"Dataset version {manifest.dataset.version} (manifest SHA-256 `{manifest.dataset.manifest_sha256}`), "
-        f"{manifest.dataset.num_train_tokens:,} training tokens, from these Kafka offsets:\n",
+        f"{manifest.dataset.num_train_tokens:,} training tokens{_view(manifest)}, from these Kafka offsets:\n",
         "| topic | partition | from | up to (not included) |",
         "|---|---|---|---|",
     ]
@@ -70,6 +70,17 @@ def _data(manifest: ModelManifest, languages: dict[str, int]) -> str:
         lines.append(f"\nDocuments by language: {counted}.")
     lines.append(f"\nTokenizer: {manifest.tokenizer.vocab_size:,} ids, tokenizer.json SHA-256 `{manifest.tokenizer.sha256}`.\n")
     return "\n".join(lines)
+
+
+def _view(manifest: ModelManifest) -> str:
+    view = manifest.dataset.view
+    if view is None:
+        return ""
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in view.groups.items())
+    return (
+        f", of which view `{view.name}@{view.version}` (SHA-256 `{view.sha256}`) chose {view.num_train_tokens:,} "
+        f"of {view.num_train_documents:,} documents, read in these shares: {shares}"
+    )
 
 
 def _training(manifest: ModelManifest) -> str:

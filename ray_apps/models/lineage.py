@@ -41,6 +41,7 @@ def lineage(root: Path, ancestors: list[ModelManifest]) -> dict[str, Any]:
             "manifest_sha256": model.dataset.manifest_sha256,
             "matches": dataset.sha256 == model.dataset.manifest_sha256,
             "num_train_tokens": model.dataset.num_train_tokens,
+            "view": model.dataset.view.model_dump(mode="json") if model.dataset.view else None,
             "offsets": _plain_offsets(model.dataset.offsets),
             "languages": language_counts(root, dataset.version),
         },

@@ -40,18 +40,24 @@ OnProgress = Callable[[TrainingRun, LossRecord], None]
 
 
 def train(
-    settings: Settings, *, dataset_version: int | None = None, parent_model: int | None = None, on_progress: OnProgress | None = None
+    settings: Settings,
+    *,
+    dataset_version: int | None = None,
+    view: str | None = None,
+    parent_model: int | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ModelManifest:
-    """Train on a dataset version (the newest by default) and register the model; goes on with the run if it was interrupted.
+    """Train on a dataset version (the newest by default), or on a view ``NAME[@N]`` of it, and register the model.
 
-    A run that was registered before is not trained again: its manifest is returned. Raises NotEnoughData, DatasetNotFound,
-    ModelNotFound, TokenizerMismatch, SettingsError, or TrainingError if the run failed more often than ``training.max_failures``.
+    Goes on with the run if it was interrupted. A run that was registered before is not trained again: its manifest is returned. Raises
+    NotEnoughData, DatasetNotFound, ViewNotFound, ModelNotFound, TokenizerMismatch, SettingsError, or TrainingError if the run failed more
+    often than ``training.max_failures``.
     """
     settings = settings.model_copy(update={"root": str(Path(settings.root).resolve())})  # workers run in other folders
     root = Path(settings.root)
     start_tracing(settings.telemetry, "headrace-training")
     # Step 1: what to do, and its name.
-    run = plan_run(settings, dataset_version, parent_model)
+    run = plan_run(settings, dataset_version, parent_model, view=view)
     # Step 2: nobody else does it.
     with run_lock(run.folder(root)):
         # Step 3: perhaps it is done.
@@ -71,6 +77,8 @@ def _trace_of_the_data(run: TrainingRun, root: Path) -> str | None:
 
 def _planned(run: TrainingRun) -> Attributes:
     attributes: dict[str, str | int] = {"headrace.run_id": run.run_id, "headrace.dataset_version": run.dataset.version}
+    if run.dataset.view is not None:
+        attributes["headrace.view"] = f"{run.dataset.view.name}@{run.dataset.view.version}"
     return attributes | ({} if run.parent_model is None else {"headrace.parent_model": run.parent_model})
 
 

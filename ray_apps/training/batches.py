@@ -1,7 +1,7 @@
 """Batches of a step: rows of the dataset as inputs and targets.
 
-B rows, S tokens per row, T = S - 1 predicted positions. What a step reads is a pure function of (dataset version, seed, step), so
-there is nothing to save. Padding stands only at the end of a shard's last row; where the tokenizer pads with its end-of-text
+B rows, S tokens per row, T = S - 1 predicted positions. What a step reads is a pure function of (dataset version, view, seed, step),
+so there is nothing to save. Padding stands only at the end of a shard's last row; where the tokenizer pads with its end-of-text
 token, the first of that trailing run is the last document's real end and stays a target. Retracted documents are padding too, in the
 middle of rows: which positions they are is told apart from the ids, since padding may be the end-of-text token.
 """
@@ -15,9 +15,12 @@ from torch import Tensor
 
 from pipelines.dataset.loader import Ids, TokenRows, row_ids_for_step
 from pipelines.dataset.masks import Mask
+from pipelines.views.rows import ViewRows
+from pipelines.views.selection import open_view
 from ray_apps.training.loss import IGNORED
 from schemas.arrow import Split
-from schemas.manifest import TokenizerRef
+from schemas.errors import CheckpointCorrupt
+from schemas.manifest import DatasetRef, TokenizerRef
 from schemas.settings import TrainingSettings
 
 
@@ -58,24 +61,36 @@ def make_batch(rows_BS: Ids, tokenizer: TokenizerRef, retracted_BS: Mask | None 
     return Batch(torch.from_numpy(rows_BS[:, :-1].copy()), torch.from_numpy(targets_BT))
 
 
+def train_rows(root: Path, dataset: DatasetRef) -> TokenRows | ViewRows:
+    """The rows that a run reads. Raises CheckpointCorrupt if the dataset version or the view is not what the run was planned with."""
+    if dataset.view is None:
+        return TokenRows(root, dataset.version, Split.TRAIN)
+    rows = ViewRows(open_view(root, f"{dataset.view.name}@{dataset.view.version}", dataset.version))
+    if rows.dataset_sha256 != dataset.data_sha256:
+        raise CheckpointCorrupt(
+            f"view {dataset.view.name}@{dataset.view.version} of dataset version {dataset.version} is not the one that the run was planned with; "
+            f"restore its file, or start a new run"
+        )
+    return rows
+
+
 class StepBatches:
     """The part of each step's global batch that one rank reads."""
 
-    def __init__(self, root: Path, dataset_version: int, tokenizer: TokenizerRef, settings: TrainingSettings, *, rank: int, world_size: int) -> None:
-        self.rows = TokenRows(root, dataset_version, Split.TRAIN)
+    def __init__(self, root: Path, dataset: DatasetRef, tokenizer: TokenizerRef, settings: TrainingSettings, *, rank: int, world_size: int) -> None:
+        self.rows = train_rows(root, dataset)
         self.tokenizer = tokenizer
         self.settings = settings
         self.rank = rank
         self.world_size = world_size
 
     def __getitem__(self, step: int) -> Batch:
-        ids = row_ids_for_step(
-            self.rows.num_rows,
-            seed=self.settings.seed,
-            step=step,
-            global_batch_rows=self.settings.global_batch_rows,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
-        rows_BS, retracted_BS = self.rows.gather_masked(ids)
+        rows_BS, retracted_BS = self.rows.gather_masked(self._row_ids(step))
         return make_batch(rows_BS, self.tokenizer, retracted_BS)
+
+    def _row_ids(self, step: int) -> Ids:
+        """A view mixes its groups; a dataset version is one group."""
+        seed, batch_rows, rank, world_size = self.settings.seed, self.settings.global_batch_rows, self.rank, self.world_size
+        if isinstance(self.rows, ViewRows):
+            return self.rows.mixture.rows_for_step(seed=seed, step=step, global_batch_rows=batch_rows, rank=rank, world_size=world_size)
+        return row_ids_for_step(self.rows.num_rows, seed=seed, step=step, global_batch_rows=batch_rows, rank=rank, world_size=world_size)

@@ -55,7 +55,7 @@ class TrainingLoop:
             accumulation_steps=run.training.accumulation_steps,
             clip_norm=run.training.clip_norm,
         )
-        self.batches = StepBatches(root, run.dataset.version, run.tokenizer, run.training, rank=process.rank, world_size=process.world_size)
+        self.batches = StepBatches(root, run.dataset, run.tokenizer, run.training, rank=process.rank, world_size=process.world_size)
 
     def run(self, on_checkpoint: OnStep | None = None) -> None:
         """Train to the last step and leave ``result.json``. ``on_checkpoint`` is called in every process with the step before each checkpoint.

@@ -1,8 +1,9 @@
 """A training run: what is trained on what, under a name that follows from exactly that.
 
-The name is a hash of the dataset version, of the settings that decide the weights and of the parent model, so that the same command
-after a crash finds its checkpoints, and a run that was registered is not trained again. How many processes share the work, how often
-they save and how often they may fail change the weights by rounding at most: they are left out, and a run can go on with fewer workers.
+The name is a hash of the dataset version, of the view of it if there is one, of the settings that decide the weights and of the parent
+model, so that the same command after a crash finds its checkpoints, and a run that was registered is not trained again. How many
+processes share the work, how often they save and how often they may fail change the weights by rounding at most: they are left out,
+and a run can go on with fewer workers.
 """
 
 import fcntl
@@ -14,6 +15,8 @@ from pathlib import Path
 from pydantic import Field
 
 from pipelines.dataset.dataset import Dataset
+from pipelines.views.rows import ViewRows
+from pipelines.views.selection import open_view
 from ray_apps.models.registry import Registry
 from ray_apps.training.checkpoint import Binding, CheckpointStore
 from schemas.arrow import Split
@@ -62,7 +65,7 @@ class TrainingRun(Record):
 
     def checkpoints(self, root: Path) -> CheckpointStore:
         """The run's checkpoints."""
-        binding = Binding(self.dataset.manifest_sha256, self.training.seed, self.settings_fingerprint)
+        binding = Binding(self.dataset.data_sha256, self.training.seed, self.settings_fingerprint)
         return CheckpointStore(self.folder(root), binding, self.training.keep_checkpoints)
 
 
@@ -80,17 +83,15 @@ def model_fingerprint(settings: Settings) -> str:
     return fingerprint(settings.model_copy(update={"training": training}), MODEL_SECTIONS)
 
 
-def plan_run(settings: Settings, dataset_version: int | None = None, parent_model: int | None = None) -> TrainingRun:
-    """Decide what to train; the newest dataset version by default.
+def plan_run(settings: Settings, dataset_version: int | None = None, parent_model: int | None = None, *, view: str | None = None) -> TrainingRun:
+    """Decide what to train; the newest dataset version by default, or the one that the view ``NAME[@N]`` is bound to.
 
-    Raises DatasetNotFound, NotEnoughData, ModelNotFound, TokenizerMismatch, or SettingsError if the workers cannot share a batch.
+    Raises DatasetNotFound, ViewNotFound, NotEnoughData, ModelNotFound, TokenizerMismatch, or SettingsError if the workers cannot share a batch.
     """
-    dataset = Dataset(Path(settings.root), dataset_version)
-    _check_batches(dataset, settings.training)
+    dataset, ref = _data(settings, dataset_version, view)
     if parent_model is not None:
         _check_parent(settings, dataset, parent_model)
-    ref = dataset.ref()
-    decisive = {"dataset": ref.manifest_sha256, "parent": parent_model}
+    decisive = {"dataset": ref.data_sha256, "parent": parent_model}
     model_sha256 = model_fingerprint(settings)
     name = fingerprint(settings, (), {**decisive, "settings": model_sha256})
     return TrainingRun(
@@ -105,11 +106,25 @@ def plan_run(settings: Settings, dataset_version: int | None = None, parent_mode
     )
 
 
-def _check_batches(dataset: Dataset, training: TrainingSettings) -> None:
-    num_rows = sum(entry.rows for entry in dataset.shards(Split.TRAIN))
+def _data(settings: Settings, dataset_version: int | None, view: str | None) -> tuple[Dataset, DatasetRef]:
+    """What the run reads, pinned: a view that follows the newest dataset version means this one from here on."""
+    root = Path(settings.root)
+    if view is None:
+        dataset = Dataset(root, dataset_version)
+        num_rows = sum(entry.rows for entry in dataset.shards(Split.TRAIN))
+        _check_batches(f"dataset version {dataset.version}", num_rows, settings.training)
+        return dataset, dataset.ref()
+    opened = open_view(root, view, dataset_version)
+    rows = ViewRows(opened)
+    _check_batches(f"{opened.label} ({rows.num_documents:,} documents, {rows.num_tokens:,} tokens)", rows.num_rows, settings.training)
+    rows.mixture.check()
+    return opened.dataset, opened.dataset.ref().model_copy(update={"view": opened.ref()})
+
+
+def _check_batches(name: str, num_rows: int, training: TrainingSettings) -> None:
     if num_rows < training.global_batch_rows:
         raise NotEnoughData(
-            f"dataset version {dataset.version} has {num_rows} training rows, one step takes {training.global_batch_rows}; "
+            f"{name} has {num_rows} training rows, one step takes {training.global_batch_rows}; "
             f"ingest more documents, or lower training.global_batch_rows"
         )
     if training.global_batch_rows % training.num_workers:

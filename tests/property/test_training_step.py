@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
+from pipelines.dataset.dataset import Dataset
 from ray_apps.models.presets import llama_config
 from ray_apps.training.batches import Batch, StepBatches, make_batch
 from ray_apps.training.optimizer import build_optimizer
@@ -88,9 +89,9 @@ def test_the_processes_of_a_step_read_the_same_global_batch_whatever_their_numbe
     root = tmp_path_factory.getbasetemp() / "shared-dataset"
     if not root.exists():
         make_dataset(root, num_rows=13, sequence_length=8)
-    chosen = TrainingSettings(global_batch_rows=8)
-    parts = [StepBatches(root, 1, TOKENIZER, chosen, rank=rank, world_size=world_size)[step].input_BT for rank in range(world_size)]
-    alone = StepBatches(root, 1, TOKENIZER, chosen, rank=0, world_size=1)[step].input_BT
+    chosen, dataset = TrainingSettings(global_batch_rows=8), Dataset(root, 1).ref()
+    parts = [StepBatches(root, dataset, TOKENIZER, chosen, rank=rank, world_size=world_size)[step].input_BT for rank in range(world_size)]
+    alone = StepBatches(root, dataset, TOKENIZER, chosen, rank=0, world_size=1)[step].input_BT
     assert torch.equal(torch.cat(parts), alone)
 
 

@@ -66,7 +66,7 @@ def test_gather_equals_decoding_and_concatenating(root: Path, version: int, chos
     groups = (Group(name="short", weight=1, max_num_tokens=cut), Group(name="long", weight=3))
     asked = view(filter=Filter(min_num_tokens=chosen[0], max_num_tokens=chosen[1]), groups=groups)
     rows = ViewRows(OpenView(dataset, asked, "0" * 64))
-    documents = kept(dataset).filter(pl.col("shard").str.contains("-train-") & pl.col("num_tokens").is_between(*chosen))
+    documents = kept(dataset).filter(pl.col("shard").str.contains("-train-") & pl.col("num_tokens").is_between(chosen[0], chosen[1]))
     short, long = documents.filter(pl.col("num_tokens") <= cut), documents.filter(pl.col("num_tokens") > cut)
     expected = np.concatenate([in_rows(concatenated(dataset, part), 32) for part in (short, long)])
     assert (rows.num_rows, rows.num_tokens, rows.num_documents) == (len(expected), documents["length"].sum(), len(documents))

@@ -1,0 +1,53 @@
+"""The card of an exported dataset: README.md with the YAML header that Hugging Face's ``datasets`` reads.
+
+Source: https://huggingface.co/docs/hub/datasets-manual-configuration and https://github.com/huggingface/hub-docs/blob/main/datasetcard.md
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+
+def card(told: Mapping[str, Any], schema: pa.Schema) -> str:
+    """The text of README.md, from what ``headrace.json`` says. Splits are named as ``datasets`` allows it, without hyphens."""
+    splits = {re.sub(r"\W", "_", name): (name, split) for name, split in told["splits"].items()}
+    header = {
+        "configs": [{"config_name": "default", "data_files": [{"split": key, "path": f"{name}/*.parquet"} for key, (name, _) in splits.items()]}],
+        "dataset_info": {
+            "features": [{"name": entry.name, "dtype": _dtype(entry.type)} for entry in schema],
+            "splits": [
+                {"name": key, "num_bytes": sum(file["size_bytes"] for file in split["files"]), "num_examples": split["documents"]}
+                for key, (_, split) in splits.items()
+            ],
+        },
+    }
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n{_text(told)}"
+
+
+def _dtype(kind: pa.DataType) -> str:
+    return "float32" if pa.types.is_float32(kind) else str(kind)
+
+
+def _text(told: Mapping[str, Any]) -> str:
+    view = told["view"]
+    lines = [
+        f"# Dataset version {told['dataset_version']}" + (f", view {view['name']}@{view['version']}" if view else ""),
+        "",
+        f"Written by Headrace from the dataset version with manifest SHA-256 `{told['manifest_sha256']}`"
+        + (f" and the view with SHA-256 `{view['sha256']}`" if view else "")
+        + ". Documents that were retracted up to that version are not here. Texts are decoded from the tokens that models are trained on "
+        f"(tokenizer.json SHA-256 `{told['tokenizer']['sha256']}`); topic, partition and offset say where a document stood in Kafka.",
+        "",
+        "| split | documents | tokens |",
+        "|---|---|---|",
+        *(f"| {name} | {split['documents']:,} | {split['tokens']:,} |" for name, split in told["splits"].items()),
+    ]
+    if view:
+        lines += [
+            "",
+            "Shares in which training reads the groups: " + ", ".join(f"{name} {share:.1%}" for name, share in view["weights"].items()) + ".",
+        ]
+    return "\n".join(lines) + "\n"
