@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
+LOCKING := build/lock
+PIP := pip install --quiet --disable-pip-version-check
 SOURCES := schemas pipelines ray_apps ops tests benchmarks
 DEMO_ARGS ?=
 TEST_ARGS ?=
@@ -22,22 +25,28 @@ setup: $(READY) ## Create .venv with the pinned packages and the headrace comman
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Headrace needs Python 3.11 or later, and {sys.executable} is {v.major}.{v.minor}; run make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/$(PIP) "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/$(PIP) -r requirements.lock
+	$(BIN)/$(PIP) --no-deps --editable .
 	$(BIN)/python -m pipelines.compiled
+	@touch $@
+
+# What tests and benchmarks compare with. One of them compiles from source: where that fails, the tests that need them skip and say so.
+$(PEERS): $(READY) requirements-peers.lock
+	@$(BIN)/$(PIP) --no-deps -r requirements-peers.lock || for peer in $$(cat requirements-peers.lock); do \
+	  $(BIN)/$(PIP) --no-deps $$peer || echo "$$peer could not be installed: tests and benchmarks that compare with it will skip"; done
 	@touch $@
 
 demo: $(READY) ## The whole loop on this machine; DEMO_ARGS=--exit ends it instead of leaving it running
 	@$(BIN)/headrace demo $(DEMO_ARGS)
 
-test: $(READY) ## All tests but the slow ones
+test: $(PEERS) ## All tests but the slow ones
 	$(PYTEST) -m "not slow" $(TEST_ARGS)
 
-test-slow: $(READY) ## The slow tests: full kill tests and soaks
+test-slow: $(PEERS) ## The slow tests: full kill tests and soaks
 	$(BIN)/pytest -m slow $(TEST_ARGS)
 
-lint: $(READY) ## ruff and mypy --strict
+lint: $(PEERS) ## ruff and mypy --strict
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
@@ -50,11 +59,16 @@ schemas: $(READY) ## Write what is generated from the contracts: schemas/json an
 	$(BIN)/python -m schemas.json_schema
 	$(BIN)/python -m schemas.settings_file
 
-bench: $(READY) ## Benchmarks, side by side with the peers
+bench: $(PEERS) ## Benchmarks, side by side with the peers
 	@for name in broker dedup pii training serving; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
-lock: ## Write requirements.lock from the present .venv
-	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v '^headrace' > requirements.lock
+lock: ## Write requirements.lock and requirements-peers.lock from a new environment
+	rm -rf $(LOCKING) && $(PYTHON) -m venv $(LOCKING)
+	$(LOCKING)/bin/$(PIP) "$$(grep '^torch==' requirements.lock)"
+	$(LOCKING)/bin/$(PIP) --editable .[dev]
+	$(LOCKING)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort > requirements.lock
+	$(LOCKING)/bin/$(PIP) --editable .[peers]
+	$(LOCKING)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort | LC_ALL=C comm -13 requirements.lock - > requirements-peers.lock
 
 clean: ## Remove the virtual environment, caches and the demo's data
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis headrace-data
