@@ -1,99 +1,25 @@
-"""The texts of a dataset, decoded from its shards: block by block in commit order, memory bounded by a block.
+"""The texts of kept documents, decoded from their spans in the shards: as they were tokenized, so normalized, cleaned and redacted.
 
-What is read is what versions 1..N keep: documents that a retraction took out are left out. Cost: decoding with the tokenizers package, about
-10 MB/s on one core.
+Exact for the tokenizers that are trained here; another one gives back what it can. Costs one decoding per document, some 10 MB/s.
 """
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import polars as pl
 
-from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.masks import retracted_ordinals
-from pipelines.dataset.shards import open_shard
-from pipelines.tokenizer import BatchTokenizer, load_tokenizer
-from schemas.arrow import DOCUMENTS, Outcome
-from schemas.errors import ShardCorrupt
-from schemas.manifest import DatasetManifest
+from pipelines.dataset.shards import read_span
+from pipelines.tokenizer import BatchTokenizer
 
-BLOCK_ROWS = 4_096
-BLOCK_TOKENS = 1 << 21
-"""A block of the audit trail is cut where its documents have more tokens than this, unless it is one document."""
-Mask = npt.NDArray[np.bool_]
+SPAN = ("shard", "row", "start", "length")
 
 
-def audit_blocks(root: Path, manifest: DatasetManifest) -> Iterator[pa.Table]:
-    """The audit trail of one version as tables of DOCUMENTS; columns that an older file lacks are null. Raises ShardCorrupt."""
-    for entry in manifest.documents:
-        path = root / entry.path
-        try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=BLOCK_ROWS):
-                    yield from _cut(_complete(pa.Table.from_batches([batch])))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ShardCorrupt(f"{path} is missing or not Parquet ({error}); restore the file from a copy") from error
+def read_texts(root: Path, tokenizer: BatchTokenizer, kept: pl.DataFrame, max_tokens: int | None = None) -> list[str]:
+    """One text per row of the audit trail (columns SPAN, outcome kept); ``max_tokens``: only so many tokens from the start of each."""
+    return [_text(root, tokenizer, row, max_tokens) for row in kept.select(SPAN).iter_rows(named=True)]
 
 
-def _complete(block: pa.Table) -> pa.Table:
-    columns = [block[field.name] if field.name in block.column_names else pa.nulls(len(block), field.type) for field in DOCUMENTS]
-    return pa.table(columns, names=DOCUMENTS.names).cast(DOCUMENTS).combine_chunks()
-
-
-def _cut(block: pa.Table) -> Iterator[pa.Table]:
-    """Slices of at most BLOCK_TOKENS tokens, or one row."""
-    ends = np.cumsum(block["length"].fill_null(0).to_numpy())
-    start = 0
-    while start < len(block):
-        before = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + BLOCK_TOKENS, side="right")))
-        yield block.slice(start, stop - start)
-        start = stop
-
-
-class Live:
-    """Says of each kept document, asked in commit order, whether versions 1..N still hold it."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self._retracted = retracted_ordinals(dataset)
-        self._next = 0
-
-    def among(self, block: pa.Table) -> Mask:
-        """One flag per row of the next block of the audit trail."""
-        rows = np.flatnonzero(pc.equal(block["outcome"], Outcome.KEPT).to_numpy())
-        ordinals = self._next + np.arange(len(rows))
-        self._next += len(rows)
-        live = np.zeros(len(block), dtype=np.bool_)
-        live[rows[~np.isin(ordinals, self._retracted)]] = True
-        return live
-
-
-def decode_rows(root: Path, tokenizer: BatchTokenizer, rows: pa.Table) -> list[str]:
-    """The texts of kept rows of the audit trail. Raises ShardCorrupt if a shard ends before a span."""
-    texts: list[str] = []
-    path, flat, width = "", np.empty(0, np.uint16), 0
-    for shard, row, start, length in zip(*(rows[name].to_pylist() for name in ("shard", "row", "start", "length")), strict=True):
-        if shard != path:
-            view = open_shard(root / shard)
-            path, flat, width = shard, view.reshape(-1), view.shape[1]
-        first = row * width + start
-        if first + length > len(flat):
-            raise ShardCorrupt(f"{shard} ends before row {row}, position {start}, {length} tokens; restore the file from a copy")
-        texts.append(tokenizer.decode(flat[first : first + length - 1]))
-    return texts
-
-
-def live_texts(dataset: Dataset, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
-    """Column ``text`` (large_string) and the named columns of DOCUMENTS, of all documents that the version holds, in commit order."""
-    tokenizer, live = load_tokenizer(dataset.root, dataset.tokenizer), Live(dataset)
-    for manifest in dataset.manifests():
-        for block in audit_blocks(dataset.root, manifest):
-            rows = block.filter(pa.array(live.among(block)))
-            if len(rows):
-                texts: Any = pa.array(decode_rows(dataset.root, tokenizer, rows), pa.large_string())
-                yield rows.select(list(columns)).append_column("text", texts)
+def _text(root: Path, tokenizer: BatchTokenizer, span: dict[str, Any], max_tokens: int | None) -> str:
+    num_tokens = span["length"] - 1  # the last one is the end of the text
+    length = num_tokens if max_tokens is None else min(num_tokens, max_tokens)
+    return tokenizer.decode(read_span(root, span["shard"], span["row"], span["start"], length))
