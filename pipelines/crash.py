@@ -33,10 +33,14 @@ COMPACTION_CRASH_POINTS = (
 """Every step of a compaction of the duplicate index (pipelines/dataset/compaction.py), in its order."""
 
 SWITCH_CRASH_POINTS = (
-    "switch_tokenizer_written",
-    "switch_block_written",  # in the middle: nothing is visible
-    "switch_files_written",  # every file has its final name, no manifest lists it
-    "switch_published",
+    "tokenizer_written",
+    "block_taken",
+    "shard_written",
+    "shards_written",
+    "documents_written",
+    "segment_written",
+    "switch_written",  # every file of the new dataset has its final name, no manifest lists it
+    "published",
 )
 """Every step of a switch to another tokenizer (pipelines/switch.py), in its order."""
 

@@ -25,6 +25,7 @@ COMMANDS = (
     "deadletter",
     "retract",
     "trace",
+    "tokenizer",
     "quality",
     "gc",
     "train",

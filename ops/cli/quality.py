@@ -2,10 +2,9 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ops.cli.output import print_json, print_table, say
 from schemas.errors import SettingsError
@@ -14,24 +13,15 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from ops.producing.batches import Batch
     from pipelines.quality.card import LanguageCard
     from pipelines.quality.fit import Fitted
     from pipelines.quality.models import QualityModels
 
-BATCH_BYTES = 4 * 2**20
-SHOWN_PROBLEMS = 20
 ENOUGH_HELD_OUT = 100
 """Held-out documents from which on a quantile of 1 % means something."""
 SHOWN_QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 UNDETERMINED = "und"
-
-
-class Batch(NamedTuple):
-    """Normalized documents with their languages."""
-
-    ids: list[str]
-    texts: "pa.Array"
-    languages: "pa.Array"
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
@@ -160,42 +150,12 @@ def _by_language(paths: list[str], args: argparse.Namespace, settings: Settings)
     return {language: pa.concat_arrays(arrays) for language, arrays in parts.items()}
 
 
-def _batches(paths: list[str], args: argparse.Namespace, settings: Settings) -> Iterator[Batch]:
-    """Documents as the pipeline would see them: normalized, in batches of about BATCH_BYTES."""
-    from ops.producing.findings import Failed, Found, TooLarge
-    from ops.producing.readers import ReadOptions, read_paths
+def _batches(paths: list[str], args: argparse.Namespace, settings: Settings) -> "Iterator[Batch]":
+    from ops.producing.batches import read_batches
+    from ops.producing.readers import ReadOptions
 
     options = ReadOptions(text_field=args.text_field, max_bytes=settings.kafka.max_request_bytes)
-    ids: list[str] = []
-    texts: list[str] = []
-    size_bytes = num_problems = 0
-    for finding in read_paths(paths, options, sys.stdin.buffer):
-        if isinstance(finding, Found):
-            ids.append(finding.document.id or finding.origin)
-            texts.append(finding.document.text)
-            size_bytes += len(finding.document.text)
-        elif isinstance(finding, Failed | TooLarge):
-            num_problems += 1
-            if num_problems <= SHOWN_PROBLEMS:
-                say(f"headrace quality: {finding.origin}: {finding.error if isinstance(finding, Failed) else 'too large'}")
-        if size_bytes >= BATCH_BYTES:
-            yield _batch(ids, texts, args.language)
-            ids, texts, size_bytes = [], [], 0
-    if ids:
-        yield _batch(ids, texts, args.language)
-    if num_problems:
-        say(f"headrace quality: {num_problems:,} files or records could not be read and were left out")
-
-
-def _batch(ids: list[str], texts: list[str], language: str | None) -> Batch:
-    import pyarrow as pa
-
-    from pipelines.steps.language import detect_languages
-    from pipelines.steps.normalize import normalize
-
-    normalized = normalize(pa.array(texts, pa.large_string())).texts
-    languages = pa.array([language] * len(ids), pa.string()) if language else detect_languages(normalized)
-    return Batch(ids, normalized, languages)
+    return read_batches(paths, options, args.language, lambda message: say(f"headrace quality: {message}"))
 
 
 def _folder(args: argparse.Namespace, settings: Settings) -> Path:
@@ -260,7 +220,7 @@ def run_score(args: argparse.Namespace, settings: Settings) -> int:
 _SCORES = ("quality", "perplexity", "informativeness")
 
 
-def _scored(models: "QualityModels", batch: Batch) -> list[dict[str, Any]]:
+def _scored(models: "QualityModels", batch: "Batch") -> list[dict[str, Any]]:
     scores = models.score(batch.texts, batch.languages)
     columns = {"language": batch.languages, **{name: getattr(scores, name) for name in _SCORES}, "rule": scores.rules}
     values = {"id": batch.ids} | {name: column.to_pylist() for name, column in columns.items()}

@@ -57,6 +57,16 @@ def counts_files(dataset: Dataset | None) -> list[CountsFile]:
     return found[::-1]
 
 
+def carry_over(source: Dataset, root: Path, attempt: str) -> Written:
+    """The counts of versions 1..N as the file of a first version under another root, durably."""
+    counts = _sum([ParagraphCounts.load(source.root / file.entry.path) for file in counts_files(source)])
+    if not len(counts.hashes):
+        return NOTHING
+    path = root / boilerplate_path(1, attempt)
+    counts.save(path)
+    return Written([file_entry(root, path, len(counts.hashes))], 1)
+
+
 class Boilerplate:
     """``open`` before a batch, ``add`` each block with its outcomes, then ``write``."""
 
