@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ops.cli.dataset_report import add_actions as add_report_actions
+from ops.cli.dataset_semantic import add_actions as add_semantic_actions
 from ops.cli.dataset_views import add_actions as add_view_actions
 from ops.cli.output import print_json, print_table, progress_bar, say
 from schemas.settings import Settings
@@ -27,6 +28,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     showing.add_argument("version", nargs="?", type=int, help="default: the newest")
     verifying = actions.add_parser("verify", parents=[common], help="hash every file, add up every count, decode a sample")
     add_report_actions(actions, common)
+    add_semantic_actions(actions, common)
     add_view_actions(actions, common)
     for action, function in ((listing, run_list), (showing, run_show), (verifying, run_verify)):
         action.add_argument("--json", action="store_true", help="one JSON document on standard output")
