@@ -13,8 +13,10 @@ from pydantic import Field, model_validator
 from schemas.manifest import FORMAT, FileEntry
 from schemas.record import Record
 
-NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
-"""Names of views, groups, holdouts, exclusion lists and evaluation sets."""
+VIEW_NAME = r"^[a-z][a-z0-9_-]{0,63}$"
+"""Names of views, which are names of folders; a number alone means a dataset version."""
+NAME = r"^\w[\w-]{0,63}$"
+"""Names of groups, holdouts, exclusion lists and evaluation sets, in any script."""
 LABELS = ("language", "source", "domain")
 SCORES = ("quality", "perplexity", "informativeness", "num_tokens", "num_chars")
 RESERVED = ("train", "validation")
@@ -147,7 +149,7 @@ class View(Record):
 
     format: int = Field(FORMAT, ge=1, le=FORMAT)
     """Version of this file format."""
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=VIEW_NAME)
     """Name of the view."""
     version: int = Field(ge=1)
     """This version; the file is named after it."""

@@ -20,10 +20,10 @@ from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.log import CommitLog
 from pipelines.dataset.masks import read_masks
 from pipelines.dataset.names import version_of
-from pipelines.views.selection import holds, open_view
+from pipelines.views.selection import OpenView, holds, open_view
 from schemas.arrow import DOCUMENTS, Outcome, Split
-from schemas.errors import DatasetError, ManifestCorrupt
-from schemas.manifest import DatasetManifest, ModelManifest, ViewRef
+from schemas.errors import DatasetError, ManifestCorrupt, ViewNotFound
+from schemas.manifest import DatasetManifest, DatasetRef, ModelManifest
 
 MODEL_LOG = "models/log"
 _POSITION = re.compile(r"^(?P<topic>.+)/(?P<partition>\d{1,9})/(?P<offset>\d{1,18})$")
@@ -134,14 +134,19 @@ class _Trained:
     version: int
     dataset_version: int
     parent: int | None
-    view: ViewRef | None
+    opened: OpenView | None
+    """The view of it that was read."""
 
 
 def _trained_models(root: Path) -> list[_Trained]:
     """Every registered model, oldest first."""
     log = CommitLog(root / MODEL_LOG)
     manifests = [read_model(log, number) for number in range(1, log.latest() + 1)]
-    return [_Trained(manifest.version, manifest.dataset.version, manifest.training.parent_model, manifest.dataset.view) for manifest in manifests]
+    views = {ref.data_sha256: _opened(root, ref) for ref in (manifest.dataset for manifest in manifests) if ref.view}
+    return [
+        _Trained(manifest.version, manifest.dataset.version, manifest.training.parent_model, views.get(manifest.dataset.data_sha256))
+        for manifest in manifests
+    ]
 
 
 def read_model(log: CommitLog, number: int) -> ModelManifest:
@@ -158,8 +163,8 @@ def _fate(dataset: Dataset, row: dict[str, Any], models: list[_Trained], masks: 
     is_dead = row["outcome"] == Outcome.DEAD
     mask = masks.get((row["shard"], row["row"], row["start"])) if row["outcome"] == Outcome.KEPT else None
     end = mask.version if mask else dataset.version + 1
-    may_have = [model for model in models if version <= model.dataset_version < end]
-    trained = [model.version for model in may_have if (_is_in_view(dataset, model, row) if model.view else split == Split.TRAIN)]
+    may_have = [model for model in models if version <= model.dataset_version < end and row["outcome"] == Outcome.KEPT]
+    trained = [model.version for model in may_have if _is_read(model, row, is_train=split == Split.TRAIN)]
     return Fate(
         **row,
         dataset_version=version,
@@ -173,12 +178,21 @@ def _fate(dataset: Dataset, row: dict[str, Any], models: list[_Trained], masks: 
     )
 
 
-def _is_in_view(dataset: Dataset, model: _Trained, row: dict[str, Any]) -> bool:
-    """Whether the view that the model was trained on has the document among its train rows."""
-    if row["outcome"] != Outcome.KEPT or model.view is None:
-        return False
-    opened = open_view(dataset.root, f"{model.view.name}@{model.view.version}", model.dataset_version)
-    return holds(opened, row)
+def _is_read(model: _Trained, row: dict[str, Any], *, is_train: bool) -> bool:
+    """Whether the document was among the rows that the model was trained on; yes if its view is not there to be asked."""
+    return is_train and (model.opened is None or holds(model.opened, row))
+
+
+def _opened(root: Path, dataset: DatasetRef) -> OpenView | None:
+    """The view that a model was trained on; none if it was none, or if it cannot be asked any more."""
+    if dataset.view is None:
+        return None
+    try:
+        opened = open_view(root, f"{dataset.view.name}@{dataset.view.version}", dataset.version)
+        opened.listed  # noqa: B018 - the files that it rests on are read here, where one that is missing does no harm
+        return opened if opened.sha256 == dataset.view.sha256 else None
+    except (ViewNotFound, ManifestCorrupt):
+        return None
 
 
 def _holding(version: int, mask: _Mask | None) -> dict[str, int | None] | None:

@@ -2,7 +2,7 @@
 
 The evaluation documents are normalized and fingerprinted as ingest does it, with the dataset's own settings, and put into an index; then
 the stored fingerprints of every kept document are looked up in it. So no text is read again, and it costs what looking up
-duplicates costs: about a second for a million documents. A whole document is compared with a whole one: a question of one sentence
+duplicates costs: two seconds for a million documents. A whole document is compared with a whole one: a question of one sentence
 inside a long page is not found.
 
 Invariant: the answer is a pure function of (view version, dataset version). It is stored beside the view the first time somebody asks; what

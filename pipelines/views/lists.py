@@ -42,5 +42,5 @@ def name_of(path: Path) -> str:
 
 
 def name_of_text(text: str) -> str:
-    """A name made from a text: small letters, digits, - and _."""
-    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:64] or "unnamed"
+    """A name made from a text: letters and digits of any script, - and _."""
+    return re.sub(r"[^\w-]+", "-", text.lower()).strip("-_")[:64] or "unnamed"

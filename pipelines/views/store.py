@@ -15,7 +15,7 @@ from pipelines.dataset.durable import create_durably
 from pipelines.dataset.log import CommitLog
 from schemas.errors import DatasetNotFound, ManifestCorrupt, SettingsError, ViewNotFound
 from schemas.manifest import FileEntry
-from schemas.view import NAME, View
+from schemas.view import VIEW_NAME, View
 
 FOLDER = "views"
 _LABEL = re.compile(r"^([^@]+)(?:@([1-9]\d{0,7}))?$")
@@ -28,8 +28,8 @@ def view_log(root: Path, name: str) -> CommitLog:
 
 def check_name(name: str) -> None:
     """Raise SettingsError for what cannot be a view's name."""
-    if not re.match(NAME, name):
-        raise SettingsError(f"{name!r} cannot be the name of a view; use small letters, digits, - and _, 64 at most")
+    if not re.match(VIEW_NAME, name):
+        raise SettingsError(f"{name!r} cannot be the name of a view; use small letters, digits, - and _, a letter first, 64 at most")
 
 
 def parse_label(label: str) -> tuple[str, int | None]:
@@ -46,7 +46,7 @@ def view_names(root: Path) -> list[str]:
     folder = root / FOLDER
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in folder.iterdir() if re.match(NAME, entry.name) and CommitLog(entry).latest())
+    return sorted(entry.name for entry in folder.iterdir() if re.match(VIEW_NAME, entry.name) and CommitLog(entry).latest())
 
 
 def read_view(root: Path, name: str, version: int | None = None) -> tuple[View, str]:

@@ -47,7 +47,8 @@ def parse_weight(text: str) -> dict[str, Any]:
         raise SettingsError(f"{text!r} is no weight; write FIELD=VALUE:SHARE, such as domain=tech:0.3, or rest:0.4") from error
     if condition.strip() == REST:
         return {"name": REST, "weight": weight}
-    return {"name": name_of_text(re.sub(r"[a-z_]+\s*(?:!=|>=|<=|=)", "", condition)), "weight": weight, **parse_filter(condition)}
+    wanted = parse_filter(condition)
+    return {"name": _name_of(wanted), "weight": weight, **wanted}
 
 
 def parse_holdout(text: str) -> dict[str, Any]:
@@ -56,6 +57,14 @@ def parse_holdout(text: str) -> dict[str, Any]:
     if not condition:
         raise SettingsError(f"{text!r} is no holdout; write NAME:FILTER, such as news:source=news")
     return {"name": name.strip(), **parse_filter(condition)}
+
+
+def _name_of(wanted: dict[str, Any]) -> str:
+    """``tech`` for domain=tech, ``max_num_tokens-80`` for num_tokens<=80."""
+    parts = [
+        "-".join(value) if field in LABELS else f"{field}-{'-'.join(value) if isinstance(value, list) else value}" for field, value in wanted.items()
+    ]
+    return name_of_text("-".join(parts))
 
 
 def _parse_term(term: str) -> tuple[str, Any]:

@@ -180,6 +180,14 @@ def test_what_cannot_be_a_view_is_refused_in_one_line(headrace: Run, root: Path,
     assert not (root / "views" / "x" / "00000001.json").exists()
 
 
+def test_groups_are_named_after_what_they_take_in_any_script(headrace: Run) -> None:
+    weights = ("domain=科技,tech:20%", "num_tokens<=40:0.2", "domain!=a:0.2", "rest:20%", "language=中文:0.2")
+    arguments = [part for weight in weights for part in ("--weight", weight)]
+    told = headrace.json("datasets", "view", "create", "named", *arguments, "--holdout", "新闻:source=新闻")
+    assert [group["name"] for group in told["groups"]] == ["科技-tech", "max_num_tokens-40", "not_domain-a", "rest", "中文"]
+    assert "新闻" in told["splits"] and told["groups"][0]["wanted"] == pytest.approx(0.2)
+
+
 def test_views_and_versions_that_are_not_there_are_named(headrace: Run) -> None:
     headrace("datasets", "view", "show", "nothing", code=1)
     assert "there is no view 'nothing'" in headrace.err

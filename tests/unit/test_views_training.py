@@ -1,5 +1,6 @@
 """Training on a view: what a run is bound to, that it resumes bit for bit, and which models a document is traced to."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,15 @@ def test_a_model_has_seen_a_document_iff_its_view_held_it(trained: tuple[Path, T
     for row in documents.group_by((pl.col("num_tokens") >= SPLIT_AT).alias("is_long"), "shard", maintain_order=True).first().to_dicts():
         seen = row["num_tokens"] >= SPLIT_AT and "-train-" in row["shard"]
         assert trace(root, row["doc_id"], deadletter_topic="dead")[0].models == ([1] if seen else [])
+
+
+def test_a_model_whose_view_is_gone_counts_as_having_seen_all_of_its_dataset_version(trained: tuple[Path, TrainingRun], tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(trained[0], root)
+    shutil.rmtree(root / "views")
+    documents = pl.read_parquet(root / Dataset(root).manifest.documents[0].path)
+    for row in documents.to_dicts():
+        assert trace(root, row["doc_id"], deadletter_topic="dead")[0].models == ([1] if "-train-" in row["shard"] else [])
 
 
 def test_manifest_lineage_and_card_of_a_model_name_the_view(trained: tuple[Path, TrainingRun], capsys: pytest.CaptureFixture[str]) -> None:
