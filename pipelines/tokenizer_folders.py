@@ -171,6 +171,11 @@ def round_trip(tokenizer: BatchTokenizer) -> RoundTrip:
     return RoundTrip(len(PROBES), [(probe, text) for probe, text in zip(PROBES, decoded, strict=True) if probe != text])
 
 
+def loses_nothing(tokenizer: BatchTokenizer) -> bool:
+    """Whether every text surely comes back from its ids: plain bytes and no normalizer, which is all that the compiled engine takes on."""
+    return tokenizer.has_engine and not round_trip(tokenizer).lossy
+
+
 def with_special_tokens(files: Mapping[str, bytes], eos: str | None, pad: str | None) -> dict[str, bytes]:
     """The configuration of a foreign tokenizer, naming these tokens: for a bare tokenizer.json, whose own files do not say."""
     config = json.loads(files.get(CONFIG_FILE, b"{}"))

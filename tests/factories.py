@@ -181,7 +181,7 @@ def commit_records(root: Path, values: list[tuple[bytes | None, bytes | None]], 
     records = records_table(values, start)
     if dataset is None:
         ref = write_tokenizer(root, clean(records, settings)["text"].drop_null().to_pylist(), settings.tokenizer)
-        ref = ref.model_copy(update={"requested_vocab_size": settings.tokenizer.vocab_size})
+        ref = ref.model_copy(update={"requested_vocab_size": None if settings.tokenizer.path else settings.tokenizer.vocab_size})
     else:
         ref = dataset.tokenizer
     version = dataset.version + 1 if dataset else 1

@@ -16,7 +16,8 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from pipelines.tokenizer_folders import Opened
 
-LANGUAGE_COLUMNS = ("language", "documents", "tokens", "per word", "per character", "bytes per token", "one byte", "fragments")
+LANGUAGE_COLUMNS = ("lang", "docs", "tokens", "/word", "/char", "bytes/token", "1 byte", "fragments")
+"""Documents; tokens, per word and per character; bytes per token; shares of the tokens that are one byte, and that are part of a character."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
@@ -73,19 +74,13 @@ def run_fit(args: argparse.Namespace, settings: Settings) -> int:
     from pipelines.tokenizer_folders import FOLDER, TokenizerCard, keep_tokenizer, open_tokenizer
 
     chosen = settings.tokenizer.model_copy(update={"vocab_size": _vocab_size(args, settings), "path": ""})
-    batches = list(fit_texts(_source(args, settings), settings.tokenizer.max_training_bytes, balance=args.balance, counted=(counts := {})))
+    counts: dict[str, int] = {}
+    batches = list(fit_texts(_source(args, settings), settings.tokenizer.max_training_bytes, balance=args.balance, counted=counts))
     if not batches:
         raise SettingsError("there is no text to train on")
     files = train_tokenizer((text for batch in batches for text in batch.texts.to_pylist()), chosen)
-    sizes = dict(sorted(counts.items()))
-    card = TokenizerCard(
-        origin="trained",
-        name=args.name,
-        created_at=datetime.now(UTC),
-        num_documents=sum(len(batch.texts) for batch in batches),
-        num_bytes=sum(sizes.values()),
-        languages=sizes,
-    )
+    seen = {"num_documents": sum(len(batch.texts) for batch in batches), "num_bytes": sum(counts.values()), "languages": dict(sorted(counts.items()))}
+    card = TokenizerCard(origin="trained", name=args.name, created_at=datetime.now(UTC), **seen)
     output = Path(args.output) if args.output else None
     ref = keep_tokenizer(Path(settings.root), files, card, output)
     folder = output or Path(settings.root, FOLDER, ref.sha256)

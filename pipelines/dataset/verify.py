@@ -21,6 +21,7 @@ from pipelines.dataset.shards import open_shard, read_batch, read_span
 from pipelines.dataset.verify_masks import checked_masks
 from pipelines.dedup.fingerprint import content_hashes
 from pipelines.tokenizer import BatchTokenizer, load_tokenizer
+from pipelines.tokenizer_folders import loses_nothing
 from schemas.arrow import Outcome, Split
 from schemas.errors import DatasetError, DatasetNotFound, ManifestCorrupt
 from schemas.manifest import DatasetManifest, FileEntry, ShardEntry, Totals
@@ -172,7 +173,7 @@ def _shard_problems(root: Path, manifest: DatasetManifest, entry: ShardEntry, ke
 
 
 def _text_problems(root: Path, manifest: DatasetManifest, kept: pl.DataFrame, report: Report) -> Iterator[Found]:
-    """Decode a sample. Where the tokenizer was trained here, and so loses nothing, compare with the content hashes in the index."""
+    """Decode a sample. Where the tokenizer loses nothing, as those do that are trained here, compare with the content hashes in the index."""
     if kept.is_empty():
         return
     try:
@@ -188,7 +189,7 @@ def _text_problems(root: Path, manifest: DatasetManifest, kept: pl.DataFrame, re
     chosen = np.random.default_rng(manifest.version).permutation(len(kept))[:SAMPLE_DOCUMENTS]
     texts = [_text(root, tokenizer, kept.row(int(index), named=True)) for index in chosen]
     report.documents_decoded += len(texts)
-    if manifest.tokenizer.requested_vocab_size is None:
+    if manifest.tokenizer.requested_vocab_size is None and not loses_nothing(tokenizer):
         return
     hashes = content_hashes(pa.array(texts, pa.large_string()))
     for index, found, listed in zip(chosen, hashes.to_pylist(), segment["content_hash"].take(chosen).to_pylist(), strict=True):
