@@ -7,6 +7,7 @@ import time
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.semantic_pairs import CHINESE_PARAPHRASES, PARAPHRASES, RELATED, TEMPLATES
 from pipelines.semantic.cluster import find_duplicates
@@ -66,7 +67,7 @@ def main() -> None:
         default = " (default)" if threshold == DEFAULT_THRESHOLD else ""
         print(f"threshold {threshold:.2f}: precision {found.precision:.3f}, recall {found.recall:.3f}, {found.num_found} found{default}")
     pairs, others = chinese_cosines(embedder)
-    is_read = embedder.embed([text for pair in CHINESE_PARAPHRASES for text in pair]).any(axis=1)
+    is_read: npt.NDArray[np.bool_] = np.any(embedder.embed([text for pair in CHINESE_PARAPHRASES for text in pair]), axis=1)
     print(f"Chinese: {int(is_read.sum())} of {len(is_read)} texts can be read; without that limit")
     for name, cosines in (("paraphrases", pairs), ("unrelated texts", others)):
         print(f"  {name} have cosines of {cosines.min():.2f} to {cosines.max():.2f}, median {np.median(cosines):.2f}")

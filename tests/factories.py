@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from pipelines.dataset.boilerplate import Boilerplate
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.retractions import Retractions
@@ -191,9 +192,11 @@ def commit_records(root: Path, values: list[tuple[bytes | None, bytes | None]], 
     duplicates.open(dataset)
     retractions = Retractions()
     retractions.open(dataset)
-    block = retractions.admit(prepare(records, settings, load_tokenizer(root, ref)))
+    boilerplate = Boilerplate(settings.dedup)
+    boilerplate.open(dataset)
+    block = retractions.admit(prepare(records, settings, load_tokenizer(root, ref), boilerplate.known))
     resolved = [(block, retractions.resolve(block, duplicates))]
-    files = write_version(root, plan, settings, resolved, duplicates.new_segment, retractions.masks)
+    files = write_version(root, plan, settings, resolved, duplicates.new_segment, retractions.masks, boilerplate)
     manifest = build_manifest(plan, files, settings, parent=dataset.manifest if dataset else None, now=clock())
     publish(root, manifest)
     return manifest

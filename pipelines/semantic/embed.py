@@ -80,7 +80,8 @@ class Embedder:
         from transformers import AutoModel
         from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        disable_progress_bar: Any = logging.disable_progress_bar
+        disable_progress_bar()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
         self._model = model.to(self._device).eval()

@@ -65,7 +65,8 @@ class EmbeddingStore:
             part, place = self._places[content_hash]
             out[row] = self._parts[part][place]
         lengths = np.linalg.norm(out, axis=1, keepdims=True)
-        return np.divide(out, lengths, out=out, where=lengths > 0)
+        out /= np.where(lengths > 0, lengths, 1)
+        return out
 
     def _read(self, path: Path) -> pa.Table:
         try:

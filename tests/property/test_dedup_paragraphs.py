@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.dedup.paragraphs import paragraph_hashes, remove_paragraphs
+from pipelines.dedup.paragraphs import ParagraphCounts, paragraph_hashes, remove_paragraphs
 
 LINES = st.one_of(st.sampled_from(["", "alpha beta", "Alpha, Beta!", "版权所有", "gamma 1", "gamma 2"]), st.text(max_size=6))
 TEXTS = st.lists(LINES, max_size=8).map(lambda lines: "\n".join(lines).encode("utf-8", "ignore").decode())
@@ -34,3 +34,19 @@ def test_removal_takes_the_known_lines_and_only_those(texts: list[str], chosen: 
 def _hash(line: str) -> int | None:
     found = paragraph_hashes(pa.array([line], pa.large_string()), MIN_CHARS).hashes
     return int(found[0]) if len(found) else None
+
+
+COUNTS = st.dictionaries(st.integers(0, 30), st.one_of(st.integers(1, 9), st.just(2**32 - 1)), max_size=20)
+
+
+def _counts(values: dict[int, int]) -> ParagraphCounts:
+    return ParagraphCounts(np.array(sorted(values), np.uint64), np.array([values[line] for line in sorted(values)], np.uint32))
+
+
+@settings(max_examples=200, deadline=None)
+@given(COUNTS, COUNTS)
+def test_merged_counts_are_the_sums_and_stop_where_the_number_ends(one: dict[int, int], other: dict[int, int]) -> None:
+    merged = _counts(one).merge(_counts(other))
+    expected = {line: min(one.get(line, 0) + other.get(line, 0), 2**32 - 1) for line in sorted(one | other)}
+    assert dict(zip(merged.hashes.tolist(), merged.num_documents.tolist(), strict=True)) == expected
+    assert merged.hashes.tolist() == list(expected)

@@ -19,6 +19,7 @@ from pipelines.dataset.verify import verify
 from pipelines.dedup.paragraphs import EMPTY, ParagraphCounts, distinct_paragraphs
 from pipelines.stream import Stream
 from pipelines.tokenizer import load_tokenizer
+from schemas.arrow import Outcome
 from schemas.manifest import DatasetManifest
 from tests.ingest_harness import CHINESE, ENGLISH, Ingest, Record, document, state
 
@@ -69,7 +70,7 @@ def kept_texts(root: Path, manifest: DatasetManifest) -> list[str]:
 
 def test_footers_of_one_version_are_gone_from_the_next(source: Ingest) -> None:
     first, *later = manifests(source)
-    assert first.outcomes["kept"] == 15
+    assert first.outcomes[Outcome.KEPT] == 15
     for text in kept_texts(source.root, first):
         assert text.endswith(f"\n\n{ENGLISH_FOOTER}\n{CHINESE_FOOTER}")
     for manifest in later:
@@ -91,7 +92,7 @@ def test_counts_add_up_over_all_kept_documents_and_few_files_hold_them(source: I
         total = total.merge(ParagraphCounts.load(dataset.root / file.entry.path))
     footers = distinct_paragraphs(pa.array([f"{ENGLISH_FOOTER}\n{CHINESE_FOOTER}"], pa.large_string()), 20).to_pylist()[0]
     counted = dict(zip(total.hashes.tolist(), total.num_documents.tolist(), strict=True))
-    num_kept = sum(manifest.outcomes["kept"] for manifest in dataset.manifests())
+    num_kept = sum(manifest.outcomes[Outcome.KEPT] for manifest in dataset.manifests())
     assert [counted[line] for line in footers] == [num_kept, num_kept]
 
 

@@ -15,7 +15,7 @@ from benchmarks.semantic_pairs import CHINESE_PARAPHRASES, PARAPHRASES, RELATED
 from ops.cli.main import main
 from pipelines.dataset.dataset import Dataset
 from pipelines.semantic.cluster import BLOCK, find_duplicates
-from pipelines.semantic.embed import Embedder, packaged_model
+from pipelines.semantic.embed import Embedder, Vectors, packaged_model
 from pipelines.semantic.run import semantic_duplicates
 from pipelines.semantic.store import EmbeddingStore, read_made_from
 from pipelines.views.lists import keep_list
@@ -37,15 +37,16 @@ def value(doc_id: str, text: str) -> tuple[bytes, bytes]:
     return doc_id.encode(), json.dumps({"id": doc_id, "text": text}, ensure_ascii=False).encode()
 
 
-def unit_vectors(number: int, dimension: int, seed: int) -> np.ndarray:
+def unit_vectors(number: int, dimension: int, seed: int) -> Vectors:
     """Clusters of directions, so that there are duplicates."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((max(1, number // 4), dimension))
     vectors = centres[rng.integers(len(centres), size=number)] + 0.25 * rng.standard_normal((number, dimension))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors, np.float32)
 
 
-def by_the_rule(vectors: np.ndarray, threshold: float) -> list[int]:
+def by_the_rule(vectors: Vectors, threshold: float) -> list[int]:
     """One after the other, each compared with all that were kept."""
     kept: list[int] = []
     found = []
