@@ -4,9 +4,12 @@ Two runners give the same rows: ``run_ray`` spreads read -> prepare over a Ray c
 same work in this process, for small machines and tests. Text stays in the worker that read it; what comes back are verdicts,
 fingerprints, token ids, and the bytes of dead records. Both are lazy and hold a bounded number of blocks: Ray's back-pressure stops
 reading while the committer is behind.
+
+A document on which a step fails is found and dead-lettered (poison.py), also if it ends the process that works on it (quarantine.py).
 """
 
 import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +21,8 @@ import pyarrow as pa
 from pipelines.compiled import ensure_compiled
 from pipelines.dedup.paragraphs import EMPTY
 from pipelines.kafka.reading import Slice, read_blocks
+from pipelines.poison import isolated, sizes
+from pipelines.quarantine import DeathMark, quarantine
 from pipelines.steps.prepare import prepare
 from pipelines.tokenizer import BatchTokenizer, load_tokenizer
 from schemas.errors import HeadraceError
@@ -25,10 +30,15 @@ from schemas.manifest import TokenizerRef
 from schemas.settings import Settings
 from schemas.settings_data import TokenizerSettings
 
+_log = logging.getLogger(__name__)
 Lines = npt.NDArray[np.uint64]
 """Hashes of the lines that are known as boilerplate, ascending: 8 bytes each, so they go to the workers with the step itself."""
 Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.Table]]
-"""Prepared blocks (schemas.arrow.prepared) in slice order, offset order within each; every offset of the slices is in exactly one row."""
+"""Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in slice order, offset order within each; every offset of the slices is in one row."""
+SIZE = "size_bytes"
+"""A column of its own behind the prepared ones: bytes of each record's key and value."""
+NUM_RETRIES = 1
+"""How often Ray repeats a task whose process died, before its records come under suspicion."""
 
 
 @lru_cache(maxsize=2)
@@ -46,7 +56,15 @@ class Prepare:
         self._known = known
 
     def __call__(self, records: pa.Table) -> pa.Table:
-        """One block of schemas.arrow.RECORDS -> one block of schemas.arrow.prepared."""
+        """One block of schemas.arrow.RECORDS -> one block of schemas.arrow.prepared with ``SIZE``. Raises what is not a record's fault."""
+        return isolated(self.prepared, records).append_column(SIZE, sizes(records))
+
+    def in_quarantine(self, records: pa.Table) -> pa.Table:
+        """The same in a child process, for records that may end it."""
+        return quarantine(pickle.dumps(self.prepared))(records).append_column(SIZE, sizes(records))
+
+    def prepared(self, records: pa.Table) -> pa.Table:
+        """The steps; raises whatever a record makes them raise."""
         ensure_compiled()
         root = str(Path(self._settings.root).resolve())
         ref, options = self._tokenizer, self._settings.tokenizer
@@ -55,28 +73,67 @@ class Prepare:
 
 
 def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
-    """One slice after the other in this process."""
+    """One slice after the other in this process; blocks of which it died twice, in another."""
     step = Prepare(settings, tokenizer, known)
-    for part in parts:
-        for records in read_blocks(part, settings):
-            yield step(records)
+    with DeathMark(Path(settings.root)) as mark:
+        for part in parts:
+            for records in read_blocks(part, settings):
+                yield step.in_quarantine(records) if mark.is_suspect(records) else step(records)
 
 
 def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
     """One Ray task per slice. Ray must be running (pipelines.cluster.ray_session). Raises what the tasks raised, not Ray's wrapping of it."""
     import ray
 
-    from pipelines.kafka.datasource import KafkaDatasource
-
     quiet_ray_data()
-    # Without the override Ray would split the slices' output again when it has more processors than slices.
-    records = ray.data.read_datasource(KafkaDatasource(parts, settings), override_num_blocks=len(parts))
-    records.context.execution_options.preserve_order = True
-    blocks = records.map_batches(Prepare(settings, tokenizer, known), batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+    step, num_done = Prepare(settings, tokenizer, known), 0
     try:
-        yield from blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        for block in _ray_blocks(parts, settings, step):
+            num_done += len(block)
+            yield block
+    except ray.exceptions.RayError as error:
+        if not _has_cause(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
+            raise _original(error) from error
+        _log.warning("a worker process ended twice on the same slice; what is left of this version is prepared in processes of their own")
+    else:
+        return
+    try:
+        yield from _ray_blocks(_without_first(parts, num_done), settings, step.in_quarantine)
     except ray.exceptions.RayError as error:
         raise _original(error) from error
+
+
+def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.Table], pa.Table]) -> Iterator[pa.Table]:
+    import ray
+
+    from pipelines.kafka.datasource import KafkaDatasource
+
+    tries = {"max_retries": NUM_RETRIES}
+    # Without the override Ray would split the slices' output again when it has more processors than slices.
+    records = ray.data.read_datasource(KafkaDatasource(parts, settings), override_num_blocks=len(parts), ray_remote_args=tries)
+    records.context.execution_options.preserve_order = True
+    blocks = records.map_batches(step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, **tries)
+    return iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+
+
+def _without_first(parts: Sequence[Slice], num_records: int) -> list[Slice]:
+    """The slices without so many of their first offsets."""
+    left: list[Slice] = []
+    for part in parts:
+        skipped = min(num_records, part.end - part.start)
+        num_records -= skipped
+        if part.start + skipped < part.end:
+            left.append(part._replace(start=part.start + skipped))
+    return left
+
+
+def _has_cause(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
+    """Whether one of these errors lies behind it."""
+    while error is not None:
+        if isinstance(error, kinds):
+            return True
+        error = getattr(error, "cause", None) or error.__cause__
+    return False
 
 
 def quiet_ray_data() -> None:

@@ -1,5 +1,6 @@
 """What an ingest tells whoever watches. This one says nothing; the command line draws bars."""
 
+from pipelines.freshness import VersionTimes
 from schemas.manifest import DatasetManifest
 
 
@@ -12,7 +13,7 @@ class Progress:
     def advanced(self, num_records: int) -> None:
         """So many of them are packed."""
 
-    def committed(self, manifest: DatasetManifest) -> None:
+    def committed(self, manifest: DatasetManifest, times: VersionTimes) -> None:
         """The version is visible."""
 
     def waiting(self, reason: str) -> None:

@@ -23,7 +23,6 @@ it leaves a committed version. There is no third case.
 import logging
 import secrets
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -34,6 +33,7 @@ from typing import Self
 import pyarrow as pa
 
 from pipelines.announcer import Announcer
+from pipelines.batching import Limits, Pace, new_record_bytes, plan_batch, slice_records
 from pipelines.bootstrap import check_unchanged, create_tokenizer
 from pipelines.cluster import ray_session
 from pipelines.crash import crash_point
@@ -46,10 +46,13 @@ from pipelines.dataset.retractions import Retractions
 from pipelines.dataset.writer import ResolvedBlock, VersionFiles, VersionPlan, build_manifest, publish, write_version
 from pipelines.dead_rows import DeadRows
 from pipelines.dedup.shards import Shards
+from pipelines.following import Follower
+from pipelines.ingest_metrics import served
 from pipelines.job import run_local, run_ray
-from pipelines.kafka.planning import fair_shares, plan_ranges
+from pipelines.kafka.planning import plan_ranges
 from pipelines.kafka.reading import Slice, slices
 from pipelines.kafka.topics import ensure_topics, topic_ids, topic_names
+from pipelines.metering import Meter
 from pipelines.openlineage import Lineage
 from pipelines.progress import Progress
 from pipelines.tracing import Attributes, current_traceparent, span, start_tracing
@@ -81,6 +84,9 @@ class Stream:
         self.topic = topic_names(settings).documents
         self._progress = progress or Progress()
         self._stop = stop or threading.Event()
+        self._pace = Pace(settings.ingest.target_commit_s, settings.ingest.slice_records) if in_background else None
+        self._meter = Meter(self.topic)
+        self.metrics = self._meter.metrics
         self._duplicates = Duplicates(settings.dedup, self._start_shards)
         self._retractions = Retractions()
         self._boilerplate = Boilerplate(settings.dedup)
@@ -93,6 +99,7 @@ class Stream:
     def __enter__(self) -> Self:
         start_tracing(self.settings.telemetry, "headrace-ingest")
         self.root.mkdir(parents=True, exist_ok=True)
+        self._resources.enter_context(served(self.metrics, self.settings.telemetry.metrics_port))
         collect_garbage(self.root, grace_s=self.settings.ingest.gc_grace_s)
         return self
 
@@ -124,19 +131,24 @@ class Stream:
         if dataset:
             check_unchanged(dataset.manifest, self.settings)
         # Step 2.
-        ranges = self._ranges(self._available(dataset), until)
-        parts = slices(self.topic, ranges, self.settings.ingest.slice_records)
+        known_bytes = dataset.manifest.record_bytes.get(self.topic, {}) if dataset else {}
+        ranges = self._ranges(self._available(dataset), known_bytes, until)
+        parts = slices(self.topic, ranges, slice_records(ranges, known_bytes, self.settings.ingest))
         if not parts:
             return None
         self._ensure_topics()
+        self._meter.started()
         crash_point("planned")
         # Steps 3 to 7.
         with span("dataset.version", {"headrace.topic": self.topic}) as traced, self._lineage.attempt():
             manifest = self._commit(dataset, topic_id, ranges, parts)
-            traced.set_attributes(_told(manifest))
+            times = self._meter.committed(manifest)
+            traced.set_attributes(_told(manifest) | times.attributes)
         self._duplicates.committed(manifest.version)
         self._retractions.committed(manifest.version)
-        self._progress.committed(manifest)
+        if self._pace:
+            self._pace.committed(manifest.num_records, times.commit_s)
+        self._progress.committed(manifest, times)
         # Step 8.
         self._lineage.completed(manifest)
         self.announce()
@@ -178,6 +190,7 @@ class Stream:
         # Step 7.
         parent, traceparent = dataset.manifest if dataset else None, current_traceparent()
         manifest = build_manifest(plan, files, self.settings, parent=parent, now=datetime.now(UTC), traceparent=traceparent)
+        manifest = manifest.model_copy(update={"record_bytes": self._record_bytes(parent, ranges)})
         with span("dataset.publish"):
             publish(self.root, manifest)
             crash_point("published")
@@ -202,14 +215,22 @@ class Stream:
         return found
 
     def _available(self, dataset: Dataset | None) -> dict[int, OffsetRange]:
-        return plan_ranges(self.settings, self.topic, dataset.next_offsets(self.topic) if dataset else {}, UNLIMITED)
+        available = plan_ranges(self.settings, self.topic, dataset.next_offsets(self.topic) if dataset else {}, UNLIMITED)
+        self._meter.seen(available)
+        return available
 
-    def _ranges(self, available: Ranges, until: Mapping[int, int] | None) -> dict[int, OffsetRange]:
-        """What of the available offsets this version takes: a pure function of its arguments and ``max_batch_records``."""
+    def _record_bytes(self, parent: DatasetManifest | None, ranges: Ranges) -> dict[str, dict[int, int]]:
+        before = parent.record_bytes if parent else {}
+        num_records = {partition: len(span) for partition, span in ranges.items()}
+        return {**before, self.topic: new_record_bytes(before.get(self.topic, {}), num_records, self._meter.size_bytes)}
+
+    def _ranges(self, available: Ranges, record_bytes: Mapping[int, int], until: Mapping[int, int] | None) -> dict[int, OffsetRange]:
+        """What of the available offsets this version takes; without a pace to keep it follows from the arguments and the settings."""
+        ingest = self.settings.ingest
         ends = {partition: span.end if until is None else min(span.end, until.get(partition, 0)) for partition, span in available.items()}
-        waiting = {partition: max(0, ends[partition] - span.start) for partition, span in available.items()}
-        shares = fair_shares(waiting, max(self.settings.ingest.max_batch_records, len(waiting)))
-        return {partition: OffsetRange(start=span.start, end=span.start + shares[partition]) for partition, span in available.items()}
+        waiting = {partition: OffsetRange(start=span.start, end=max(span.start, ends[partition])) for partition, span in available.items()}
+        num_records = self._pace.limit(ingest.max_batch_records) if self._pace else ingest.max_batch_records
+        return plan_batch(waiting, record_bytes, Limits(num_records, ingest.max_batch_bytes))
 
     def _plan(self, dataset: Dataset | None, topic_id: str, ranges: dict[int, OffsetRange], parts: list[Slice]) -> VersionPlan:
         return VersionPlan(
@@ -231,11 +252,12 @@ class Stream:
         return write_version(self.root, plan, self.settings, resolved, new_segment, masks, self._boilerplate)
 
     def _resolved(self, plan: VersionPlan, parts: list[Slice], dead: DeadRows) -> Iterator[ResolvedBlock]:
-        for block in self._run(plan, parts):
+        for measured in self._run(plan, parts):
+            block = self._meter.read(measured)
             if self._stop.is_set():
                 raise Abandoned(f"version {plan.version} was given up half-way; the next start takes it in from the beginning")
             dead.put(block)
-            block = self._retractions.admit(block)  # noqa: PLW2901 (what was published before its retraction is no candidate any more)
+            block = self._retractions.admit(block)  # what was published before its retraction is no candidate any more
             yield block, self._retractions.resolve(block, self._duplicates)
             self._progress.advanced(len(block))
 
@@ -286,6 +308,7 @@ def ingest_once(settings: Settings, progress: Progress | None = None) -> list[Da
     with Stream(settings, progress) as stream:
         stream.announce()
         until = {partition: span.end for partition, span in stream.available().items()}
+        stream.metrics.not_ready = None
         return list(iter(lambda: stream.commit_next(until), None))
 
 
@@ -299,12 +322,13 @@ def ingest_follow(settings: Settings, stop: threading.Event, progress: Progress 
     manifests: list[DatasetManifest] = []
     backoff_s = settings.ingest.follow_interval_s
     with Stream(settings, progress, stop, in_background=True) as stream:
-        follower = _Follower(stream, settings, stop)
+        follower = Follower(stream, settings, stop)
         while not stop.is_set():
             try:
                 manifest = follower.turn()
                 backoff_s = settings.ingest.follow_interval_s
             except (BrokerUnavailable, BlobsUnavailable) as error:
+                stream.metrics.not_ready = str(error)
                 progress.waiting(str(error))
                 stop.wait(backoff_s)
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
@@ -313,44 +337,3 @@ def ingest_follow(settings: Settings, stop: threading.Event, progress: Progress 
             else:
                 manifests += [manifest] if manifest else []
     return manifests
-
-
-class _Follower:
-    """Decides when enough has come for a batch, or it has waited long enough."""
-
-    def __init__(self, stream: Stream, settings: Settings, stop: threading.Event) -> None:
-        self._stream = stream
-        self._ingest = settings.ingest
-        self._stop = stop
-        self._is_prepared = False
-        self._seen_at: float | None = None
-        """Monotonic time at which the records that wait now were first seen."""
-
-    def turn(self) -> DatasetManifest | None:
-        """Commit a batch if one is due, else wait a little."""
-        self._prepare()
-        num_waiting = sum(len(span) for span in self._stream.available().values())
-        wait_s = self._wait_s(num_waiting, time.monotonic())
-        if wait_s > 0:
-            self._stop.wait(wait_s)
-            return None
-        self._seen_at = None
-        return self._stream.commit_next()
-
-    def _prepare(self) -> None:
-        if not self._is_prepared:
-            self._stream.create_topic_of_new_dataset()
-            self._stream.announce()
-            self._is_prepared = True
-
-    def _wait_s(self, num_waiting: int, now: float) -> float:
-        """Seconds until the next look; 0 if a batch is due."""
-        if num_waiting == 0:
-            self._seen_at = None
-            return self._ingest.follow_interval_s
-        if self._seen_at is None:
-            self._seen_at = now
-        if num_waiting >= self._ingest.min_batch_records:
-            return 0.0
-        left_s = self._seen_at + self._ingest.max_wait_s - now
-        return max(0.0, min(left_s, self._ingest.follow_interval_s))

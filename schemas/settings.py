@@ -219,6 +219,8 @@ class TelemetrySettings(Section):
     """Collector that gets the traces (OTLP over HTTP), for example ``http://localhost:4318``; empty sends none."""
     openlineage_url: str = Field("", pattern=r"^(https?://\S+)?$")
     """Receiver of OpenLineage run events, for example ``http://localhost:5000/api/v1/lineage``; empty: they are only written under the root."""
+    metrics_port: int = Field(0, ge=0, le=65_535)
+    """Loopback port on which ``ingest`` serves /metrics for Prometheus, /health and /ready; 0 serves nothing."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe log line that is written."""
 
@@ -275,7 +277,7 @@ DATA_SECTIONS = (
 )
 """Sections that decide the bytes of a dataset version, together with ``ingest.validation_fraction`` and ``ingest.max_document_bytes``."""
 SPEED_ONLY = {
-    "tokenizer": {"engine", "check_fraction"},
+    "tokenizer": {"engine", "check_fraction", "min_training_bytes", "max_wait_s"},
     "dedup": {"compact_segments", "index_shards"},
     "formats": {"dataref_roots", "max_inline_bytes"},
 }

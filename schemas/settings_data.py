@@ -12,10 +12,16 @@ class IngestSettings(Section):
 
     runner: Literal["ray", "local"] = "ray"
     """``ray``: one task per slice on the cluster; ``local``: the same job in the ingesting process, for small machines and tests."""
-    max_batch_records: int = Field(20_000, ge=1)
+    max_batch_records: int = Field(100_000, ge=1)
     """Most offsets that one dataset version takes in."""
+    max_batch_bytes: int = Field(256 * 2**20, ge=1)
+    """Most bytes that one version takes in, judged by the mean size of each partition's records in the version before."""
+    target_commit_s: float = Field(30.0, gt=0)
+    """``--follow``: a version takes in no more than can be committed in this time, judged by the pace of those before."""
     slice_records: int = Field(2_500, ge=1)
     """Most offsets that one read task takes: the unit of parallelism inside a partition."""
+    slice_bytes: int = Field(32 * 2**20, ge=1)
+    """Most bytes that one read task takes, judged in the same way."""
     follow_interval_s: float = Field(2.0, gt=0)
     """``--follow``: how often to look for new records when there are none."""
     min_batch_records: int = Field(1, ge=1)
@@ -39,6 +45,10 @@ class TokenizerSettings(Section):
     """A folder with a Hugging Face ``tokenizer.json`` to use; empty trains one on the first batch."""
     vocab_size: int = Field(8_192, ge=300, le=1_000_000)
     """Vocabulary of a trained tokenizer, special tokens included."""
+    min_training_bytes: int = Field(256 * 2**10, ge=0)
+    """``--follow``: the first version waits for this many bytes of records to train on …"""
+    max_wait_s: float = Field(20.0, ge=0)
+    """… but not longer than this since the first of them was seen."""
     max_training_bytes: int = Field(16 * 2**20, ge=1)
     """Text of the first documents (in offset order) that the tokenizer is trained on."""
     engine: Literal["auto", "huggingface"] = "auto"

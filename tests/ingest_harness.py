@@ -36,6 +36,7 @@ SMALL: Mapping[str, object] = {
     "kafka.request_timeout_s": 10,
     "ray.num_cpus": 2,
     "ray.dashboard_port": 0,
+    "tokenizer.min_training_bytes": 0,
 }
 """A few hundred documents make several versions, slices and shards."""
 CHILD_TIMEOUT_S = 120

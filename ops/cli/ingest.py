@@ -13,6 +13,7 @@ from ops.cli.output import print_json, print_table, progress_bar, say
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
+    from pipelines.freshness import VersionTimes
     from pipelines.progress import Progress
     from schemas.manifest import DatasetManifest
 
@@ -31,13 +32,14 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Ingest; 0 when all that was there, or all until the stop, is committed."""
     from pipelines.stream import ingest_follow, ingest_once
 
-    with _shown_progress() as progress:
+    told: dict[int, dict[str, Any]] = {}
+    with _shown_progress(told) as progress:
         if args.once:
             manifests = ingest_once(settings, progress)
         else:
             with _stopped_by_signals() as stop:
                 manifests = ingest_follow(settings, stop, progress)
-    _print(manifests, as_json=args.json)
+    _print(manifests, told, as_json=args.json)
     return 0
 
 
@@ -59,8 +61,8 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _shown_progress() -> "Iterator[Progress]":
-    """A bar per version on a terminal; one line per version in any case."""
+def _shown_progress(told: dict[int, dict[str, Any]]) -> "Iterator[Progress]":
+    """A bar per version on a terminal; one line per version in any case. Puts each version's times into ``told``."""
     from pipelines.progress import Progress
 
     with progress_bar() as bar:
@@ -75,9 +77,11 @@ def _shown_progress() -> "Iterator[Progress]":
             def advanced(self, num_records: int) -> None:
                 bar.advance(task, num_records)
 
-            def committed(self, manifest: "DatasetManifest") -> None:
+            def committed(self, manifest: "DatasetManifest", times: "VersionTimes") -> None:
                 self.waiting_for = ""
-                say(f"version {manifest.version}: {manifest.num_records:,} records, {outcome_counts(manifest)}, {manifest.num_tokens:,} tokens")
+                told[manifest.version] = times.told()
+                counts = f"{manifest.num_records:,} records, {outcome_counts(manifest)}, {manifest.num_tokens:,} tokens"
+                say(f"version {manifest.version}: {counts}; {_timing(times)}")
 
             def waiting(self, reason: str) -> None:
                 if reason != self.waiting_for:
@@ -87,8 +91,20 @@ def _shown_progress() -> "Iterator[Progress]":
         yield Shown()
 
 
-def _print(manifests: "list[DatasetManifest]", *, as_json: bool) -> None:
-    versions: list[dict[str, Any]] = [summary(manifest) for manifest in manifests]
+def _timing(times: "VersionTimes") -> str:
+    """``3.1 MB in 2.4 s; fresh within 1.2 s (median), 4.0 s (95 %), 4.2 s (all); 120 records behind``."""
+    parts = [f"{times.size_bytes / 1e6:,.1f} MB in {times.commit_s:.1f} s"]
+    if times.freshness:
+        p50_s, p95_s, max_s = times.freshness
+        parts.append(f"fresh within {p50_s:,.1f} s (median), {p95_s:,.1f} s (95 %), {max_s:,.1f} s (all)")
+    behind = sum(lag.num_records for lag in times.lag.values())
+    longest_s = max((lag.seconds for lag in times.lag.values()), default=0.0)
+    parts.append(f"{behind:,} records and {longest_s:,.1f} s behind" if behind else "nothing behind")
+    return "; ".join(parts)
+
+
+def _print(manifests: "list[DatasetManifest]", told: dict[int, dict[str, Any]], *, as_json: bool) -> None:
+    versions: list[dict[str, Any]] = [summary(manifest) | {"times": told.get(manifest.version)} for manifest in manifests]
     if as_json:
         print_json({"versions": versions})
     elif not versions:

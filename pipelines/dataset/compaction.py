@@ -132,6 +132,7 @@ def _manifest(parent: DatasetManifest, base: NewBase, settings: Settings, now: d
         attempt=base.attempt,
         topic_ids=parent.topic_ids,
         offsets=ends,
+        record_bytes=parent.record_bytes,
         outcomes=dict.fromkeys(Outcome, 0),
         reasons={},
         num_records=0,

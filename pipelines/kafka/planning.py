@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from kafka import TopicPartition
 
+from pipelines.batching import fair_shares
 from pipelines.kafka.clients import broker_errors, open_consumer
 from pipelines.kafka.topics import missing
 from schemas.errors import OffsetsLost
@@ -65,17 +66,3 @@ def offsets_lost(topic: str, partition: int, start: int, log_start: int) -> Offs
         f"offsets {start} to {log_start - 1} of {topic}[{partition}] were removed (retention or DeleteRecords) before any version read them; "
         "nothing was read. Publish those documents again into a new dataset under another --root, and give the topic a longer retention.ms"
     )
-
-
-def fair_shares(available: Mapping[int, int], budget: int) -> dict[int, int]:
-    """Split ``budget`` over the partitions: none gets more than it has, and no partition waits while another gets more than it.
-
-    What one cannot use goes to the others; a remainder goes to the lower partition numbers. Pure, so a repeated plan is the same plan.
-    """
-    shares: dict[int, int] = {}
-    waiting = sorted(available, key=lambda partition: (available[partition], -partition))
-    for position, partition in enumerate(waiting):
-        fair = budget // (len(waiting) - position)
-        shares[partition] = min(available[partition], fair)
-        budget -= shares[partition]
-    return shares

@@ -43,12 +43,13 @@ class Slice(NamedTuple):
     end: int
 
 
-def slices(topic: str, ranges: Mapping[int, OffsetRange], slice_records: int) -> list[Slice]:
-    """The ranges cut into slices of at most ``slice_records`` offsets, ordered by (partition, start); empty ranges have none."""
+def slices(topic: str, ranges: Mapping[int, OffsetRange], slice_records: int | Mapping[int, int]) -> list[Slice]:
+    """The ranges cut into slices of at most ``slice_records`` offsets (of each partition), ordered by (partition, start); empty ranges have none."""
+    most = slice_records if isinstance(slice_records, Mapping) else dict.fromkeys(ranges, slice_records)
     return [
-        Slice(topic, partition, start, min(start + slice_records, span.end))
+        Slice(topic, partition, start, min(start + most[partition], span.end))
         for partition, span in sorted(ranges.items())
-        for start in range(span.start, span.end, slice_records)
+        for start in range(span.start, span.end, most[partition])
     ]
 
 

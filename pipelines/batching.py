@@ -1,0 +1,91 @@
+"""How much the next dataset version takes in, and in which portions it is read: pure functions of what waits and what is known of it.
+
+Everything here is decided before the run, as offsets: a version is what lies in its ranges, however large its records turn out to be. A
+wrong guess at their size makes a larger or a smaller version, never another one. The guess is the mean size of each partition's records in
+the newest version that read any (``record_bytes`` in its manifest), so a version that is tried again after a crash has the same ranges.
+
+Three limits hold together: records, bytes, and in ``--follow`` the time that a version may take at the pace of those before it. What waits
+is less than they allow when the stream is caught up, so versions are small and fresh then, and as large as they may be when it is behind.
+Within them partitions are served fairly: none waits while another gets more than it.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from schemas.manifest import OffsetRange
+from schemas.settings_data import IngestSettings
+
+UNKNOWN_RECORD_BYTES = 4_096
+"""Guess at the size of records of a partition of which none was read yet."""
+NEW_PACE_WEIGHT = 0.5
+
+
+class Limits(NamedTuple):
+    """Most that one version takes in."""
+
+    num_records: int
+    size_bytes: int
+
+
+def plan_batch(waiting: Mapping[int, OffsetRange], record_bytes: Mapping[int, int], limits: Limits) -> dict[int, OffsetRange]:
+    """What of the waiting offsets the next version takes; every partition is in the answer, with start == end if it gets nothing.
+
+    Every partition with something waiting gets at least one offset, whatever the limits, so that nothing is ever stuck.
+    """
+    numbers = {partition: len(span) for partition, span in waiting.items()}
+    by_records = fair_shares(numbers, max(limits.num_records, len(numbers)))
+    sizes = {partition: number * _size(record_bytes, partition) for partition, number in by_records.items()}
+    by_bytes = fair_shares(sizes, limits.size_bytes)
+    taken = {partition: min(number, max(1, by_bytes[partition] // _size(record_bytes, partition))) for partition, number in by_records.items()}
+    return {partition: OffsetRange(start=span.start, end=span.start + taken[partition]) for partition, span in waiting.items()}
+
+
+def fair_shares(available: Mapping[int, int], budget: int) -> dict[int, int]:
+    """Split ``budget`` over the partitions: none gets more than it has, and no partition waits while another gets more than it.
+
+    What one cannot use goes to the others; a remainder goes to the lower partition numbers. Pure, so a repeated plan is the same plan.
+    """
+    shares: dict[int, int] = {}
+    waiting = sorted(available, key=lambda partition: (available[partition], -partition))
+    for position, partition in enumerate(waiting):
+        fair = budget // (len(waiting) - position)
+        shares[partition] = min(available[partition], fair)
+        budget -= shares[partition]
+    return shares
+
+
+def slice_records(partitions: Mapping[int, OffsetRange], record_bytes: Mapping[int, int], settings: IngestSettings) -> dict[int, int]:
+    """Most offsets of one read task in each partition: fewer where records are large, at least one."""
+    return {partition: max(1, min(settings.slice_records, settings.slice_bytes // _size(record_bytes, partition))) for partition in partitions}
+
+
+def new_record_bytes(before: Mapping[int, int], num_records: Mapping[int, int], size_bytes: Mapping[int, int]) -> dict[int, int]:
+    """Mean sizes after a version that read so much of each partition; partitions of which it read nothing keep theirs."""
+    measured = {partition: -(-size_bytes[partition] // number) for partition, number in num_records.items() if number}
+    return {**before, **measured}
+
+
+def _size(record_bytes: Mapping[int, int], partition: int) -> int:
+    return max(1, record_bytes.get(partition, UNKNOWN_RECORD_BYTES))
+
+
+class Pace:
+    """Records per second of recent versions, from plan to commit; limits the next one to what fits into a target time."""
+
+    def __init__(self, target_s: float, min_records: int) -> None:
+        """``min_records`` is taken in any case: after a slow start there would be no way up otherwise."""
+        self._target_s = target_s
+        self._min_records = min_records
+        self._records_per_s: float | None = None
+
+    def committed(self, num_records: int, seconds: float) -> None:
+        """A version of so many records took so long."""
+        pace = num_records / max(seconds, 1e-3)
+        before = self._records_per_s
+        self._records_per_s = pace if before is None else (1 - NEW_PACE_WEIGHT) * before + NEW_PACE_WEIGHT * pace
+
+    def limit(self, max_records: int) -> int:
+        """Most records of the next version."""
+        if self._records_per_s is None:
+            return max_records
+        return min(max_records, max(self._min_records, int(self._records_per_s * self._target_s)))

@@ -1,0 +1,95 @@
+"""One record on which a step fails is found and dead-lettered; what is not a record's fault is raised."""
+
+import json
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.poison import MAX_ERROR_CHARS, POISON, isolated
+from schemas.arrow import RECORDS, prepared
+from schemas.errors import BlobsUnavailable, BrokerUnavailable, HookFailed, QualityModelCorrupt, SettingsError, TokenizerMismatch
+
+SCHEMA = prepared(300)
+
+
+def records(values: list[bytes | None]) -> pa.Table:
+    rows = [
+        {"topic": "t", "partition": 0, "offset": offset, "timestamp_ms": 5, "is_control": value is None, "key": b"k", "value": value, "headers": []}
+        for offset, value in enumerate(values)
+    ]
+    return pa.Table.from_pylist(rows, schema=RECORDS)
+
+
+def failing_on(bad: bytes, error: BaseException, calls: list[int] | None = None):  # type: ignore[no-untyped-def]
+    def step(table: pa.Table) -> pa.Table:
+        if calls is not None:
+            calls.append(len(table))
+        if bad in table["value"].to_pylist():
+            raise error
+        kept = {"outcome": pa.repeat("kept", len(table)), **{name: table[name] for name in ("topic", "partition", "offset", "timestamp_ms")}}
+        columns = [kept.get(field.name, pa.nulls(len(table), field.type)) for field in SCHEMA]
+        return pa.table(columns, schema=SCHEMA)
+
+    return step
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=70), st.sampled_from([2, 16]))
+def test_exactly_the_offending_records_are_dead_and_all_others_as_they_were(is_bad: list[bool], ways: int) -> None:
+    table = records([b"bad" if bad else b"good" for bad in [*is_bad, False]])
+    rows = isolated(failing_on(b"bad", RuntimeError("a bug\nits second line")), table, ways).to_pylist()
+    assert [row["offset"] for row in rows] == list(range(len(table)))
+    assert [row["outcome"] == "dead" for row in rows] == [*is_bad, False]
+    for row in rows:
+        if row["outcome"] == "dead":
+            assert (row["reason"], row["error"], row["key"], row["value"]) == (POISON, "RuntimeError: a bug", b"k", b"bad")
+
+
+def test_one_among_thousands_costs_a_few_calls() -> None:
+    calls: list[int] = []
+    isolated(failing_on(b"bad", MemoryError(), calls), records([b"good"] * 1_500 + [b"bad"] + [b"good"] * 999))
+    assert len(calls) < 30
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(
+            kind("no fault of theirs")
+            for kind in (HookFailed, SettingsError, QualityModelCorrupt, TokenizerMismatch, BlobsUnavailable, BrokerUnavailable)
+        ),
+        OSError("disk"),
+        ImportError("gone"),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_not_a_records_fault_is_raised_at_once(error: BaseException) -> None:
+    calls: list[int] = []
+    with pytest.raises(type(error)):
+        isolated(failing_on(b"bad", error, calls), records([b"good", b"bad", b"good"]))
+    assert calls == [3]
+
+
+class Panic(BaseException):
+    """What pyo3 raises for a panic in Rust."""
+
+
+def test_panics_are_isolated_and_texts_are_bounded() -> None:
+    (_, row) = isolated(failing_on(b"bad", Panic("x" * 10_000)), records([b"good", b"bad"])).to_pylist()
+    assert row["error"].startswith("Panic: x")
+    assert len(row["error"]) == MAX_ERROR_CHARS
+
+
+def test_an_error_that_every_record_meets_is_raised() -> None:
+    with pytest.raises(RuntimeError, match="broken"):
+        isolated(failing_on(b"bad", RuntimeError("broken")), records([b"bad"] * 8))
+
+
+def test_an_error_without_any_record_is_raised() -> None:
+    def broken(table: pa.Table) -> pa.Table:
+        raise RuntimeError(json.dumps(len(table)))
+
+    with pytest.raises(RuntimeError, match="0"):
+        isolated(broken, records([b"bad"]))
