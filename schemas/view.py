@@ -21,6 +21,8 @@ LABELS = ("language", "source", "domain")
 SCORES = ("quality", "perplexity", "informativeness", "num_tokens", "num_chars")
 RESERVED = ("train", "validation")
 """Splits that every view has; no holdout may be called so."""
+PASSAGE_TOKENS = 50
+"""So many tokens of an evaluation document in a row are no accident."""
 BLOCK_ROWS = 1_000
 """Rows among which every group gets exactly its share, rounded by largest remainder; so no share may be smaller than one in so many."""
 
@@ -101,7 +103,9 @@ class ViewSpec(Record):
     exclude: tuple[str, ...] = ()
     """Parquet files with a column doc_id (and, if they have them, duplicate_of and similarity): documents to leave out."""
     evaluation: tuple[str, ...] = ()
-    """Files and folders of documents of evaluation sets: whatever is a duplicate of one is left out."""
+    """Files and folders of documents of evaluation sets: whatever is a duplicate of one, or contains a passage of one, is left out."""
+    min_passage_tokens: int = Field(PASSAGE_TOKENS, ge=0)
+    """Tokens in a row of an evaluation document that make a passage (shorter documents count as a whole); 0: passages are not looked for."""
 
     @model_validator(mode="after")
     def is_consistent(self) -> Self:
@@ -128,7 +132,7 @@ class EvaluationSet(Record):
 
 
 class Decontamination(Record):
-    """Evaluation documents as the duplicate index sees them, and when a document counts as a duplicate of one."""
+    """Evaluation documents as the duplicate index and the tokenizer see them, and when a document has too much in common with one."""
 
     sets: tuple[EvaluationSet, ...]
     """In the order of the rows of the file."""
@@ -142,6 +146,12 @@ class Decontamination(Record):
     """As ``dedup.min_similarity``."""
     feature_cap: int = Field(ge=1, le=255)
     """As ``dedup.feature_cap``, which the dataset's fingerprints were made with."""
+    min_passage_tokens: int = Field(0, ge=0)
+    """Tokens in a row that make a passage; 0: passages are not looked for."""
+    passages: FileEntry | None = None
+    """Token ids of the evaluation documents, if passages are looked for."""
+    tokenizer_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """The tokenizer that made them."""
 
 
 class View(Record):

@@ -51,7 +51,8 @@ def _add_view_actions(actions: "argparse._SubParsersAction[argparse.ArgumentPars
     making.add_argument("--weight", metavar="FILTER:SHARE", help="domain=tech:0.3 or rest:0.4, in the order of who takes first (repeatable)", **many)
     making.add_argument("--holdout", metavar="NAME:FILTER", help="news:source=news: never trained on, a split of that name (repeatable)", **many)
     making.add_argument("--exclude", metavar="FILE.parquet", help="documents to leave out: a column doc_id (repeatable)", **many)
-    making.add_argument("--evaluation", metavar="PATH", help="evaluation set whose duplicates are left out (repeatable)", **many)
+    making.add_argument("--evaluation", metavar="PATH", help="evaluation set that nothing may have in common with (repeatable)", **many)
+    making.add_argument("--min-passage-tokens", type=int, metavar="N", help="tokens in a row of an evaluation document that are too many; 0: any")
     listing = actions.add_parser("list", parents=[common], help="all views")
     showing = actions.add_parser("show", parents=[common], help="documents, tokens, shares, and what is left out by which rule")
     showing.add_argument("view", metavar="NAME[@N]", help="default: the newest version of the view")
@@ -91,7 +92,8 @@ def _spec(args: argparse.Namespace) -> "ViewSpec":
         asked["holdout"] = [*asked.get("holdout", ()), *map(parse_holdout, args.holdout)]
         asked["exclude"] = [*asked.get("exclude", ()), *args.exclude]
         asked["evaluation"] = [*asked.get("evaluation", ()), *args.evaluation]
-        return ViewSpec.model_validate(asked | ({"dataset": args.dataset} if args.dataset is not None else {}))
+        single = {"dataset": args.dataset, "min_passage_tokens": args.min_passage_tokens}
+        return ViewSpec.model_validate(asked | {name: value for name, value in single.items() if value is not None})
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors())
         raise SettingsError(f"this cannot be a view: {'; '.join(problem.removeprefix(': ') for problem in problems)}") from error
@@ -188,8 +190,8 @@ def _print_view(opened: "OpenView", *, as_json: bool) -> None:
     print_table(("left out by", "documents", "tokens"), _counts(told["excluded"]))
     if hits := told["contaminated"]:
         shown = [(hit["doc_id"], hit["evaluation"], hit["evaluation_document"], hit["reason"], f"{hit['similarity']:.2f}") for hit in hits]
-        headings = ("document", "evaluation set", "its document", "duplicate", "similarity")
-        print_table(headings, shown[:MAX_HITS_SHOWN], title=f"{len(hits):,} documents are duplicates of evaluation documents")
+        headings = ("document", "evaluation set", "its document", "in common", "similarity")
+        print_table(headings, shown[:MAX_HITS_SHOWN], title=f"{len(hits):,} documents have too much in common with evaluation documents")
 
 
 def _counts(counted: dict[str, dict[str, int]]) -> list[tuple[str, int, int]]:

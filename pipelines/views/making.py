@@ -27,7 +27,7 @@ def create_view(
     # Step 1: files.
     exclusions = tuple(keep_list(root, name, Path(path)) for path in spec.exclude)
     _check_differ([entry.name for entry in exclusions], "exclusion lists")
-    decontamination = keep_evaluations(root, name, evaluations, settings) if evaluations else None
+    decontamination = keep_evaluations(dataset, name, evaluations, settings, spec.min_passage_tokens) if evaluations else None
     number = view_log(root, name).latest()
     view = View(
         name=name,

@@ -141,6 +141,18 @@ def test_a_view_of_the_newest_version_is_kept_clean_of_later_documents_too(headr
     assert [hit["doc_id"] for hit in headrace.json("datasets", "view", "show", "clean")["contaminated"]] == ["doc-13", "doc-100"]
 
 
+def test_a_document_that_contains_a_passage_of_an_evaluation_document_is_left_out(headrace: Run, tmp_path: Path) -> None:
+    passage = " ".join(text(16).split()[5:45])  # 40 of its 71 words
+    (tmp_path / "quiz.jsonl").write_text(
+        "".join(json.dumps({"id": name, "text": value}) + "\n" for name, value in (("q1", passage), ("q2", text(19)[9:59])))
+    )
+    found = headrace.json("datasets", "view", "create", "passages", "--evaluation", str(tmp_path / "quiz.jsonl"))["contaminated"]
+    assert [(hit["doc_id"], hit["evaluation_document"], hit["reason"]) for hit in found] == [("doc-16", "q1", "passage"), ("doc-19", "q2", "passage")]
+    assert 0.9 < found[0]["similarity"] <= 1
+    told = headrace.json("datasets", "view", "create", "whole", "--evaluation", str(tmp_path / "quiz.jsonl"), "--min-passage-tokens", "0")
+    assert told["contaminated"] == []
+
+
 def test_the_difference_of_versions_and_views_is_told_by_language(headrace: Run, root: Path) -> None:
     told = headrace.json("datasets", "diff", "1", "2")
     old, new = kept(root, 1), kept(root, 2)
