@@ -14,5 +14,7 @@ class FormatsSettings(Section):
     """Folders that documents may lie in besides ``<root>/blobs``; a reference to anything outside them is a dead letter."""
     max_dataref_bytes: int = Field(128 * 2**20, ge=1024)
     """Documents outside their record that are larger than this are dead-lettered unread."""
+    max_batch_unpacked_bytes: int = Field(256 * 2**20, ge=2**20)
+    """A compressed batch of records that unpacks to more than this is not unpacked: its records are dead-lettered as ``broken_record``."""
     html_max_depth: int = Field(500, ge=10)
     """Pages whose elements may be nested deeper than this lose their tags only: finding the main content takes quadratic time in the depth."""

@@ -20,7 +20,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import CorruptRecordError, LogTruncationError, OffsetOutOfRangeError, UnsupportedCodecError
 
 from pipelines.kafka.clients import broker_errors, open_consumer
-from pipelines.kafka.records import TolerantPartitionRecords
+from pipelines.kafka.records import partition_records
 from pipelines.kafka.topics import topic_ids
 from schemas.arrow import RECORDS
 from schemas.envelope import Headers
@@ -77,7 +77,7 @@ def _record_batches(part: Slice, settings: Settings) -> Iterator[list[Any]]:
     """What each poll gave, until the position has passed the end of the slice."""
     key = TopicPartition(part.topic, part.partition)
     with broker_errors(settings.kafka, f"read {part.topic}[{part.partition}]"), open_consumer(settings) as consumer:
-        consumer._fetcher.PartitionRecords = TolerantPartitionRecords
+        consumer._fetcher.PartitionRecords = partition_records(settings.formats.max_batch_unpacked_bytes)
         consumer.assign([key])
         consumer.seek(key, part.start)
         position, progress_at = part.start, time.monotonic()

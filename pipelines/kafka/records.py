@@ -2,7 +2,7 @@
 
 kafka-python gives up the whole fetch when one header's name is not UTF-8 or one record's lengths do not add up, and would do so again and
 again: one bad record would stop its partition for good. Here such a record becomes one with a marked header (schemas.headers), which
-decoding turns into a dead letter.
+decoding turns into a dead letter. So do all records of a batch that unpacks to more than is allowed, or not at all.
 
 Invariant: of a batch whose CRC is right, every record comes out once, in strictly ascending offsets within the batch's range, and none
 raises. What the CRC does not vouch for is not touched: that is the broker's or the disk's fault, and stays an error.
@@ -11,7 +11,8 @@ Cost: nothing for good records, which kafka-python decodes. Source: https://kafk
 
 import struct
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
 
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError, UnsupportedCodecError
@@ -19,6 +20,7 @@ from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
 from kafka.record.util import decode_varint
 
+from pipelines.kafka.codecs import unpack
 from schemas.envelope import Headers
 from schemas.headers import BAD_NAME, BROKEN_RECORD
 
@@ -36,9 +38,10 @@ class _Parts(NamedTuple):
 
 
 class TolerantBatch(DefaultRecordBatch):
-    """A batch that is iterated to its end whatever its records are."""
+    """A batch that is iterated to its end whatever its records are, and unpacked to at most ``max_unpacked_bytes``."""
 
     __slots__ = ()
+    max_unpacked_bytes: ClassVar[int]
 
     def __iter__(self) -> Iterator[Any]:
         try:
@@ -63,6 +66,14 @@ class TolerantBatch(DefaultRecordBatch):
                 record = self._broken(delta, bytes(self._buffer[start : min(self._pos, start + SHOWN_BYTES)]))
             last_delta = delta
             yield record
+
+    def _maybe_uncompress(self) -> None:
+        codec = self.compression_type
+        if not self._decompressed and codec != self.CODEC_NONE:
+            self._assert_has_codec(codec)
+            self._buffer = bytearray(unpack(codec, memoryview(self._buffer)[self._pos :], self.max_unpacked_bytes))
+            self._pos = 0
+        self._decompressed = True
 
     def __next__(self) -> Any:
         """The marker of a control batch; None if it is none that can be read."""
@@ -146,21 +157,33 @@ def _readable(name: bytes) -> str:
         return BAD_NAME + name.decode("utf-8", "backslashreplace")
 
 
-class _TolerantRecords(MemoryRecords):
-    """A fetch whose batches (format v2) are tolerant."""
-
-    __slots__ = ()
-
-    def next_batch(self, *arguments: Any) -> Any:
-        batch = super().next_batch(*arguments)
-        if type(batch) is DefaultRecordBatch:
-            batch.__class__ = TolerantBatch  # the same slots: nothing is copied
-        return batch
+@lru_cache
+def batches_of(max_unpacked_bytes: int) -> type[TolerantBatch]:
+    """The class of batches with this limit; a batch itself has no place for it."""
+    return type("LimitedBatch", (TolerantBatch,), {"__slots__": (), "max_unpacked_bytes": max_unpacked_bytes})
 
 
-class TolerantPartitionRecords(Fetcher.PartitionRecords):
-    """What a consumer's fetcher makes of one partition's part of a fetch; put in its ``_fetcher.PartitionRecords``."""
+@lru_cache
+def partition_records(max_unpacked_bytes: int) -> type[Fetcher.PartitionRecords]:
+    """What a consumer's fetcher makes of one partition's part of a fetch; to be put in its ``_fetcher.PartitionRecords``."""
+    limited_batch = batches_of(max_unpacked_bytes)
 
-    def _unpack_records(self, tp: Any, records: MemoryRecords, *deserializers: Any) -> Any:
-        records.__class__ = _TolerantRecords
-        return super()._unpack_records(tp, records, *deserializers)
+    class TolerantRecords(MemoryRecords):
+        """A fetch whose batches (format v2) are tolerant."""
+
+        __slots__ = ()
+
+        def next_batch(self, *arguments: Any) -> Any:
+            batch = super().next_batch(*arguments)
+            if type(batch) is DefaultRecordBatch:
+                batch.__class__ = limited_batch  # the same slots: nothing is copied
+            return batch
+
+    class TolerantPartitionRecords(Fetcher.PartitionRecords):
+        """Fetched records, as the consumer keeps them."""
+
+        def _unpack_records(self, tp: Any, records: MemoryRecords, *deserializers: Any) -> Any:
+            records.__class__ = TolerantRecords
+            return super()._unpack_records(tp, records, *deserializers)
+
+    return TolerantPartitionRecords

@@ -2,17 +2,22 @@
 
 import random
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
 from crc32c import crc32c
+from kafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
-from pipelines.kafka.records import TolerantBatch
+from pipelines.kafka.codecs import TooMuch, unpack
+from pipelines.kafka.records import batches_of
 from schemas.headers import BAD_NAME, BROKEN_RECORD
 
 BODY_FROM = DefaultRecordBatch.HEADER_STRUCT.size
+MAX_UNPACKED = 2**20
+CODECS = {1: gzip_encode, 2: snappy_encode, 3: lz4_encode, 4: zstd_encode}
 
 
 class BytesName(str):
@@ -43,7 +48,7 @@ def read(data: bytes | bytearray, base_offset: int = 100) -> list[Any]:
     struct.pack_into(">q", data, 0, base_offset)
     batch = MemoryRecords(bytes(data)).next_batch()
     assert batch is not None and batch.validate_crc()
-    return list(TolerantBatch(bytes(data)))
+    return list(batches_of(MAX_UNPACKED)(bytes(data)))
 
 
 @pytest.mark.parametrize("codec", [0, 1, 2, 3, 4])
@@ -77,6 +82,55 @@ def test_a_batch_that_does_not_decompress_is_broken_and_passed() -> None:
     data = batch_of([(b"a", b"x" * 1000, []), (b"b", b"x" * 1000, [])], codec=1)
     data[BODY_FROM + 12] ^= 0xFF
     assert [(record.offset, record.headers) for record in read(summed(data))] == [(100 + i, [(BROKEN_RECORD, None)]) for i in range(2)]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_batch_that_unpacks_to_too_much_is_broken_before_it_takes_memory(codec: int) -> None:
+    data = batch_of([(None, b"x" * 100_000, []), (None, b"y", [])], codec)
+    assert [record.headers for record in read(data)] == [[], []]
+    builder = DefaultRecordBatchBuilder(2, codec, False, -1, -1, -1, 2**30)
+    for offset in range(2):
+        builder.append(offset, 0, None, bytes(60 * 2**20 if offset else 1), [])
+    bomb = bytearray(builder.build())
+    tracemalloc.start()
+    records = read(bomb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [record.headers for record in records] == [[(BROKEN_RECORD, None)]] * 2
+    assert b"max_batch_unpacked_bytes" in records[0].value
+    assert peak < 8 * len(bomb) + 4 * MAX_UNPACKED
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("size", [0, 1, 99_999, 100_000])
+def test_codecs_give_what_kafka_python_packed_up_to_the_limit(codec: int, size: int) -> None:
+    data = random.Random(1).randbytes(size // 2) + bytes(size - size // 2)
+    packed = CODECS[codec](data)
+    assert unpack(codec, packed, 100_000) == data
+    assert unpack(codec, memoryview(packed), max(1, size)) == data
+    if size > 1:
+        with pytest.raises(TooMuch):
+            unpack(codec, packed, size - 1)
+
+
+def test_both_forms_of_snappy_and_gzip_in_members_are_read() -> None:
+    assert unpack(2, snappy_encode(b"abc" * 99, xerial_compatible=False), 1_000) == b"abc" * 99
+    assert unpack(1, gzip_encode(b"abc") + gzip_encode(b"def"), 6) == b"abcdef"
+    with pytest.raises(TooMuch):
+        unpack(2, b"\xff\xff\xff\xff\x0f" + b"x", 1_000)  # says that it unpacks to 4 GB
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_damaged_batches_never_take_more_than_the_limit(codec: int) -> None:
+    rng = random.Random(codec)
+    good = CODECS[codec](bytes(5_000) + rng.randbytes(500))
+    for _ in range(300):
+        data = bytearray(good)
+        data[rng.randrange(len(data))] = rng.randrange(256)
+        try:
+            assert len(unpack(codec, bytes(data), 6_000)) <= 6_000
+        except Exception as error:
+            assert not isinstance(error, MemoryError)
 
 
 def test_every_mutation_is_read_in_ascending_offsets_within_the_batch() -> None:
