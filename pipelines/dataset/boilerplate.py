@@ -16,11 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.names import boilerplate_path
 from pipelines.dataset.shards import file_entry
 from pipelines.dedup.paragraphs import EMPTY, ParagraphCounts
+from schemas.arrow import Outcome
 from schemas.manifest import FileEntry
 from schemas.settings_dedup import DedupSettings
 
@@ -95,11 +97,12 @@ class Boilerplate:
             self._state = (files, _sum([ParagraphCounts.load(dataset.root / file.entry.path) for file in files]))
         self._known = self._state[1].known(self._settings.boilerplate_min_documents)
 
-    def add(self, paragraphs: pa.ChunkedArray) -> None:
-        """Count the lines of kept documents: the column ``paragraphs`` of schemas.arrow.prepared."""
+    def add(self, block: pa.Table, outcomes: pa.Array) -> None:
+        """Count the lines of the kept documents of a prepared block, ``outcomes`` being what became of its rows."""
         if not self._settings.boilerplate:
             return
-        self._waiting.append(ParagraphCounts.of(paragraphs.combine_chunks()))
+        kept = block["paragraphs"].filter(pc.equal(outcomes, Outcome.KEPT))
+        self._waiting.append(ParagraphCounts.of(kept.combine_chunks()))
         if sum(len(counts.hashes) for counts in self._waiting) > max(len(self._new.hashes), 100_000):
             self._take_in()
 

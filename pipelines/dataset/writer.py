@@ -130,7 +130,7 @@ class VersionWriter:
         documents = pa.table([columns[name] for name in DOCUMENTS.names], schema=DOCUMENTS)
         self._documents.write_table(documents)
         self.tally.count(documents)
-        self._boilerplate.add(block["paragraphs"].filter(pc.equal(columns["outcome"], Outcome.KEPT)))
+        self._boilerplate.add(block, columns["outcome"])
 
     def finish_shards(self) -> list[ShardEntry]:
         """Write what is left; train shards first."""

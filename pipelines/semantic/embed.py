@@ -49,7 +49,7 @@ class Embedder:
         limit = _limit(folder)
         self.max_tokens = min(max_tokens or limit, limit)
         self.sha256 = _fingerprint(folder, self.max_tokens)
-        self._pools_first = _json(folder / "1_Pooling/config.json").get("pooling_mode_cls_token", False)
+        self._pools_first = _pooling(folder) == ["cls"]
         self._open(folder)
 
     @property
@@ -88,8 +88,9 @@ class Embedder:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(self.max_tokens)
         self._tokenizer.no_padding()
-        unknown = getattr(self._tokenizer.model, "unk_token", None)
-        self._unknown = self._tokenizer.token_to_id(unknown) if isinstance(unknown, str) else None
+        model_json = _json(folder / "tokenizer.json")["model"]
+        token = model_json.get("unk_token")  # WordPiece and BPE name it, Unigram numbers it
+        self._unknown = model_json.get("unk_id") if token is None else self._tokenizer.token_to_id(token)
 
     def _share_unknown(self, encoding: Any) -> float:
         """Of the text's own tokens; more than all of them if it has none."""
@@ -116,13 +117,21 @@ def _check(folder: Path) -> None:
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         raise SettingsError(f"{folder} is no embedding model in the layout of sentence-transformers with safetensors: it lacks {', '.join(missing)}")
-    pooling = _json(folder / "1_Pooling/config.json")
-    modes = {name for name, value in pooling.items() if name.startswith("pooling_mode_") and value is True}
-    if not modes <= {"pooling_mode_mean_tokens", "pooling_mode_cls_token"} or len(modes) > 1:
-        raise SettingsError(f"{folder} pools by {', '.join(sorted(modes))}; mean and cls are what is understood here")
+    if _pooling(folder) not in (["mean"], ["cls"]):
+        raise SettingsError(f"{folder} pools by {', '.join(_pooling(folder)) or 'nothing'}; mean or cls is what is understood here")
     kinds = [str(module["type"]).rpartition(".")[2] for module in _json(folder / "modules.json")]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise SettingsError(f"{folder} consists of {', '.join(kinds)}; Transformer, Pooling and Normalize are what is understood here")
+
+
+def _pooling(folder: Path) -> list[str]:
+    """``["mean"]`` or another mode, or several; older folders have one flag for each mode."""
+    config = _json(folder / "1_Pooling/config.json")
+    modes = config.get("pooling_mode")
+    if modes is None:
+        flags = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
+        return sorted(name.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for name in flags)
+    return [modes] if isinstance(modes, str) else list(modes)
 
 
 def _limit(folder: Path) -> int:

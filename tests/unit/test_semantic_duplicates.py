@@ -109,8 +109,51 @@ def test_a_folder_that_is_no_such_model_is_refused_with_what_it_lacks(tmp_path: 
     shutil.copytree(packaged_model(), tmp_path / "model", ignore=lambda _, names: [name for name in names if name == "model.safetensors"])
     (tmp_path / "model/model.safetensors").symlink_to(packaged_model() / "model.safetensors")
     (tmp_path / "model/1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
-    with pytest.raises(SettingsError, match="pools by pooling_mode_max_tokens"):
+    with pytest.raises(SettingsError, match="pools by max"):
         Embedder(tmp_path / "model")
+
+
+@pytest.fixture
+def multilingual(tmp_path: Path) -> Path:
+    """A tiny model of random numbers in the layout that multilingual models come in: Unigram tokens, pooling by the first token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator([text for pair in (*PARAPHRASES, *CHINESE_PARAPHRASES) for text in pair], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    folder = tmp_path / "multilingual"
+    config = XLMRobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=70,
+        pad_token_id=1,
+    )
+    XLMRobertaModel(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = ("base.modules.transformer.Transformer", "sentence_transformer.modules.pooling.Pooling")
+    (folder / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.{name}"} for name in names]))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 64}')
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text('{"embedding_dimension": 16, "pooling_mode": "cls"}')
+    return folder
+
+
+def test_a_multilingual_model_of_ones_own_reads_chinese_and_knows_what_it_cannot_read(multilingual: Path) -> None:
+    embedder = Embedder(multilingual)
+    texts = [CHINESE_PARAPHRASES[0][0], PARAPHRASES[0][0], "Здравствуйте"]
+    vectors = embedder.embed(texts)
+    assert vectors.shape == (3, 16)
+    assert vectors.any(axis=1).tolist() == [True, True, False]
+    np.testing.assert_allclose(vectors[:1], embedder.embed(texts[:1]), atol=2e-6)
+    assert Embedder(multilingual, max_tokens=32).sha256 != embedder.sha256
+    (multilingual / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    assert not np.allclose(Embedder(multilingual).embed(texts)[0], vectors[0], atol=1e-3)
 
 
 @pytest.fixture(scope="module")
