@@ -271,6 +271,8 @@ class Evaluation(Record):
     """exp(loss)."""
     num_tokens: int = Field(ge=0)
     """Tokens that were predicted."""
+    view: str | None = None
+    """``NAME@N/SPLIT`` if these were the rows of a split of a view; none: the validation rows."""
 
 
 class TrainingSummary(Record):

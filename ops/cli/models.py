@@ -22,6 +22,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     evaluate = _add_action(actions, common, "evaluate", "validation loss and perplexity on a dataset version", evaluate_version)
     _add_version(evaluate)
     evaluate.add_argument("--dataset", type=int, metavar="N", help="dataset version (default: the newest)")
+    evaluate.add_argument("--view", metavar="NAME[@N]", help="on a split of this view instead of the validation rows")
+    evaluate.add_argument("--split", default="validation", help="which split of the view: validation (default), train, or a holdout")
 
 
 def _add_action(
@@ -132,12 +134,13 @@ def evaluate_version(args: argparse.Namespace, settings: Settings) -> int:
     from ray_apps.training.evaluate import evaluate_model
 
     version = _registry(settings).resolve(args.version)
-    result = evaluate_model(settings, version, args.dataset)
+    result = evaluate_model(settings, version, args.dataset, view=args.view, split=args.split)
     if args.json:
         print_json({"model": version, **result.model_dump(mode="json")})
     else:
+        rows = f"{result.view} of " if result.view else ""
         print(
-            f"model version {version} on dataset version {result.dataset_version}: loss {result.loss:.4f} nats per token, "
+            f"model version {version} on {rows}dataset version {result.dataset_version}: loss {result.loss:.4f} nats per token, "
             f"perplexity {result.perplexity:.2f} over {result.num_tokens:,} tokens"
         )
     return 0

@@ -78,6 +78,6 @@ def parse_evaluation(output: bytes) -> Evaluation | None:
     """What ``headrace models evaluate --json`` printed; None if that is no evaluation."""
     try:
         value = json.loads(output)
-        return Evaluation.model_validate({name: value[name] for name in Evaluation.model_fields})
+        return Evaluation.model_validate({name: value[name] for name in Evaluation.model_fields if name in value})
     except (ValueError, KeyError, TypeError, ValidationError):
         return None

@@ -1,7 +1,8 @@
-"""Validation loss and perplexity of a model on the validation rows of a dataset version.
+"""Validation loss and perplexity of a model on the validation rows of a dataset version, or on a split of a view.
 
 Which rows is a function of the dataset version and the number of rows asked for: models that are compared on the same version see the
-same tokens. Losses are summed in float64. Rows are shared by the processes of a run; alone, one process reads them all.
+same tokens. A run evaluates on the dataset version's rows whatever view it was trained on, so that its model can be compared with others.
+Losses are summed in float64. Rows are shared by the processes of a run; alone, one process reads them all.
 """
 
 import math
@@ -14,6 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.loader import Ids, TokenRows
+from pipelines.views.rows import ViewRows
+from pipelines.views.selection import OpenView, open_view
 from ray_apps.models.registry import Registry
 from ray_apps.training.batches import make_batch
 from ray_apps.training.parallel import Process
@@ -34,6 +37,16 @@ class Validation:
 
     dataset: Dataset
     max_rows: int
+    opened: OpenView | None = None
+    """A view of the dataset version …"""
+    split: str = Split.VALIDATION
+    """… and which of its splits."""
+
+    def rows(self) -> TokenRows | ViewRows:
+        """All rows that there are."""
+        if self.opened is None:
+            return TokenRows(self.dataset.root, self.dataset.version, Split.VALIDATION)
+        return ViewRows(self.opened, self.split)
 
     def row_ids(self, num_rows: int) -> Ids:
         """At most ``max_rows`` ids, spread evenly over all validation rows."""
@@ -45,7 +58,7 @@ class Validation:
 def evaluate(module: SummedLoss, validation: Validation, precision: Precision, process: Process) -> Evaluation | None:
     """Mean loss over the validation rows; None if there are none. Every process of the run calls it."""
     dataset = validation.dataset
-    rows = TokenRows(dataset.root, dataset.version, Split.VALIDATION)
+    rows = validation.rows()
     ids = validation.row_ids(rows.num_rows)[process.rank :: process.world_size]
     loss, num_tokens = 0.0, 0
     with torch.no_grad():
@@ -60,17 +73,23 @@ def evaluate(module: SummedLoss, validation: Validation, precision: Precision, p
     mean = process.sum(loss) / max(1, total_tokens)
     if total_tokens == 0:
         return None
-    return Evaluation(dataset_version=dataset.version, loss=mean, perplexity=math.exp(min(mean, 700.0)), num_tokens=total_tokens)
+    view = f"{validation.opened.view.label}/{validation.split}" if validation.opened else None
+    return Evaluation(dataset_version=dataset.version, loss=mean, perplexity=math.exp(min(mean, 700.0)), num_tokens=total_tokens, view=view)
 
 
-def evaluate_model(settings: Settings, model_version: int, dataset_version: int | None = None) -> Evaluation:
+def evaluate_model(
+    settings: Settings, model_version: int, dataset_version: int | None = None, *, view: str | None = None, split: str = Split.VALIDATION
+) -> Evaluation:
     """Evaluate a registered model in this process, on a GPU if the settings say so and there is one; the newest dataset by default.
 
-    Raises ModelNotFound, DatasetNotFound, TokenizerMismatch, or NotEnoughData if there are no validation rows.
+    ``view`` and ``split``: on this split of the view ``NAME[@N]``, a holdout for example. Raises ModelNotFound, DatasetNotFound,
+    ViewNotFound, TokenizerMismatch, SettingsError if the view has no such split, or NotEnoughData if there are no rows.
     """
     hide_progress_bars()
     root = Path(settings.root)
-    registry, dataset = Registry(root), Dataset(root, dataset_version)
+    registry = Registry(root)
+    opened = open_view(root, view, dataset_version) if view else None
+    dataset = opened.dataset if opened else Dataset(root, dataset_version)
     spoken = registry.manifest(model_version).tokenizer.sha256
     if spoken != dataset.tokenizer.sha256:
         raise TokenizerMismatch(
@@ -79,8 +98,10 @@ def evaluate_model(settings: Settings, model_version: int, dataset_version: int 
         )
     device = torch.device("cuda" if settings.training.use_gpu and torch.cuda.is_available() else "cpu")
     model = AutoModelForCausalLM.from_pretrained(registry.folder(model_version), dtype=torch.float32)
-    validation = Validation(dataset, settings.training.evaluate_rows)
+    validation = Validation(dataset, settings.training.evaluate_rows, opened, split)
     result = evaluate(SummedLoss(model).to(device), validation, resolve_precision(settings.training, device), Process(device=device))
+    if result is None and opened is not None:
+        raise NotEnoughData(f"split {split} of {opened.label} has no rows; choose another of its splits ({', '.join(opened.view.splits)})")
     if result is None:
         raise NotEnoughData(f"dataset version {dataset.version} has no validation rows; raise ingest.validation_fraction or ingest more documents")
     return result

@@ -13,7 +13,7 @@ from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.loader import TokenRows
 from pipelines.dataset.shards import read_span
 from pipelines.views.rows import ViewRows
-from pipelines.views.selection import OpenView, whole
+from pipelines.views.selection import OpenView, holds, whole
 from ray_apps.training.batches import make_batch
 from schemas.arrow import Outcome, Split
 from schemas.errors import SettingsError
@@ -100,6 +100,15 @@ def test_splits_have_no_document_in_common_and_together_are_everything(root: Pat
     assert ViewRows(opened, "tiny").num_tokens == everything.filter(pl.col("num_tokens") <= 40)["length"].sum()
     with pytest.raises(SettingsError, match="no split 'other'; it has train, validation, tiny"):
         opened.chosen("other")
+
+
+def test_one_document_alone_is_judged_as_it_is_among_all(root: Path) -> None:
+    groups = (Group(name="short", weight=1, max_num_tokens=50), Group(name="long", weight=1, min_num_tokens=100, language=("en",)))
+    asked = view(filter=Filter(min_num_tokens=5, not_language=("zh",)), groups=groups, holdouts=[Holdout(name="tiny", max_num_tokens=20)])
+    opened = OpenView(Dataset(root), asked, "0" * 64)
+    chosen = set(opened.chosen(Split.TRAIN)["doc_id"])
+    documents = kept(opened.dataset).to_dicts()
+    assert {row["doc_id"] for row in documents if holds(opened, row)} == chosen and 0 < len(chosen) < len(documents)
 
 
 def test_rows_that_do_not_exist_are_refused_and_an_empty_view_has_none(root: Path) -> None:

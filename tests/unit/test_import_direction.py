@@ -20,6 +20,7 @@ NUMERIC = (
     "pipelines/dedup",
     "pipelines/dataset",
     "pipelines/quality",
+    "pipelines/views",
     "pipelines/tokenizer.py",
     "ray_apps/training/step.py",
     "ray_apps/training/loop.py",

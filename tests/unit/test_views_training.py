@@ -17,6 +17,7 @@ from pipelines.views.rows import ViewRows
 from pipelines.views.selection import open_view
 from ray_apps.models.card import model_card
 from ray_apps.training.batches import StepBatches, make_batch
+from ray_apps.training.evaluate import evaluate_model
 from ray_apps.training.export import register_run
 from ray_apps.training.parallel import Process
 from ray_apps.training.run import TrainingRun, plan_run
@@ -128,6 +129,20 @@ def test_a_model_whose_view_is_gone_counts_as_having_seen_all_of_its_dataset_ver
     documents = pl.read_parquet(root / Dataset(root).manifest.documents[0].path)
     for row in documents.to_dicts():
         assert trace(root, row["doc_id"], deadletter_topic="dead")[0].models == ([1] if "-train-" in row["shard"] else [])
+
+
+def test_a_model_is_evaluated_on_a_holdout_of_a_view(trained: tuple[Path, TrainingRun], capsys: pytest.CaptureFixture[str]) -> None:
+    root, _ = trained
+    make_view(root, "apart", holdout=[{"name": "tiny", "max_num_tokens": 60}])
+    result = evaluate_model(tiny_settings(root), 1, view="apart", split="tiny")
+    rows = ViewRows(open_view(root, "apart"), "tiny")
+    assert rows.num_rows and result.view == "apart@1/tiny" and 0 < result.num_tokens <= 8 * 15
+    assert evaluate_model(tiny_settings(root), 1).view is None
+    make_view(root, "none", holdout=[{"name": "nothing", "domain": ["none"]}])
+    with pytest.raises(NotEnoughData, match="split nothing of view none@1 of dataset version 1 has no rows"):
+        evaluate_model(tiny_settings(root), 1, view="none", split="nothing")
+    assert main(["models", "evaluate", "1", "--view", "apart", "--split", "tiny", "--root", str(root)]) == 0
+    assert "model version 1 on apart@1/tiny of dataset version 1" in capsys.readouterr().out
 
 
 def test_manifest_lineage_and_card_of_a_model_name_the_view(trained: tuple[Path, TrainingRun], capsys: pytest.CaptureFixture[str]) -> None:
