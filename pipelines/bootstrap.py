@@ -6,10 +6,14 @@ first version that is tried again after a crash gets the same ids.
 
 import hashlib
 import logging
+import pickle
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from pipelines.kafka.reading import Slice, read_blocks
+from pipelines.poison import isolated
+from pipelines.quarantine import TrainingMark, quarantine
 from pipelines.steps.prepare import clean
 from pipelines.tokenizer import TOKENIZER_FILE, read_tokenizer, write_tokenizer
 from schemas.errors import SettingsError, TokenizerMismatch
@@ -36,9 +40,12 @@ def create_tokenizer(parts: Sequence[Slice], settings: Settings) -> TokenizerRef
 
 def first_texts(parts: Sequence[Slice], settings: Settings) -> Iterator[str]:
     """Cleaned texts in the order of the slices; reads no further than the caller asks."""
-    for part in parts:
-        for records in read_blocks(part, settings):
-            yield from clean(records, settings)["text"].drop_null().to_pylist()
+    step = partial(clean, settings=settings)
+    with TrainingMark(Path(settings.root)) as mark:
+        for part in parts:
+            for records in read_blocks(part, settings):
+                cleaned = quarantine(pickle.dumps(step))(records) if mark.is_suspect(records) else isolated(step, records)
+                yield from cleaned["text"].drop_null().to_pylist()
 
 
 def check_unchanged(newest: DatasetManifest, settings: Settings) -> None:

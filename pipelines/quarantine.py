@@ -98,16 +98,20 @@ def quarantine(step: bytes) -> Quarantine:
 
 
 class DeathMark:
-    """Which block this process prepares, written down for the process after it; use it in a ``with`` block."""
+    """Which block this process prepares, written down for the process after it; use it in a ``with`` block.
+
+    A block of which enough processes have died stays suspect until the mark is removed.
+    """
 
     def __init__(self, root: Path) -> None:
         self._path = root / MARK
-        self._before, self._deaths = _read_mark(self._path)
+        self._last, self._deaths, self._suspects = _read_mark(self._path)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Forget the block and all suspects."""
         self._path.unlink(missing_ok=True)
 
     def is_suspect(self, records: pa.Table) -> bool:
@@ -115,19 +119,29 @@ class DeathMark:
         if not len(records):
             return False
         block = [records[name][0].as_py() for name in ("topic", "partition", "offset")]
-        deaths = self._deaths if block == self._before else 0
-        self._path.write_text(json.dumps({"block": block, "deaths": deaths + 1}))
-        if deaths >= DEATHS_BEFORE_QUARANTINE:
+        deaths = self._deaths if block == self._last else 0
+        if deaths >= DEATHS_BEFORE_QUARANTINE and block not in self._suspects:
             _log.warning("%d processes ended while they prepared the block at %s; it is prepared in a process of its own", deaths, block)
-        return deaths >= DEATHS_BEFORE_QUARANTINE
+            self._suspects.append(block)
+        self._path.write_text(json.dumps({"block": block, "deaths": deaths + 1, "suspects": self._suspects}))
+        return block in self._suspects
 
 
-def _read_mark(path: Path) -> tuple[list[Any], int]:
+class TrainingMark(DeathMark):
+    """The same for the tokenizer's training, which reads the blocks before they are prepared: what is suspect stays so for those."""
+
+    def __exit__(self, *_: object) -> None:
+        """Forget the block, unless others are suspect."""
+        if not self._suspects:
+            super().__exit__()
+
+
+def _read_mark(path: Path) -> tuple[list[Any], int, list[list[Any]]]:
     """A mark that was being written when its process died says nothing."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         mark = json.loads(path.read_text())
-        return list(mark["block"]), int(mark["deaths"])
-    return [], 0
+        return list(mark["block"]), int(mark["deaths"]), list(mark["suspects"])
+    return [], 0, []
 
 
 def _ending(child: "subprocess.Popen[bytes]") -> str:
