@@ -87,7 +87,8 @@ def switch(
         files = write_version(new_root, plan, settings, rewriting.blocks(), SEGMENT.empty_table, lambda _: MASKS.empty_table())
     files = replace(files, dedup_segments=rewriting.segments(), boilerplate=carry_over(source, new_root, plan.attempt))
     manifest = build_manifest(plan, files, settings, parent=None, now=now)
-    manifest = manifest.model_copy(update={"derived_from": derived, "statistics": rewriting.statistics()})
+    taken = {"derived_from": derived, "statistics": rewriting.statistics(), "record_bytes": source.manifest.record_bytes}
+    manifest = manifest.model_copy(update=taken)
     crash_point("switch_written")
     # Step 3.
     publish(new_root, manifest)

@@ -13,6 +13,7 @@ from pipelines.dataset.gc import collect_garbage
 from pipelines.dataset.verify import verify
 from pipelines.fertility import level, vocabulary_of
 from pipelines.tokenizer import TOKENIZER_FILE, train_tokenizer
+from schemas.manifest import DatasetManifest
 from schemas.settings_data import TokenizerSettings
 from tests.factories import commit_records, text_settings
 
@@ -64,8 +65,10 @@ def lossy_tokenizer(folder: Path) -> Path:
 
 
 def commit(root: Path, *texts: str, path: str = "") -> None:
-    values = [(b"k", json.dumps({"id": f"doc-{index}", "text": text}).encode()) for index, text in enumerate(texts)]
-    commit_records(root, values, text_settings(root, **{"tokenizer.path": path, "quality.min_words": 1}) if path else text_settings(root))
+    values: list[tuple[bytes | None, bytes | None]] = []
+    for index, text in enumerate(texts):
+        values.append((b"k", json.dumps({"id": f"doc-{index}", "text": text}).encode()))
+    commit_records(root, values, text_settings(root, **{"tokenizer.path": path}))
 
 
 def by_language(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -170,3 +173,12 @@ def test_a_tokenizer_that_was_fitted_for_a_switch_is_garbage_only_when_a_person_
     removed = collect_garbage(tokenizer.root, grace_s=0, tokenizers=True)
     assert {path.split("/")[1] for path in removed} == {fitted["sha256"]}
     assert len(tokenizer.json("list")["tokenizers"]) == 1
+
+
+def test_every_field_of_a_manifest_has_its_place_in_a_new_lineage() -> None:
+    """A new field wants a decision in pipelines/switch.py: recomputed by build_manifest, taken along, or empty in a first version."""
+    recomputed = {"format", "version", "parent", "created_at", "attempt", "outcomes", "reasons", "num_records", "num_tokens", "shards", "documents"}
+    recomputed |= {"tokenizer", "sequence_length", "settings_fingerprint", "languages", "statistics", "totals", "derived_from", "traceparent"}
+    taken_along = {"topic_ids", "offsets", "record_bytes", "dedup_segments", "boilerplate", "boilerplate_first_version"}
+    empty = {"dedup_base", "dedup_base_version", "masks", "num_masked_documents", "num_masked_tokens"}
+    assert set(DatasetManifest.model_fields) == recomputed | taken_along | empty
