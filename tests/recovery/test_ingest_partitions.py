@@ -1,0 +1,80 @@
+"""Partitions that come later, hold far more than others, or stay idle."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from ops.broker.app import BrokerProcess
+from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.verify import verify
+from pipelines.kafka.clients import open_admin
+from schemas.manifest import DatasetManifest
+from tests.ingest_harness import Ingest, Record, document, finish, is_stopped, wait_until
+
+TEXT = "water comes down from the hill and the mill turns, so that grain is ground between two stones number"
+
+
+@pytest.fixture
+def ingest(broker: BrokerProcess, topic_prefix: str, tmp_path: Path) -> Ingest:
+    return Ingest(tmp_path / "data", broker.bootstrap_servers, topic_prefix)
+
+
+def documents(partition: int, number: int, size_words: int = 0) -> list[Record]:
+    return [document(f"p{partition}-{index}", f"{TEXT} {partition} {index * 7919} {'grain ' * size_words}", partition) for index in range(number)]
+
+
+def grow(ingest: Ingest, num_partitions: int) -> None:
+    with open_admin(ingest.settings) as admin:
+        admin.create_partitions({ingest.topic: num_partitions})
+        wait_until(lambda: len(admin.describe_topics([ingest.topic])[0]["partitions"]) == num_partitions, "the new partitions")
+
+
+def ranges(ingest: Ingest, manifest: DatasetManifest) -> dict[int, tuple[int, int]]:
+    return {partition: (span.start, span.end) for partition, span in manifest.offsets[ingest.topic].items()}
+
+
+def test_partitions_added_between_runs_are_read_from_their_beginning(ingest: Ingest) -> None:
+    ingest.publish([*documents(0, 10), *documents(1, 10)])
+    ingest.once()
+    grow(ingest, 4)
+    ingest.publish([*documents(2, 5), *documents(3, 7)])
+    (manifest,) = ingest.once()
+    assert ranges(ingest, manifest) == {0: (10, 10), 1: (10, 10), 2: (0, 5), 3: (0, 7)}
+    assert verify(ingest.root).problems == []
+
+
+def test_partitions_added_during_a_run_are_in_the_next_version(ingest: Ingest) -> None:
+    ingest.publish([*documents(0, 10), *documents(1, 10)])
+    child = ingest.start(crash_at="stop@planned")
+    wait_until(lambda: is_stopped(child.pid), "the ranges to be fixed")
+    grow(ingest, 4)
+    ingest.publish([*documents(2, 5), *documents(3, 7)])
+    child.send_signal(signal.SIGCONT)
+    assert finish(child).returncode == 0
+    assert ranges(ingest, Dataset(ingest.root).manifest) == {0: (0, 10), 1: (0, 10)}
+    (manifest,) = ingest.once()
+    assert ranges(ingest, manifest) == {0: (10, 10), 1: (10, 10), 2: (0, 5), 3: (0, 7)}
+    assert verify(ingest.root).problems == []
+
+
+def test_a_crowded_partition_delays_no_other_and_an_idle_one_holds_nothing_up(ingest: Ingest) -> None:
+    ingest.publish([])
+    grow(ingest, 3)
+    ingest.publish([*documents(0, 400), *documents(2, 5)])
+    manifests = ingest.once()
+    assert ranges(ingest, manifests[0]) == {0: (0, 115), 1: (0, 0), 2: (0, 5)}
+    assert [manifest.num_records for manifest in manifests] == [120, 120, 120, 45]
+
+
+def test_versions_and_slices_shrink_where_records_are_large(broker: BrokerProcess, topic_prefix: str, tmp_path: Path) -> None:
+    limits = {"ingest.max_batch_bytes": 60_000}
+    ingest = Ingest(tmp_path / "data", broker.bootstrap_servers, topic_prefix, limits)
+    ingest.publish([*documents(0, 30, size_words=1_000), *documents(1, 30)])
+    manifests = ingest.once()
+    first, second = ranges(ingest, manifests[0]), ranges(ingest, manifests[1])
+    assert first == {0: (0, 7), 1: (0, 7)}  # nothing is known of the records' size: 4 KiB is assumed
+    assert second[1] == (7, 30)
+    assert 6_000 < manifests[0].record_bytes[ingest.topic][0] < 6_300
+    assert second[0][1] - second[0][0] == (60_000 - 23 * manifests[0].record_bytes[ingest.topic][1]) // manifests[0].record_bytes[ingest.topic][0]
+    assert sum(manifest.num_records for manifest in manifests) == 60
