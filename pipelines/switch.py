@@ -5,20 +5,21 @@ the same topics, [first read, next), so that ingest goes on under the new root w
 
 - kept documents are decoded from the old shards, compared with the content hash that the duplicate index keeps (one that differs stops it all),
   encoded anew and packed again; train documents stay train documents, validation documents validation documents;
-- documents that a retraction took out leave no token, fingerprint or hash behind: their outcome is ``retracted``, for the reason ``withdrawn``,
-  while a retraction itself has no reason. So the counts add up, and what is like them may enter, as under the old root;
+- documents that a retraction took out leave no token, fingerprint or content hash behind: their outcome is ``retracted``, for the reason
+  ``withdrawn``, while a retraction itself has no reason. So the counts add up, and what is like them may enter, as under the old root;
 - everything else is as it was: rejected, duplicate of whom, dead, retraction. Fingerprints and the counts of lines go along, so duplicates
   of old documents are still found.
 
-Order: (1) the tokenizer's files; (2) shards, audit trail, fingerprints, under names of this attempt; (3) the manifest, by create-if-absent.
-A crash before (3) leaves a root without a dataset, which the same command completes; after it, the same command says that it is done. The old
-root is only read. Memory: a block, and one open shard per split. Cost: about the time of tokenizing and of decoding all text once.
+Order: (1) the tokenizer's files; (2) shards, audit trail, fingerprints, under names of this attempt; (3) the manifest, by create-if-absent;
+(4) if the old duplicate index was compacted, the new one is too, which is a version of its own (dataset/compaction.py). A crash before (3)
+leaves a root without a dataset, which the same command completes; after it, the same command says that it is done. The old root is only read.
+Memory: a block, and one open shard per split. Cost on one core: 5 MB of text a second.
 """
 
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ import pyarrow.compute as pc
 from pipelines.crash import crash_point
 from pipelines.dataset.audit import Live, audit_blocks, decode_rows
 from pipelines.dataset.boilerplate import carry_over
+from pipelines.dataset.compaction import compact, index_files
 from pipelines.dataset.dataset import Dataset, latest_version, read_manifest
 from pipelines.dataset.durable import durable_file, replace_durably, sha256_file
 from pipelines.dataset.masks import Mask, is_train_shard
@@ -43,7 +45,7 @@ from pipelines.statistics import Statistics, merged
 from pipelines.steps.assess import positions
 from pipelines.tokenizer import load_tokenizer, ref_of, write_files
 from schemas.arrow import DOCUMENTS, MASKS, SEGMENT, Outcome, Split, prepared
-from schemas.errors import DatasetError, ShardCorrupt
+from schemas.errors import CommitConflict, DatasetError, ShardCorrupt
 from schemas.manifest import DatasetManifest, DerivedFrom, FileEntry
 from schemas.settings import Settings
 from schemas.statistics import VersionStatistics
@@ -76,6 +78,7 @@ def switch(
     derived = DerivedFrom(manifest_sha256=source.sha256, version=source.version, tokenizer_sha256=source.tokenizer.sha256)
     found = _existing(new_root, derived, ref_of(tokenizer).sha256)
     if found is not None:
+        _compact_too(source, new_root, settings, now)
         return Switched(found, is_new=False)
     # Step 1.
     ref = write_files(new_root, tokenizer)
@@ -93,7 +96,16 @@ def switch(
     # Step 3.
     publish(new_root, manifest)
     crash_point("published")
+    # Step 4.
+    _compact_too(source, new_root, settings, now)
     return Switched(manifest, is_new=True)
+
+
+def _compact_too(source: Dataset, root: Path, settings: Settings, now: datetime) -> None:
+    """Give the new lineage a compacted index if the old one had one: opening many fingerprints otherwise means reading them all."""
+    if latest_version(root) == 1 and settings.dedup.compact_segments and index_files(source).base is not None:
+        with suppress(CommitConflict):  # ingest goes on there already, and will compact when it is due
+            compact(Dataset(root), settings, now=now)
 
 
 def _existing(root: Path, derived: DerivedFrom, tokenizer_sha256: str) -> DatasetManifest | None:

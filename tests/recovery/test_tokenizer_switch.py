@@ -91,7 +91,7 @@ def new(old: Ingest, files: dict[str, bytes], tmp_path_factory: pytest.TempPathF
 
 
 def test_the_first_version_covers_the_same_offsets_and_keeps_every_outcome(old: Ingest, new: Ingest) -> None:
-    before, after = Dataset(old.root), Dataset(new.root)
+    before, after = Dataset(old.root), Dataset(new.root, 1)
     assert after.offsets() == before.offsets()
     assert (after.manifest.topic_ids, after.manifest.record_bytes) == (before.manifest.topic_ids, before.manifest.record_bytes)
     assert after.tokenizer.sha256 != before.tokenizer.sha256
@@ -136,7 +136,8 @@ def test_training_reads_the_new_lineage(new: Ingest) -> None:
 
 
 def test_statistics_are_those_of_the_documents_that_went_along(new: Ingest) -> None:
-    statistics, manifest = Dataset(new.root).manifest.statistics, Dataset(new.root).manifest
+    manifest = Dataset(new.root, 1).manifest
+    statistics = manifest.statistics
     assert statistics is not None
     assert statistics.total.num_records == manifest.num_records
     assert statistics.total.num_kept == manifest.outcomes[Outcome.KEPT]
@@ -149,6 +150,7 @@ def test_switching_again_says_that_it_is_done_and_another_switch_is_refused(
     again = switch(Dataset(old.root), files, new.root, old.settings, clock())
     assert not again.is_new
     assert again.manifest == Dataset(new.root, 1).manifest
+    assert latest_version(new.root) == 2
     for source, root in ((Dataset(old.root, 1), new.root), (Dataset(new.root), old.root)):
         with pytest.raises(DatasetError, match="holds another dataset already"):
             switch(source, files, root, old.settings, clock())
@@ -174,6 +176,9 @@ def test_a_crash_at_any_step_leaves_no_dataset_and_the_same_command_completes_it
         assert latest_version(root) == int(is_published)
         assert switch(Dataset(old.root), files, root, old.settings, clock()).is_new is not is_published
         assert content(root) == content(new.root)
+        assert [entry.sha256 for entry in Dataset(root, 2).manifest.dedup_base] == [
+            entry.sha256 for entry in Dataset(new.root, 2).manifest.dedup_base
+        ]
     assert orphans(tmp_path / "switch_written")
     assert verify(tmp_path / "switch_written").problems == []
 
