@@ -93,6 +93,7 @@ class Stream:
         self._resources = ExitStack()
         self._announcer = self._resources.enter_context(Announcer(settings))
         self._lineage = Lineage(settings)
+        self._dataset: Dataset | None = None
         self._has_topics = False
         self._has_ray = False
 
@@ -109,7 +110,10 @@ class Stream:
 
     def dataset(self) -> Dataset | None:
         """The newest committed version, read from disk."""
-        return Dataset(self.root) if latest_version(self.root) else None
+        newest = latest_version(self.root)
+        if newest and (self._dataset is None or self._dataset.version != newest):
+            self._dataset = Dataset(self.root, newest, before=self._dataset)
+        return self._dataset
 
     def available(self) -> dict[int, OffsetRange]:
         """Offsets of every partition that no version has read. Raises TopicMissing, TopicRecreated, OffsetsLost, BrokerUnavailable."""

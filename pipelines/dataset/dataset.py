@@ -42,7 +42,8 @@ def read_manifest(root: Path, version: int) -> DatasetManifest:
 class Dataset:
     """Version N (the newest by default) of the dataset under ``root``. Raises DatasetNotFound if it does not exist."""
 
-    def __init__(self, root: Path, version: int | None = None) -> None:
+    def __init__(self, root: Path, version: int | None = None, *, before: "Dataset | None" = None) -> None:
+        """``before``: a version of the same dataset that was opened earlier; what it has read is not read again."""
         newest = latest_version(root)
         if newest == 0:
             raise DatasetNotFound(f"there is no dataset under {root}; run `headrace ingest --once` first, or name another --root")
@@ -51,6 +52,7 @@ class Dataset:
         self.root = root
         self.version = version or newest
         self.manifest = read_manifest(root, self.version)
+        self._before = before
 
     @property
     def tokenizer(self) -> TokenizerRef:
@@ -96,7 +98,10 @@ class Dataset:
 
     @cached_property
     def _manifests(self) -> list[DatasetManifest]:
-        return [*(read_manifest(self.root, number) for number in range(1, self.version)), self.manifest]
+        """Manifests never change, so a writer that goes from version to version parses each of them once."""
+        before, self._before = self._before, None
+        known = before.manifests()[: self.version - 1] if before is not None else []
+        return [*known, *(read_manifest(self.root, number) for number in range(len(known) + 1, self.version)), self.manifest]
 
     def _newest_offsets(self, topic: str) -> dict[int, OffsetRange]:
         """Every manifest lists all partitions of its topic, so the newest one that mentions the topic is enough."""
