@@ -67,7 +67,7 @@ lock: ## Write requirements.lock and requirements-peers.lock from a new environm
 	$(LOCKING)/bin/$(PIP) "$$(grep '^torch==' requirements.lock)"
 	$(LOCKING)/bin/$(PIP) --editable .[dev]
 	$(LOCKING)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort > requirements.lock
-	$(LOCKING)/bin/$(PIP) --editable .[peers]
+	$(LOCKING)/bin/$(PIP) --editable .[peers,semantic]
 	$(LOCKING)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort | LC_ALL=C comm -13 requirements.lock - > requirements-peers.lock
 
 clean: ## Remove the virtual environment, caches and the demo's data
