@@ -2,7 +2,7 @@
 
 Responses with status 200 and HTML or plain text are documents, decoded from their character set, with URL and date; HTML goes out as HTML, so
 that its main content is taken by the pipeline's workers and not here. Other responses are skipped and counted, other kinds of records are
-not looked at.
+not looked at. Bodies may be in gzip or deflate; other content encodings (br, zstd) are findings that say so.
 
 Invariant: one damaged record costs that record alone: reading goes on at the next one that can be found, and each damaged place is one
 finding. Memory is bounded by one record. Cost: 100 MB/s and more (fastwarc).
@@ -10,6 +10,7 @@ Source: https://iipc.github.io/warc-specifications/specifications/warc-format/wa
 """
 
 import mmap
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -73,16 +74,30 @@ def _finding(origin: str, record: WarcRecord, max_bytes: int) -> Finding:
         return Failed(origin, f"the record is cut off: {len(block):,} of {promised:,} bytes are there")
     try:
         record.set_bytes_content(block)
-        record.parse_http(auto_decode="all", strict_mode=False)
+        record.parse_http(auto_decode="transfer", strict_mode=False)
         if record.http_headers is None or record.http_headers.status_code != OK or record.http_content_type not in _HTML | _TEXT:
             return Skipped(origin)
-        body = record.reader.read(max_bytes + 1)
+        body = _unpacked(record, max_bytes)
         if len(body) > max_bytes:
             return TooLarge(origin, len(body))
         text = decode_text(body, record.http_charset)
-    except (OSError, ValueError, EOFError, EnvelopeError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, EnvelopeError) as error:
         return Failed(origin, f"{type(error).__name__}: {error}")
     return _document(origin, record, text) if text.strip() else Skipped(origin)
+
+
+def _unpacked(record: WarcRecord, max_bytes: int) -> bytes:
+    """The body without its content encoding, and not much more of it than ``max_bytes``: a megabyte of gzip may hold a gigabyte."""
+    body: bytes = record.reader.read()
+    encoding = (record.http_headers.get("Content-Encoding") or "").strip().lower()
+    if encoding in ("gzip", "x-gzip"):  # some archives hold what is unpacked already
+        return zlib.decompressobj(wbits=31).decompress(body, max_bytes + 1) if body.startswith(b"\x1f\x8b") else body
+    if encoding == "deflate":
+        has_zlib_header = len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+        return zlib.decompressobj(wbits=15 if has_zlib_header else -15).decompress(body, max_bytes + 1)
+    if encoding not in ("", "identity", "utf-8", "none"):
+        raise ValueError(f"content encoding {encoding[:40]!r} is not read; only gzip and deflate are")
+    return body
 
 
 def _document(origin: str, record: WarcRecord, text: str) -> Finding:

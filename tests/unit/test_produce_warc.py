@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +78,23 @@ def test_what_is_no_page_is_skipped_and_counted(tmp_path: Path) -> None:
     assert sum(isinstance(finding, Skipped) for finding in findings) == 3
     assert sum(isinstance(finding, TooLarge) for finding in findings) == 1  # unpacked, far larger than it came
     assert len(findings) == 7
+
+
+def test_bodies_are_unpacked_up_to_the_limit_only(tmp_path: Path) -> None:
+    def packed(number: int, body: bytes, encoding: str) -> bytes:
+        return record(number, body, headers=f"Content-Type: text/plain\r\nContent-Encoding: {encoding}")
+
+    bomb = gzip.compress(bytes(60 * 2**20))
+    bodies = [zlib.compress(b"zlib"), zlib.compress(b"raw")[2:-4], b"unpacked already", bomb, b"x"]
+    encodings = ["deflate", "Deflate", "gzip", "gzip", "br"]
+    data = b"".join(packed(number, *both) for number, both in enumerate(zip(bodies, encodings, strict=True)))
+    tracemalloc.start()
+    findings = read(tmp_path / "crawl.warc", data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [finding.document.text for finding in findings if isinstance(finding, Found)] == ["zlib", "raw", "unpacked already"]
+    assert [type(finding) for finding in findings[3:]] == [TooLarge, Failed]
+    assert peak < 20 * 2**20
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])

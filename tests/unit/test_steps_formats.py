@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.steps.decode import NO_CONTENT, SCHEMA, decode
@@ -74,6 +74,42 @@ SLOW_PAGES = {
 }
 
 
+HIDDEN = {
+    "comments that end at once": "<!-->" + "<div>" * 60_000,
+    "comments with another end": "<!--x--!>" + "<div>" * 60_000,
+    "styles in graphics": "<svg><style>" + "<div>" * 60_000,
+    "end tags of nothing": "<div></p></span></x>" * 20_000,
+    "end tags out of scope": "".join(f"<b a={i}><object></b></object>" for i in range(4_000)) + "<p>x" * 40_000,
+    "end tags in bogus comments": "".join(f"<b a={i}><?</b>" for i in range(10_000)) + "<p>x" * 40_000,
+    "end tags with other spaces": "".join(f"<b a={i}></b\x0b>" for i in range(10_000)) + "<p>x" * 40_000,
+    "attributes of bodies": "".join(f"<body a{i}=1>" for i in range(40_000)),
+    "options": "<select>" + "<option>" * 60_000,
+    "annotations": "<rtc>" * 80_000,
+    "blocks below": "<div>" * 40_000 + "<p>" * 60_000,
+}
+"""Pages whose structure is not what counting tags makes of them."""
+
+
+@pytest.mark.parametrize("page", HIDDEN.values(), ids=HIDDEN)
+def test_a_page_that_hides_what_makes_it_slow_is_not_slow(page: str) -> None:
+    started = time.process_time()
+    read_page(page, MAX_DEPTH)
+    assert time.process_time() - started < 5
+
+
+def test_headings_are_content() -> None:
+    text = "The old mill stands by the river and turns. Its wheel has not stopped for a hundred years."
+    for before, after in (("<article><header>", "</header>"), ("<main>", ""), ("<header>", "</header><div id=content>")):
+        page = f"<html><body><nav><a href=x>Home</a></nav>{before}<h1>Big news</h1>{after}<p>{text}</p><h2>Its wheel</h2><p>{text}</p></body></html>"
+        assert [line for line in read_page(page, MAX_DEPTH).text.split("\n") if line] == ["Big news", text, "Its wheel", text]
+
+
+def test_pages_are_parsed_up_to_the_allowed_depth() -> None:
+    for depth, is_parsed in ((MAX_DEPTH - 4, True), (MAX_DEPTH, False)):
+        page = "<nav><a href=x>Menu</a></nav>" + "<div>" * depth + "<p>The old mill stands by the river and turns.</p>" + "</div>" * depth
+        assert ("Menu" not in read_page(page, MAX_DEPTH).text) == is_parsed
+
+
 @pytest.mark.parametrize("page", SLOW_PAGES.values(), ids=SLOW_PAGES)
 def test_a_page_made_to_be_slow_is_not(page: str) -> None:
     started = time.process_time()
@@ -131,6 +167,7 @@ def test_byte_order_marks_count_more_than_declarations() -> None:
         assert decode_text(data, "gbk") == "水"
 
 
+@settings(deadline=None)  # codecs are imported when they are first used
 @given(st.binary(), st.none() | st.sampled_from(["utf-8", "gbk", "utf-16", "utf-32", "hex", "zlib", "idna", "no such", "\0", "utf-7", "mbcs"]))
 def test_any_bytes_are_text_or_a_named_rule(data: bytes, declared: str | None) -> None:
     try:

@@ -1,13 +1,18 @@
-"""The main content of an HTML page: its article, without navigation, scripts, forms and imprint; the title is kept.
+"""The main content of an HTML page: its article with its headings, without navigation, scripts, forms and imprint; the title is kept.
 
-Invariant: never raises, whatever the page; takes at most time linear in the page's size. The extractor takes time quadratic in the depth of
-the elements (10,000 nested: 1.5 s; 100,000: minutes), and parsers multiply formatting elements that are left open, and in the
-number of a tag's attributes, so a page that may be deep or multiply loses its tags only.
-Cost: 12-18 MB/s of HTML (resiliparse, C++). Source: https://resiliparse.chatnoir.eu/en/latest/man/extract/html2text.html
+Invariant: never raises, whatever the page. Pages that would be slow lose their tags only: those nested deeper than ``max_depth`` (the extractor's
+time is quadratic in the depth; found in the parsed tree, exactly), and those whose tags, counted before parsing, may make the parser slow:
+formatting elements left open, which it opens again in every block, very many attributes or options, depth times tags.
+What remains: the counts are no parser; a page contrived to nest behind them could still take the parser quadratic time, but none of 180
+kinds that were tried takes more than 0.8 s for 500 KB, and time up to the allowed depth is 2 s for a megabyte.
+Cost: 12-20 MB/s of HTML (resiliparse, C++), a third of it the counts. Source:
+https://resiliparse.chatnoir.eu/en/latest/man/extract/html2text.html and https://html.spec.whatwg.org/multipage/parsing.html
 """
 
 import html
 import re
+from collections import Counter
+from functools import lru_cache
 from typing import NamedTuple
 
 from resiliparse.extract.html2text import extract_plain_text
@@ -16,19 +21,31 @@ from resiliparse.parse.html import HTMLTree
 MAX_MULTIPLIED = 2_000_000
 """Open formatting elements times tags: how many elements a parser may make of them."""
 MAX_ATTRIBUTES = 1_000
-"""Of one tag: parsers compare each attribute's name with all before it."""
-_ATTRIBUTE = r"""=?[^\s/>=]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>]*+))?+"""
+"""Of one tag: parsers compare each attribute's name with all before it. The tags <html> and <body> count as one, as parsers join them."""
+MAX_LISTED = 5_000
+"""Options of all lists, and ruby annotations: parsers look at all before."""
+MAX_STEPS = 200_000_000
+"""Depth times tags: parsers look through the open elements at many tags."""
+_SPACE = r"\t\n\f\r "
+_ATTRIBUTE = rf"""=?[^{_SPACE}/>=]++(?:[{_SPACE}]*+=[{_SPACE}]*+(?:"[^"]*+"|'[^']*+'|[^{_SPACE}>]*+))?+"""
 _TAG = re.compile(
-    r"<!--.*?(?:-->|\Z)|<(script|style|textarea|title|xmp|iframe|noembed|noframes)\b.*?(?:</\1|\Z)"
-    rf"|<(/?)([a-zA-Z][^\s/>]*+)((?:[\s/]++|{_ATTRIBUTE}|=)*+)",
+    r"<!--(?:-?>|.*?(?:--!?>|\Z))|<[!?][^>]*+>?+|</(?![a-z])[^>]*+>?+"
+    r"|<(script|style|textarea|title|xmp|iframe|noembed|noframes)\b.*?(?:</\1|\Z)"
+    rf"|<(/?)([a-z][^{_SPACE}/>]*+)((?:[{_SPACE}/]++|{_ATTRIBUTE}|=)*+)",
     re.IGNORECASE | re.DOTALL,
 )
 """Tags as a browser's tokenizer finds them: not within comments, scripts or quoted values. Never goes back, so linear."""
 _ATTRIBUTES = re.compile(_ATTRIBUTE)
+_FORMATTING = frozenset(["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "tt", "u"])
+_LISTED = frozenset(["option", "optgroup", "rb", "rp", "rt", "rtc"])
+_JOINED = frozenset(["html", "body"])
 _VOID = ("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr")
 _UNNESTED = frozenset((*_VOID, "p", "li", "dt", "dd", "tr", "td", "th", "thead", "tbody", "tfoot", "html", "head", "body"))
 """Elements that are void, or end where the next of them begins: without end tags they do not make a page deeper."""
-_FORMATTING = frozenset(["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "tt", "u"])
+_SCOPES = frozenset(
+    ["applet", "button", "caption", "frameset", "html", "marquee", "math", "noscript", "object", "select", "svg", "table", "td", "template", "th"]
+)
+"""An end tag within one of these, or after it, may not end a formatting element that began before."""
 _LOOKS_LIKE_PAGE = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?><!--.*?-->\s*)*+<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 _WITHOUT_TEXT = re.compile(r"<(?:script\b.*?(?:</script|\Z)|style\b.*?(?:</style|\Z)|!--.*?(?:-->|\Z)|[^>]*(?:>|\Z))", re.IGNORECASE | re.DOTALL)
 _TITLE = re.compile(r"<title[^>]{0,200}>([^<]{0,1000})", re.IGNORECASE)
@@ -48,34 +65,65 @@ def looks_like_page(text: str) -> bool:
 
 
 def read_page(page: str, max_depth: int) -> Page:
-    """Title and main content. Of a page that may be nested deeper than ``max_depth`` all text is taken."""
+    """Title and main content. Of a page that is nested ``max_depth`` deep or deeper all text is taken."""
     page = page.replace("\x00", "")
-    if not _is_harmless(page, max_depth):
+    if not _can_be_parsed(page):
         return _without_tags(page)
     tree = HTMLTree.parse(page)
+    if tree.document is None or tree.document.query_selector(_deeper_than(max_depth)) is not None:
+        return _without_tags(page)
     text = extract_plain_text(tree, main_content=True, alt_texts=False, list_bullets=False)
     return Page(_one_line(tree.title or ""), text.strip())
 
 
-def _is_harmless(page: str, max_depth: int) -> bool:
-    """Whether the page's tree is certainly small, from counts over its tags."""
-    if page.count("<") < max_depth and len(page) < 2 * MAX_ATTRIBUTES:
+@lru_cache(maxsize=8)
+def _deeper_than(max_depth: int) -> str:
+    """The selector of elements with so many levels. Takes a twentieth of the extractor's time."""
+    return " > ".join("*" * max_depth)
+
+
+def _can_be_parsed(page: str) -> bool:
+    """Whether parsing is certainly quick and the tree not much larger than the page, from counts over its tags."""
+    if len(page) < 2 * MAX_ATTRIBUTES:
         return True
-    depth = deepest = formatting = most_formatting = num_tags = 0
-    for _, slash, given_name, attributes in _TAG.findall(page):
-        num_tags += 1
-        if len(attributes) >= 2 * MAX_ATTRIBUTES and len(_ATTRIBUTES.findall(attributes)) > MAX_ATTRIBUTES:
+    tags = _TAG.findall(page)
+    return _are_attributes_few(tags) and (len(tags) ** 2 < MAX_MULTIPLIED or _are_open_few(tags))
+
+
+def _are_attributes_few(tags: list[tuple[str, str, str, str]]) -> bool:
+    num_joined = 0
+    for _, _, name, attributes in tags:
+        is_joined = name.lower() in _JOINED
+        if not is_joined and len(attributes) < 2 * MAX_ATTRIBUTES:
+            continue
+        num_attributes = len(_ATTRIBUTES.findall(attributes))
+        num_joined += num_attributes if is_joined else 0
+        if max(num_attributes, num_joined) > MAX_ATTRIBUTES:
             return False
+    return True
+
+
+def _are_open_few(tags: list[tuple[str, str, str, str]]) -> bool:
+    num_open = Counter[str]()
+    num_stuck = most_formatting = depth = deepest = num_listed = 0
+    for _, slash, given_name, _ in tags:
         name = given_name.lower()
+        if name in _SCOPES:
+            for other in _FORMATTING:
+                num_stuck += num_open.pop(other, 0)
         if not name or name in _UNNESTED:
             continue
-        step = -1 if slash else 1
-        depth += step
-        deepest = max(deepest, depth)
-        if name in _FORMATTING:
-            formatting += step
-            most_formatting = max(most_formatting, formatting)
-    return deepest < max_depth and most_formatting * num_tags < MAX_MULTIPLIED
+        if not slash:
+            num_open[name] += 1
+            depth += 1
+            deepest = max(deepest, depth)
+            num_listed += name in _LISTED
+            if name in _FORMATTING:
+                most_formatting = max(most_formatting, num_stuck + sum(num_open[other] for other in _FORMATTING))
+        elif num_open[name]:
+            num_open[name] -= 1
+            depth -= 1
+    return num_listed <= MAX_LISTED and most_formatting * len(tags) < MAX_MULTIPLIED and deepest * len(tags) < MAX_STEPS
 
 
 def page_title(page: str) -> str | None:
