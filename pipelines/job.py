@@ -2,8 +2,8 @@
 
 Two runners give the same rows: ``run_ray`` spreads read -> prepare over a Ray cluster as one fused task per slice, ``run_local`` does the
 same work in this process, for small machines and tests. Text stays in the worker that read it; what comes back are verdicts,
-fingerprints, token ids, and the bytes of dead records. Both are lazy and hold a bounded number of blocks: Ray's back-pressure stops
-reading while the committer is behind.
+fingerprints, token ids, and the bytes of dead records. Both are lazy: the local one is
+never ahead of the committer, and on Ray reading stops while blocks of ``ingest.read_ahead_bytes`` wait for it.
 
 A document on which a step fails is found and dead-lettered (poison.py), also if it ends the process that works on it (quarantine.py).
 """
@@ -37,8 +37,6 @@ Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.
 """Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in slice order, offset order within each; every offset of the slices is in one row."""
 SIZE = "size_bytes"
 """A column of its own behind the prepared ones: bytes of each record's key and value."""
-NUM_RETRIES = 1
-"""How often Ray repeats a task whose process died, before its records come under suspicion."""
 
 
 @lru_cache(maxsize=2)
@@ -94,7 +92,7 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef,
     except ray.exceptions.RayError as error:
         if not _has_cause(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
             raise _original(error) from error
-        _log.warning("a worker process ended twice on the same slice; what is left of this version is prepared in processes of their own")
+        _log.warning("worker processes ended again and again on the same slice; what is left of this version is prepared in processes of their own")
     else:
         return
     try:
@@ -108,11 +106,12 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
 
     from pipelines.kafka.datasource import KafkaDatasource
 
-    tries = {"max_retries": NUM_RETRIES}
     # Without the override Ray would split the slices' output again when it has more processors than slices.
-    records = ray.data.read_datasource(KafkaDatasource(parts, settings), override_num_blocks=len(parts), ray_remote_args=tries)
-    records.context.execution_options.preserve_order = True
-    blocks = records.map_batches(step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, **tries)
+    records = ray.data.read_datasource(KafkaDatasource(parts, settings), override_num_blocks=len(parts))
+    options = records.context.execution_options
+    options.preserve_order = True
+    options.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes)
+    blocks = records.map_batches(step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
     return iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
 
 

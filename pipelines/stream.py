@@ -147,7 +147,7 @@ class Stream:
         with span("dataset.version", {"headrace.topic": self.topic}) as traced, self._lineage.attempt():
             manifest = self._commit(dataset, topic_id, ranges, parts)
             times = self._meter.committed(manifest)
-            traced.set_attributes(_told(manifest) | times.attributes)
+            traced.set_attributes({**_told(manifest), **times.attributes})
         self._duplicates.committed(manifest.version)
         self._retractions.committed(manifest.version)
         if self._pace:

@@ -22,6 +22,8 @@ class IngestSettings(Section):
     """Most offsets that one read task takes: the unit of parallelism inside a partition."""
     slice_bytes: int = Field(32 * 2**20, ge=1)
     """Most bytes that one read task takes, judged in the same way."""
+    read_ahead_bytes: int = Field(256 * 2**20, ge=2**20)
+    """Runner ``ray``: about so many bytes of prepared blocks may wait for the committer; then reading stops."""
     follow_interval_s: float = Field(2.0, gt=0)
     """``--follow``: how often to look for new records when there are none."""
     min_batch_records: int = Field(1, ge=1)

@@ -1,6 +1,7 @@
 """One record on which a step fails is found and dead-lettered; what is not a record's fault is raised."""
 
 import json
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pytest
@@ -14,8 +15,8 @@ from schemas.errors import BlobsUnavailable, BrokerUnavailable, HookFailed, Qual
 SCHEMA = prepared(300)
 
 
-def records(values: list[bytes | None]) -> pa.Table:
-    rows = [
+def records(values: Sequence[bytes | None]) -> pa.Table:
+    rows: list[dict[str, object]] = [
         {"topic": "t", "partition": 0, "offset": offset, "timestamp_ms": 5, "is_control": value is None, "key": b"k", "value": value, "headers": []}
         for offset, value in enumerate(values)
     ]
