@@ -11,8 +11,10 @@ import argparse
 import importlib
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from benchmarks.corpus import CORPUS, keep_to_one_core, read_documents
 from pipelines.steps.formats.charset import codec, decode_text
@@ -81,24 +83,24 @@ def headrace(data: bytes) -> str:
 def detectors() -> Iterator[tuple[str, Callable[[bytes], str]]]:
     """The product and the detectors that are here."""
     yield "headrace", headrace
-    for name, guess in (
-        ("resiliparse", lambda module: lambda data: module.detect_encoding(data, html5_compatible=False)),
-        ("charset_normalizer", lambda module: lambda data: getattr(module.from_bytes(data).best(), "encoding", None)),
-        ("chardet", lambda module: lambda data: module.detect(data)["encoding"]),
-        ("cchardet", lambda module: lambda data: module.detect(data)["encoding"]),
-    ):
+    for name, guess in _GUESSES.items():
         try:
             module = importlib.import_module("resiliparse.parse.encoding" if name == "resiliparse" else name)
         except ImportError:
             continue
-        yield name, _decoder(guess(module))
+        yield name, partial(_decode, module, guess)
 
 
-def _decoder(guess: Callable[[bytes], str | None]) -> Callable[[bytes], str]:
-    def decode(data: bytes) -> str:
-        return data.decode(codec(guess(data)) or "utf-8", "replace")
+_GUESSES: dict[str, Callable[[Any, bytes], str | None]] = {
+    "resiliparse": lambda module, data: module.detect_encoding(data, html5_compatible=False),
+    "charset_normalizer": lambda module, data: getattr(module.from_bytes(data).best(), "encoding", None),
+    "chardet": lambda module, data: module.detect(data)["encoding"],
+    "cchardet": lambda module, data: module.detect(data)["encoding"],
+}
 
-    return decode
+
+def _decode(module: ModuleType, guess: Callable[[Any, bytes], str | None], data: bytes) -> str:
+    return data.decode(codec(guess(module, data)) or "utf-8", "replace")
 
 
 def accuracy(found: list[Case], decode: Callable[[bytes], str]) -> dict[tuple[str, int], float]:

@@ -21,7 +21,7 @@ class QualitySettings(Section):
     min_words: int = Field(8, ge=1)
     """Shorter documents are rejected as ``too_short``."""
     max_chars: int = Field(2_000_000, ge=1)
-    """Longer documents are rejected as ``too_long``."""
+    """Longer documents (some 1,000 pages) are rejected as ``too_long``; raise it where longer books come in."""
     max_mean_word_chars: float = Field(20.0, gt=0)
     """Mean word length above which text is not prose: base64, minified code. CJK characters count 1."""
     min_letter_ratio: float = Field(0.35, ge=0, le=1)

@@ -68,12 +68,14 @@ class TolerantBatch(DefaultRecordBatch):
             yield record
 
     def _maybe_uncompress(self) -> None:
-        codec = self.compression_type
-        if not self._decompressed and codec != self.CODEC_NONE:
-            self._assert_has_codec(codec)
-            self._buffer = bytearray(unpack(codec, memoryview(self._buffer)[self._pos :], self.max_unpacked_bytes))
-            self._pos = 0
-        self._decompressed = True
+        if self._decompressed:  # type: ignore[has-type]
+            return
+        if self.compression_type != self.CODEC_NONE:
+            self._assert_has_codec(self.compression_type)
+            packed = memoryview(self._buffer)[self._pos :]  # type: ignore[has-type]
+            self._buffer = bytearray(unpack(self.compression_type, packed, self.max_unpacked_bytes))  # type: ignore[misc]
+            self._pos = 0  # type: ignore[misc]
+        self._decompressed = True  # type: ignore[misc]
 
     def __next__(self) -> Any:
         """The marker of a control batch; None if it is none that can be read."""
@@ -86,7 +88,7 @@ class TolerantBatch(DefaultRecordBatch):
         """The record at ``start``, marked if it is broken; None if even its length is wrong. Moves behind it."""
         try:
             record = self._read_msg()
-            if self._pos <= len(self._buffer):  # type: ignore[has-type]
+            if self._pos <= len(self._buffer):
                 return record
         except _BROKEN:
             pass

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -121,7 +120,7 @@ def _values(column: pa.LargeBinaryArray) -> Iterator[memoryview | None]:
 
 def _other_headers(headers: pa.ListArray, events: KnownEvents) -> tuple[Iterator[Headers], bool]:
     """The headers of the records whose events are not known, and whether any of these has a mark."""
-    others = headers.filter(pa.array(np.equal(events.sources, None)))
+    others = headers.filter(pa.array([source is None for source in events.sources], pa.bool_()))
     return iter(headers_from_arrow(others)), _has_marks(others)
 
 

@@ -58,8 +58,10 @@ def test_a_header_name_that_is_not_utf8_is_a_dead_letter_and_the_others_are_read
     assert table["text"].to_pylist() == ["water", "water", None, "water", "water"]
 
 
-def check_document_outside_its_record(broker: BrokerProcess, prefix: str, tmp_path: Path, num_bytes: int) -> None:
-    ingest = Ingest(tmp_path / "root", broker.bootstrap_servers, prefix, {"tokenizer.max_training_bytes": 200_000, "quality.max_chars": 10**9})
+def check_document_outside_its_record(broker: BrokerProcess, prefix: str, tmp_path: Path, num_bytes: int, outcome: str, **values: int) -> None:
+    named = {name.replace("__", "."): value for name, value in values.items()}
+    ingest = Ingest(tmp_path / "root", broker.bootstrap_servers, prefix, {"tokenizer.max_training_bytes": 200_000} | named)
+    tmp_path.mkdir(exist_ok=True)
     text = long_text(num_bytes)
     lines = [{"id": "large", "text": text}, {"id": "small", "text": long_text(400)}]
     (tmp_path / "docs.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
@@ -68,17 +70,20 @@ def check_document_outside_its_record(broker: BrokerProcess, prefix: str, tmp_pa
     assert blob.stat().st_size > num_bytes
     ingest_once(ingest.settings)
     found = outcomes(ingest)
-    assert found["large"] == ("kept", len(text))
+    assert found["large"] == (outcome, len(text))
     assert found["small"][0] in ("kept", "near")
 
 
 def test_a_document_of_three_megabytes_goes_through_default_message_limits(broker: BrokerProcess, topic_prefix: str, tmp_path: Path) -> None:
-    check_document_outside_its_record(broker, topic_prefix, tmp_path, 3_000_000)
+    check_document_outside_its_record(broker, topic_prefix, tmp_path, 3_000_000, "kept", quality__max_chars=10**9)
 
 
 @pytest.mark.slow
-def test_a_document_of_fifty_megabytes_goes_through_default_message_limits(broker: BrokerProcess, topic_prefix: str, tmp_path: Path) -> None:
-    check_document_outside_its_record(broker, topic_prefix, tmp_path, 50_000_000)
+def test_a_document_of_fifty_megabytes_goes_through_and_is_too_long_unless_books_are_wanted(
+    broker: BrokerProcess, topic_prefix: str, tmp_path: Path
+) -> None:
+    check_document_outside_its_record(broker, topic_prefix, tmp_path / "books", 50_000_000, "kept", quality__max_chars=10**9)
+    check_document_outside_its_record(broker, f"{topic_prefix}-2", tmp_path / "default", 50_000_000, "too_long")
 
 
 def test_a_blob_that_is_gone_or_changed_is_a_dead_letter(broker: BrokerProcess, topic_prefix: str, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _are_json(content_types: pa.BinaryArray) -> npt.NDArray[np.bool_]:
     different = encoded.dictionary.slice(0, MAX_CONTENT_TYPES).to_pylist()
     found = np.zeros(len(encoded.dictionary), dtype=bool)
     found[: len(different)] = [is_json(content_type) for content_type in different]
-    return found[encoded.indices.to_numpy()]
+    return np.asarray(found[encoded.indices.to_numpy()], dtype=bool)
 
 
 def _to_numpy(column: pa.BooleanArray) -> npt.NDArray[np.bool_]:
