@@ -57,6 +57,10 @@ class _Out(NamedTuple):
     offset: int
 
 
+_ASKED = ["topic", "partition", "offset", "doc_id", "is_replay", "fingerprint", "content_hash", "sketch"]
+"""What the verdicts are made from."""
+
+
 class Retractions:
     """``open`` before a batch, then ``admit`` and ``resolve`` each block in commit order, ``committed`` after the commit."""
 
@@ -99,7 +103,8 @@ class Retractions:
     def resolve(self, block: pa.Table, index: Index) -> pa.Table:
         """One verdict for each candidate (rows with outcome kept) of the block, in order."""
         retraction = pc.equal(block["outcome"], Outcome.RETRACTED)
-        rows = block.append_column("is_retraction", retraction).filter(pc.or_(retraction, pc.equal(block["outcome"], Outcome.KEPT)))
+        asked = block.select(_ASKED).append_column("is_retraction", retraction)  # without the tokens: filtering copies
+        rows = asked.filter(pc.or_(retraction, pc.equal(block["outcome"], Outcome.KEPT)))
         verdicts, done = [], 0
         for replay, doc_id in self._suspects(rows):
             verdicts.append(self._run(rows.slice(done, replay - done), index))

@@ -90,7 +90,7 @@ def prepare(records: pa.Table, settings: Settings, tokenizer: BatchTokenizer, kn
         "tokens": tokenizer.encode(texts, _one_array(cleaned["doc_id"].filter(pa.array(kept)))),
     }
     schema = prepared(tokenizer.vocab_size)
-    columns = [computed[field.name].take(at) if field.name in computed else cleaned[field.name] for field in schema]
+    columns = [_spread(computed[field.name], at) if field.name in computed else cleaned[field.name] for field in schema]
     return pa.table([column.cast(field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
 
 
@@ -111,6 +111,15 @@ def _only(values: Any, wanted: Any) -> Any:
     """Null where not wanted. (pc.if_else has no kernel for lists of structs in chunked arrays of every version; take has.)"""
     flags = np.asarray(wanted).astype(bool)
     return values.take(pa.array(np.arange(len(flags)), mask=~flags))
+
+
+def _spread(values: pa.Array, at: pa.Array) -> pa.Array:
+    """``values.take(at)`` for ``positions``; of lists, the largest column, only the offsets are new."""
+    if not isinstance(values, pa.LargeListArray):
+        return values.take(at)
+    is_there = at.is_valid().to_numpy(zero_copy_only=False)
+    offsets = values.offsets.to_numpy()[np.concatenate([[0], np.cumsum(is_there)])]
+    return pa.LargeListArray.from_arrays(pa.array(offsets), values.values, mask=pa.array(~is_there))
 
 
 def _one_array(values: pa.ChunkedArray) -> pa.Array:

@@ -63,6 +63,9 @@ class Measured(NamedTuple):
 class _Plan(NamedTuple):
     """What to measure, as the kernels take it."""
 
+    looks: bool
+    """Whether anything but the number of characters is asked for."""
+    characters: bool
     own: bool
     words: bool
     grams: bool
@@ -99,6 +102,9 @@ def measure(texts: pa.Array, languages: pa.Array, settings: Settings) -> Measure
     counts = np.zeros((len(texts), NUM_COLUMNS), np.int64)
     num_chars = np.zeros(len(texts), np.int64)
     count_chars(data, offsets, num_chars)
+    if not plan.looks:
+        counts[:, NUM_CHARS] = num_chars
+        return Measured(texts, counts)
     scratch = empty_scratch(int(np.max(num_chars[num_chars <= plan.max_chars], initial=1)))
     room = int(offsets[-1] - offsets[0]) if len(texts) and plan.cleans else 0
     cleaned = (np.empty(room, np.uint8), np.zeros(len(texts) + 1, np.int64))
@@ -109,7 +115,10 @@ def measure(texts: pa.Array, languages: pa.Array, settings: Settings) -> Measure
 
 def _plan(settings: Settings) -> _Plan:
     sets = set(settings.quality.rule_sets)
+    characters = bool(sets & {"headrace", "gopher_quality"}) or settings.quality.chinese != "both"
     return _Plan(
+        looks=bool(sets) or characters or settings.quality.remove_boilerplate_lines,
+        characters=characters,
         own="headrace" in sets,
         words=bool(sets & {"gopher_quality", "gopher_repetition", "fineweb"}),
         grams="gopher_repetition" in sets,
@@ -204,7 +213,11 @@ def _clean(scratch: Any, num_chars: Any, plan: Any, c4: Any, counts: Any) -> Any
 
 @njit(cache=True, nogil=True)
 def _measure_one(scratch: Any, num_chars: Any, stop_list: Any, stops: Any, plan: Any, counts: Any) -> None:
-    count_characters(scratch, num_chars, counts)
+    counts[NUM_CHARS] = num_chars
+    if plan.characters:
+        count_characters(scratch, num_chars, counts)
+    if not (plan.own or plan.lines):
+        return
     num_lines = split_lines(scratch, num_chars)
     hash_lines(scratch, num_lines)
     num_words = 0

@@ -70,11 +70,18 @@ def clean_lines(scratch: Any, num_lines: Any, is_unspaced: Any, options: Any) ->
         if longest > options.word_chars:
             continue
         start = num_chars + (num_chars > 0)
-        stop = _move(codes, kinds, first, last, start, options.citations and (masks[line] & CITATION) != 0)
-        verdict = _judge_line(codes, kinds, start, stop, halves, is_unspaced, masks[line], options)
+        has_bracket = options.citations and (masks[line] & CITATION) != 0
+        if has_bracket:
+            last = _move(codes, kinds, first, last, start)
+            first = start
+        verdict = _judge_line(codes, kinds, first, last, halves, is_unspaced, masks[line], options)
         if verdict > ACCEPTED:
             return num_chars, verdict
         if verdict == _STAYS:
+            stop = start + last - first
+            if start < first:
+                for k in range(last - first):
+                    codes[start + k], kinds[start + k] = codes[first + k], kinds[first + k]
             stop = trimmed(kinds, start, stop)[1]
             if stop > start:
                 num_sentences += count_sentences(codes, kinds, start, stop)
@@ -105,16 +112,35 @@ def _judge_line(codes: Any, kinds: Any, start: Any, stop: Any, halves: Any, is_u
 @njit(cache=True, nogil=True)
 def _line_words(kinds: Any, first: Any, last: Any, is_unspaced: Any) -> Any:
     """Half words of a line, and the characters of its longest word."""
+    return _unspaced_words(kinds, first, last) if is_unspaced else _spaced_words(kinds, first, last)
+
+
+@njit(cache=True, nogil=True)
+def _spaced_words(kinds: Any, first: Any, last: Any) -> Any:
+    """Without branches: where a word ends cannot be foreseen."""
+    halves: Any = 0
+    length: Any = 0
+    longest = 0
+    for k in range(first, last):
+        is_black = np.int64((kinds[k] & WHITE) == 0)
+        halves += 2 * (is_black & (length == 0))
+        length = (length + 1) * is_black
+        longest = max(longest, length)
+    return halves, longest
+
+
+@njit(cache=True, nogil=True)
+def _unspaced_words(kinds: Any, first: Any, last: Any) -> Any:
     halves = longest = length = 0
     for k in range(first, last):
         kind = kinds[k]
-        single = is_unspaced and kind & UNSPACED
+        single = kind & UNSPACED
         if kind & WHITE or single:
             longest = max(longest, length)
             length = 0
             halves += 1 if single else 0
             continue
-        if not is_unspaced or length or kind & (LETTER | DIGIT):
+        if length or kind & (LETTER | DIGIT):
             halves += 2 if length == 0 else 0
             length += 1
     return halves, max(longest, length)
@@ -133,11 +159,11 @@ def _is_ended(codes: Any, kinds: Any, start: Any, stop: Any, is_unspaced: Any) -
 
 
 @njit(cache=True, nogil=True)
-def _move(codes: Any, kinds: Any, first: Any, last: Any, to: Any, has_bracket: Any) -> Any:
-    """Copy the characters to the front, without citations (and the space behind one at the beginning) if there may be any; where the copy ends."""
+def _move(codes: Any, kinds: Any, first: Any, last: Any, to: Any) -> Any:
+    """Copy the characters to the front, without citations and the space behind one at the beginning; where the copy ends."""
     begin = to
     while first < last:
-        if has_bracket and codes[first] == _BRACKET:
+        if codes[first] == _BRACKET:
             length = _citation_length(codes, first, last)
             if length:
                 first += length
@@ -172,11 +198,15 @@ def count_sentences(codes: Any, kinds: Any, start: Any, stop: Any) -> Any:
     begun = False
     k = start
     while k < stop:
+        some = np.uint32(WHITE)
+        while k < stop and not kinds[k] & TERMINAL:
+            some &= kinds[k]
+            k += 1
+        begun = begun or not some
+        if k == stop:
+            break
         kind = kinds[k]
         k += 1
-        if not kind & TERMINAL:
-            begun = begun or not kind & WHITE
-            continue
         is_wide = kind & WIDE_TERMINAL
         while k < stop and _goes_on(codes[k], kinds[k]):
             is_wide |= kinds[k] & WIDE_TERMINAL
