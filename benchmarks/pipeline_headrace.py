@@ -79,9 +79,9 @@ def records_of(documents: list[dict[str, Any]]) -> pa.Table:
 
 
 def settings_for(root: Path, *, filters: bool) -> Settings:
-    """Defaults; the filters are all rule sets that there are, or none."""
+    """Defaults; the filters are the rule sets that datatrove has too, or none."""
     overrides: dict[str, Any] = {"root": str(root), "packing.sequence_length": 2048, "tokenizer.vocab_size": 16384}
-    overrides["quality.rule_sets"] = RULE_SETS if filters else ()
+    overrides["quality.rule_sets"] = tuple(name for name in RULE_SETS if name != "headrace") if filters else ()
     overrides |= {
         f"pii.{name}": "off" for name, field in PiiSettings.model_fields.items() if field.default in ("redact", "drop", "count")
     }  # the others do none

@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.corpus import CORPUS, read_documents, say
 from ops.broker.app import start_broker
 from pipelines.cluster import ray_session
+from pipelines.dedup.paragraphs import EMPTY
 from pipelines.job import Runner, run_local, run_ray
 from pipelines.kafka.clients import open_producer
 from pipelines.kafka.planning import plan_ranges
@@ -51,10 +52,10 @@ def publish(settings: Settings, corpus: Path, megabytes: float) -> tuple[list[Sl
 def timed(runner: Runner, parts: list[Slice], settings: Settings, ref: TokenizerRef) -> dict[str, float]:
     """Seconds for all slices, after a few to warm up."""
     warm_up = [part for _, group in itertools.groupby(parts, lambda part: part.partition) for part in itertools.islice(group, WARM_UP_SLICES)]
-    for _ in runner(warm_up, settings, ref):
+    for _ in runner(warm_up, settings, ref, EMPTY.hashes):
         pass
     start, start_cpu = time.perf_counter(), time.process_time()
-    num_rows = sum(len(block) for block in runner(parts, settings, ref))
+    num_rows = sum(len(block) for block in runner(parts, settings, ref, EMPTY.hashes))
     return {"wall_s": time.perf_counter() - start, "driver_cpu_s": time.process_time() - start_cpu, "rows": num_rows}
 
 
