@@ -91,4 +91,5 @@ def _scores(texts: pa.Array, languages: pa.Array, settings: Settings) -> Scores:
     models = load_quality_models(settings)
     if models is not None:
         return models.score(texts, languages)
-    return Scores(*(pa.nulls(len(texts), pa.float32()) for _ in range(3)), pa.nulls(len(texts), pa.string()))
+    none = pa.nulls(len(texts), pa.float32())
+    return Scores(none, none, none, pa.nulls(len(texts), pa.string()))

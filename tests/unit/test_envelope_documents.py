@@ -70,7 +70,7 @@ def test_plain_json_may_say_that_it_is_json(content_type: bytes) -> None:
 
 def test_binary_mode_is_read_whatever_the_case_of_header_names() -> None:
     headers = [(name.upper(), value) for name, value in CLOUDEVENT]
-    assert decode(b'{"id": "a", "text": "hello"}', headers) == Document("a", "hello", *[None] * 6, "/crawler")
+    assert decode(b'{"id": "a", "text": "hello"}', headers) == Document("a", "hello", None, None, None, None, None, None, "/crawler")
 
 
 def test_structured_mode_is_read_with_object_and_with_base64_data() -> None:

@@ -3,8 +3,8 @@
 Invariant: never raises, whatever the page. Pages that would be slow lose their tags only: those nested deeper than ``max_depth`` (the extractor's
 time is quadratic in the depth; found in the parsed tree, exactly), and those whose tags, counted before parsing, may make the parser slow:
 formatting elements left open, which it opens again in every block, very many attributes or options, depth times tags.
-What remains: the counts are no parser; a page contrived to nest behind them could still take the parser quadratic time, but none of 180
-kinds that were tried takes more than 0.8 s for 500 KB, and time up to the allowed depth is 2 s for a megabyte.
+What remains: the counts are no parser; a page contrived to nest behind them could still take the parser quadratic time, but none of 160
+kinds that were tried (300 to 500 KB) takes more than 0.8 s, and time up to the allowed depth is 2 s for a megabyte.
 Cost: 12-20 MB/s of HTML (resiliparse, C++), a third of it the counts. Source:
 https://resiliparse.chatnoir.eu/en/latest/man/extract/html2text.html and https://html.spec.whatwg.org/multipage/parsing.html
 """
