@@ -10,6 +10,7 @@ A document on which a step fails is found and dead-lettered (poison.py), also if
 
 import logging
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +36,8 @@ Lines = npt.NDArray[np.uint64]
 """Hashes of the lines that are known as boilerplate, ascending: 8 bytes each, so they go to the workers with the step itself."""
 Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.Table]]
 """Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in slice order, offset order within each; every offset of the slices is in one row."""
+RETRIES = {"max_retries": 1}
+"""Ray repeats a task whose process died once (by default three times) before its records come under suspicion. Equal for both steps: they fuse."""
 SIZE = "size_bytes"
 """A column of its own behind the prepared ones: bytes of each record's key and value."""
 
@@ -107,11 +110,13 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
     from pipelines.kafka.datasource import KafkaDatasource
 
     # Without the override Ray would split the slices' output again when it has more processors than slices.
-    records = ray.data.read_datasource(KafkaDatasource(parts, settings), override_num_blocks=len(parts))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ray_remote_args is to go, but nothing else sets the retries of a read task yet
+        records = ray.data.read_datasource(KafkaDatasource(parts, settings), override_num_blocks=len(parts), ray_remote_args=RETRIES)
     options = records.context.execution_options
     options.preserve_order = True
     options.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes)
-    blocks = records.map_batches(step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+    blocks = records.map_batches(step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, **RETRIES)
     return iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
 
 

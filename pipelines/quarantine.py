@@ -1,7 +1,7 @@
 """Preparing blocks in a child process, for blocks whose preparation ended its process: a library in C that crashed on one document.
 
 A block gets here only after processes died of it again and again, so good streams pay nothing. On Ray a task that dies is tried again by
-Ray (three times), then the rest of its version is prepared here (job.run_ray). Without Ray it is the ingesting process itself that dies, and whoever
+Ray, then the rest of its version is prepared here (job.run_ray). Without Ray it is the ingesting process itself that dies, and whoever
 restarts it (`headrace up`, systemd, Kubernetes) gives the second try; ``DeathMark`` remembers on disk at which block it died.
 
 Here a crash ends the child and not us, and reads as ``Crashed``; poison.isolated splits the block until the record is alone.

@@ -49,7 +49,7 @@ class TokenizerSettings(Section):
     """Vocabulary of a trained tokenizer, special tokens included."""
     min_training_bytes: int = Field(256 * 2**10, ge=0)
     """``--follow``: the first version waits for this many bytes of records to train on …"""
-    max_wait_s: float = Field(20.0, ge=0)
+    max_wait_s: float = Field(10.0, ge=0)
     """… but not longer than this since the first of them was seen."""
     max_training_bytes: int = Field(16 * 2**20, ge=1)
     """Text of the first documents (in offset order) that the tokenizer is trained on."""
