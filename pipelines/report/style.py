@@ -28,7 +28,8 @@ svg{display:block;width:100%}
 .flow{display:grid;grid-template-columns:minmax(72px,34%) 1fr}
 .flow ol{list-style:none;margin:0;padding:0}
 .flow li{display:flex;flex-direction:column;justify-content:center;padding-left:10px;line-height:1.25}
-.flow li .what{font-weight:600}
+.flow li{min-width:0}
+.flow li .what{font-weight:600;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .hist svg{height:96px;border-bottom:1px solid var(--line)}
 .axis{display:flex;justify-content:space-between;font-size:.75rem;color:var(--soft);font-variant-numeric:tabular-nums}
 .bars{margin-bottom:16px;display:grid;grid-template-columns:minmax(64px,auto) 1fr auto;gap:4px 10px;align-items:center;font-size:.875rem}
@@ -65,5 +66,6 @@ code{font:.96em ui-monospace,SFMono-Regular,Menlo,Consolas,"Noto Sans Mono CJK S
 .ribbon{opacity:.3}
 .baseline{fill:none;stroke:var(--base);stroke-width:1.5}
 footer.page{padding-top:4px;padding-bottom:32px}
+@media (max-width:480px){.flow li .what{font-size:.8rem}table{font-size:.8rem}th,td{padding-right:6px}td:first-child{min-width:3.6em}}
 @media print{body{background:#fff}details{display:block}}
 """
