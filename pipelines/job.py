@@ -111,12 +111,12 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
 
     # Without the override Ray would split the slices' output again when it has more processors than slices.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ray_remote_args is to go, but nothing else sets the retries of a read task yet
+        warnings.simplefilter("ignore")  # ray_remote_args is to go, but nothing else sets the retries of these tasks yet
         records = ray.data.read_datasource(KafkaDatasource(parts, settings), override_num_blocks=len(parts), ray_remote_args=RETRIES)
-    options = records.context.execution_options
-    options.preserve_order = True
-    options.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes)
-    blocks = records.map_batches(step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, **RETRIES)
+        options = records.context.execution_options
+        options.preserve_order = True
+        options.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes)
+        blocks = records.map_batches(step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, **RETRIES)
     return iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
 
 
