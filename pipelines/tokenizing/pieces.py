@@ -107,7 +107,7 @@ def _matched(characters: str) -> npt.NDArray[np.bool_]:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def piece_end(data: Any, at: Any, stop: Any, classes: Any, is_gpt2: Any, max_digits: Any) -> Any:  # noqa: PLR0917
+def piece_end(data: Any, at: Any, stop: Any, classes: Any, is_gpt2: Any, max_digits: Any) -> Any:
     """Byte behind the piece that begins at byte ``at`` of the valid UTF-8 ``data[:stop]``; the last three are a Scanner's.
 
     Inlined, with the scanner's parts as arguments, and with one loop for all runs: a call that passes arrays costs as much as five bytes.
