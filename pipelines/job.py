@@ -22,6 +22,7 @@ import pyarrow as pa
 from pipelines.compiled import ensure_compiled
 from pipelines.dedup.paragraphs import EMPTY
 from pipelines.kafka.reading import Slice, read_blocks
+from pipelines.memory import release
 from pipelines.poison import isolated, sizes
 from pipelines.quarantine import DeathMark, quarantine
 from pipelines.steps.prepare import prepare
@@ -58,7 +59,9 @@ class Prepare:
 
     def __call__(self, records: pa.Table) -> pa.Table:
         """One block of schemas.arrow.RECORDS -> one block of schemas.arrow.prepared with ``SIZE``. Raises what is not a record's fault."""
-        return isolated(self.prepared, records).append_column(SIZE, sizes(records))
+        rows = isolated(self.prepared, records).append_column(SIZE, sizes(records))
+        release()
+        return rows
 
     def in_quarantine(self, records: pa.Table) -> pa.Table:
         """The same in a child process, for records that may end it."""

@@ -3,7 +3,8 @@
 What a document should never do it may do all the same: meet a bug, need more memory than there is, crash a library written in C. The error
 then belongs to that record, and everything else goes on. Errors that are not the record's fault are raised as they are: everything that
 Headrace raises on purpose (the operator's hook, settings, models, the broker) and everything of the operating system (OSError). So is an
-error that every record of a block meets: that is a bug or a broken installation, and dead-lettering a stream is no way to say so.
+error that every record of a block meets, or one in twenty of a large one: that is a bug or a broken installation, and dead-lettering a
+stream is no way to say so.
 
 Cost: nothing for a block that passes; k offenders among n records cost about 2 k log2(n / k) calls, 2 n at most.
 """
@@ -14,11 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.arrow import Outcome
-from schemas.errors import EnvelopeError, HeadraceError
+from schemas.errors import EnvelopeError, HeadraceError, StepFailed
 
 POISON = "poison"
 """The rule, as in ``dead/poison``."""
 MAX_ERROR_CHARS = 300
+MAX_POISON, MAX_POISON_SHARE = 16, 0.05
+"""Records of a block, and share of it, that may be poison; whichever is more."""
 Step = Callable[[pa.Table], pa.Table]
 """schemas.arrow.RECORDS -> schemas.arrow.prepared, row by row."""
 
@@ -34,7 +37,8 @@ def isolated(step: Step, records: pa.Table, ways: int = 2) -> pa.Table:
         if not is_records_fault(error):
             raise
         schema = step(records.slice(0, 0)).schema  # what fails on nothing at all fails on everything
-        parts = _split(step, records, schema, error, ways)
+        allowance = _Allowance(max(MAX_POISON, int(len(records) * MAX_POISON_SHARE)))
+        parts = _split(step, records, schema, error, ways, allowance)
         if len(records) > 1 and all(part.is_poison for part in parts):
             raise
     return pa.concat_tables(part.rows for part in parts)
@@ -54,9 +58,26 @@ class _Part:
         self.is_poison = is_poison
 
 
-def _split(step: Step, records: pa.Table, schema: pa.Schema, error: BaseException, ways: int) -> list[_Part]:
+class _Allowance:
+    """How many more records of a block may be poison."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._left = most
+
+    def take(self, error: BaseException) -> None:
+        """Count one; raises StepFailed if that is one too many."""
+        self._left -= 1
+        if self._left < 0:
+            raise StepFailed(
+                f"preparing fails on more than {self._most} records of one block, the last time with {described(error)}: that is not the records' "
+                "fault; nothing was committed or dead-lettered. Mend the installation or the step, and start again"
+            ) from error
+
+
+def _split(step: Step, records: pa.Table, schema: pa.Schema, error: BaseException, ways: int, allowance: _Allowance) -> list[_Part]:
     """The outcome of records on which the step has failed, in parts, in order."""
     if len(records) == 1:
+        allowance.take(error)
         return [_Part(dead_rows(records, schema, described(error)), is_poison=True)]
     size = -(-len(records) // ways)
     parts: list[_Part] = []
@@ -66,7 +87,7 @@ def _split(step: Step, records: pa.Table, schema: pa.Schema, error: BaseExceptio
         except BaseException as inner:
             if not is_records_fault(inner):
                 raise
-            parts += _split(step, part, schema, inner, ways)
+            parts += _split(step, part, schema, inner, ways, allowance)
     return parts
 
 

@@ -52,6 +52,7 @@ from pipelines.job import run_local, run_ray
 from pipelines.kafka.planning import plan_ranges
 from pipelines.kafka.reading import Slice, slices
 from pipelines.kafka.topics import ensure_topics, topic_ids, topic_names
+from pipelines.memory import release
 from pipelines.metering import Meter
 from pipelines.openlineage import Lineage
 from pipelines.progress import Progress
@@ -263,6 +264,7 @@ class Stream:
             dead.put(block)
             block = self._retractions.admit(block)  # what was published before its retraction is no candidate any more
             yield block, self._retractions.resolve(block, self._duplicates)
+            release()
             self._progress.advanced(len(block))
 
     def _run(self, plan: VersionPlan, parts: list[Slice]) -> Iterator[pa.Table]:

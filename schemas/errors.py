@@ -21,6 +21,7 @@
     │   ├── TokenizerMismatch    token ids of two tokenizers would be mixed
     │   └── QualityModelCorrupt  a quality model's bytes are not those that its name promises
     ├── HookFailed               code of the operator, named in the settings, raised or gave a wrong answer
+    ├── StepFailed               a step of the pipeline fails on too many records to be their fault
     ├── TrainingError
     │   ├── CheckpointCorrupt    a checkpoint is incomplete or belongs to another run
     │   └── NotEnoughData        the dataset has fewer rows than one global batch
@@ -126,6 +127,10 @@ class QualityModelCorrupt(DatasetError):
 
 class HookFailed(HeadraceError):
     """The operator's own code, named in the settings, raised or gave a wrong answer. The batch stays uncommitted: nothing is lost."""
+
+
+class StepFailed(HeadraceError):
+    """A step of the pipeline fails on so many records that it must be the step: nothing is committed, nothing dead-lettered."""
 
 
 class TrainingError(HeadraceError):
