@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.poison import MAX_ERROR_CHARS, POISON, isolated
+from pipelines.poison import MAX_ERROR_CHARS, MAX_POISON, POISON, isolated
 from schemas.arrow import RECORDS, prepared
-from schemas.errors import BlobsUnavailable, BrokerUnavailable, HookFailed, QualityModelCorrupt, SettingsError, TokenizerMismatch
+from schemas.errors import BlobsUnavailable, BrokerUnavailable, HookFailed, QualityModelCorrupt, SettingsError, StepFailed, TokenizerMismatch
 
 SCHEMA = prepared(300)
 
@@ -36,8 +36,9 @@ def failing_on(bad: bytes, error: BaseException, calls: list[int] | None = None)
     return step
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=70), st.sampled_from([2, 16]))
-def test_exactly_the_offending_records_are_dead_and_all_others_as_they_were(is_bad: list[bool], ways: int) -> None:
+@given(st.lists(st.booleans(), min_size=1, max_size=MAX_POISON), st.integers(0, 60), st.sampled_from([2, 16]))
+def test_exactly_the_offending_records_are_dead_and_all_others_as_they_were(is_bad: list[bool], num_more: int, ways: int) -> None:
+    is_bad = [*is_bad, *[False] * num_more]
     table = records([b"bad" if bad else b"good" for bad in [*is_bad, False]])
     rows = isolated(failing_on(b"bad", RuntimeError("a bug\nits second line")), table, ways).to_pylist()
     assert [row["offset"] for row in rows] == list(range(len(table)))
@@ -45,6 +46,16 @@ def test_exactly_the_offending_records_are_dead_and_all_others_as_they_were(is_b
     for row in rows:
         if row["outcome"] == "dead":
             assert (row["reason"], row["error"], row["key"], row["value"]) == (POISON, "RuntimeError: a bug", b"k", b"bad")
+
+
+@pytest.mark.parametrize(("num_bad", "num_good", "ok"), [(16, 10, True), (17, 10, False), (50, 1_000, True), (53, 1_000, False)])
+def test_what_fails_on_many_records_is_not_their_fault(num_bad: int, num_good: int, ok: bool) -> None:
+    table = records([b"bad"] * num_bad + [b"good"] * num_good)
+    if ok:
+        assert isolated(failing_on(b"bad", RuntimeError("a bug")), table)["outcome"].to_pylist().count("dead") == num_bad
+    else:
+        with pytest.raises(StepFailed, match="RuntimeError: a bug"):
+            isolated(failing_on(b"bad", RuntimeError("a bug")), table)
 
 
 def test_one_among_thousands_costs_a_few_calls() -> None:
