@@ -4,9 +4,13 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from ops.broker.app import BrokerProcess, start_broker
 from schemas.settings import BrokerSettings, Settings
+
+hypothesis_settings.register_profile("headrace", deadline=None)  # a slow first example (an import, a compilation) is no failure
+hypothesis_settings.load_profile("headrace")
 
 
 @pytest.fixture(scope="session")

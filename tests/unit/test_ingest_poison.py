@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.poison import MAX_ERROR_CHARS, MAX_POISON, POISON, isolated
@@ -36,7 +36,6 @@ def failing_on(bad: bytes, error: BaseException, calls: list[int] | None = None)
     return step
 
 
-@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=MAX_POISON), st.integers(0, 60), st.sampled_from([2, 16]))
 def test_exactly_the_offending_records_are_dead_and_all_others_as_they_were(is_bad: list[bool], num_more: int, ways: int) -> None:
     is_bad = [*is_bad, *[False] * num_more]
