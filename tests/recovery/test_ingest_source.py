@@ -132,12 +132,12 @@ def test_settings_that_do_not_fit_the_dataset_are_refused(ingest: Ingest, tmp_pa
     ingest.publish(documents(4, 4))
     other.once()
     (tmp_path / "other" / Dataset(other.root).tokenizer.path).rename(folder)
-    for overrides, error in (
-        ({"packing.sequence_length": 64}, SettingsError),
-        ({"tokenizer.vocab_size": 501}, TokenizerMismatch),
-        ({"tokenizer.path": str(folder)}, TokenizerMismatch),
+    for overrides, error, what_to_do in (
+        ({"packing.sequence_length": 64}, SettingsError, "under another --root"),
+        ({"tokenizer.vocab_size": 501}, TokenizerMismatch, "headrace tokenizer switch"),
+        ({"tokenizer.path": str(folder)}, TokenizerMismatch, "headrace tokenizer switch"),
     ):
-        with pytest.raises(error, match="under another --root"):
+        with pytest.raises(error, match=what_to_do):
             Ingest(ingest.root, ingest.bootstrap_servers, ingest.prefix, overrides).once()
     assert latest_version(ingest.root) == 1
 
