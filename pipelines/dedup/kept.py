@@ -53,8 +53,9 @@ def with_room(kept: Kept, num_more: int) -> Kept:
     while capacity < num_new + num_more:
         capacity *= 2
     columns, retracted = _empty_columns(capacity), np.zeros(capacity, bool)
-    grown: tuple[npt.NDArray[Any], ...] = (*columns, retracted)
-    for new, old in zip(grown, (*kept.columns, kept.retracted), strict=True):
+    grown: list[npt.NDArray[Any]] = [*columns, retracted]
+    stored: list[npt.NDArray[Any]] = [*kept.columns, kept.retracted]
+    for new, old in zip(grown, stored, strict=True):
         new[:num_new] = old[:num_new]
     slots = np.full(2 * capacity, FREE, np.int32)
     _fill_slots(slots, columns.content_hash, num_new)
