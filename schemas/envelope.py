@@ -1,16 +1,15 @@
-"""CloudEvents envelope <-> Kafka record, and the way every document comes in.
+"""CloudEvents envelope <-> Kafka record.
 
-Three forms are read: binary mode (``ce_`` headers, data in the value), structured mode (content type
-``application/cloudevents+json``, everything in the value) and, for documents, a plain JSON object without ``ce_`` headers. Binary mode
-is written. Header names are compared without case; of a header that comes twice the last one counts, as in Kafka's clients.
+Binary mode (``ce_`` headers, data in the value) and structured mode (content type ``application/cloudevents+json``, everything in the
+value) are read; binary mode is written. Header names are compared without case; of a header that comes twice the last one counts, as in
+Kafka's clients.
 
-A document's data is JSON, or the page itself (content type ``text/html`` or ``text/plain``, in any character set: such bytes are handed on
-as they are). Data may lie elsewhere: the ``dataref`` extension, with ``datarefsha256`` and ``datarefsize``, names a blob that holds exactly
-what the value would have held. A document's own field ``dataref`` names a blob that holds its text.
+Data is JSON, or the page itself (content type ``text/html`` or ``text/plain``, in any character set: such bytes are handed on as they are).
+It may lie elsewhere: the ``dataref`` extension, with ``datarefsha256`` and ``datarefsize``, names a blob that holds exactly what the value
+would have held.
 
 Invariant: whatever the bytes, the answer is a value or an EnvelopeError whose ``rule`` is one of RULES; never another exception (but
 what ``read_reference`` raises).
-Cost: ``decode_document`` is called once per record and takes 2-4 us for 2 KB of text, most of it JSON (orjson).
 Source: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md and
 https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/dataref.md
 """
@@ -28,7 +27,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from schemas.errors import EnvelopeError
-from schemas.events import DOCUMENT_RECEIVED, DOCUMENT_RETRACTED, EVENT_TYPES, FORMATS, Event, is_document_id, is_traceparent
+from schemas.events import EVENT_TYPES, Event, is_traceparent
 
 Headers = Sequence[tuple[str, bytes | None]]
 """Kafka record headers as kafka-python has them: ordered, names may repeat, values may be null."""
@@ -61,10 +60,11 @@ RULES: Mapping[str, str] = {
 }
 """Every rule that an EnvelopeError can name. The names are stable: manifests count them and alerts watch them."""
 
-_STRING_FIELDS = ("url", "title", "lang", "domain", "license", "created_at", "source")
 _STRING_ATTRIBUTES = frozenset({"id", "source", "type", "specversion", "time", "subject", "datacontenttype", "dataref", "datarefsha256"})
-_JSON_TYPE_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
-_Mode = Literal["data", "structured", "html", "text"]
+JSON_TYPE_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+"""What messages call the Python types that JSON is parsed into."""
+Mode = Literal["data", "structured", "html", "text"]
+"""How data is written: JSON, a structured event, or the page itself."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -89,38 +89,6 @@ class Raw(NamedTuple):
 
     data: bytes | memoryview
     charset: str | None
-
-
-class Document(NamedTuple):
-    """A document as its producer sent it. ``doc_id`` is its own id, else the record's key, else ``source#id`` of its event, else
-    ``topic/partition/offset``; its source is its own, else that of its event; what is not known is None."""
-
-    doc_id: str
-    text: str
-    url: str | None
-    title: str | None
-    lang: str | None
-    domain: str | None
-    license: str | None
-    created_at: str | None
-    source: str | None
-    format: str = "text"
-    """``text``, ``html``, or ``auto``: one of the two."""
-    raw: Raw | None = None
-    """What ``text`` is to be decoded from; then that is empty."""
-
-
-class Attributes(NamedTuple):
-    """What names a document whose event's headers have been checked already."""
-
-    source: str
-    id: str
-
-
-class Retraction(NamedTuple):
-    """The document that must not be in later versions."""
-
-    doc_id: str
 
 
 def encode(event: Event, key: str | None = None) -> KafkaRecord:
@@ -150,7 +118,7 @@ def decode_event(value: bytes | None, headers: Headers) -> Event:
     """Any event of EVENT_TYPES, in binary or structured mode. Raises EnvelopeError."""
     if value is None:
         raise EnvelopeError("not_an_object", "the value is null; an event has data")
-    _, attributes, data = _open(value, {name.lower(): header for name, header in headers}, refuse_reference)
+    _, attributes, data = open_record(value, {name.lower(): header for name, header in headers}, refuse_reference)
     if attributes is None:
         raise EnvelopeError("missing_attribute", "the record has no ce_ headers; publish it as a CloudEvent in binary or structured mode")
     model = EVENT_TYPES.get(attributes["type"])
@@ -170,117 +138,12 @@ def refuse_reference(reference: DataReference) -> bytes:
     raise EnvelopeError("dataref_forbidden", f"the data is said to lie at {reference.uri[:200]!r}; references are not read here")
 
 
-def decode_document(
-    key: bytes | None,
-    value: bytes | memoryview | None,
-    headers: Headers,
-    topic: str,
-    partition: int,
-    offset: int,
-    *,
-    max_bytes: int,
-    read_reference: Callable[[DataReference], bytes] = refuse_reference,
-) -> Document | Retraction:
-    """What a record on the documents topic says. Raises EnvelopeError and what ``read_reference`` raises, nothing else.
-
-    ``topic``, ``partition`` and ``offset`` only name a document that has no name of its own; ``max_bytes`` limits the value.
-    """
-    if value is not None and len(value) > max_bytes:
-        _refuse_size(len(value), max_bytes)
-    attributes: dict[str, str] | None = None
-    data: dict[str, Any] | Raw
-    kind: _Mode = "data"
-    if headers:
-        named = {name.lower(): header for name, header in headers}
-        if value is None and not named.get("ce_dataref"):
-            return _tombstone(key)
-        kind, attributes, data = _open(value, named, read_reference)
-    elif value is None:
-        return _tombstone(key)
-    else:
-        data = _json_object(value, "value")
-    if attributes is not None and attributes["type"] != DOCUMENT_RECEIVED:
-        return _retraction(attributes["type"], data)
-    event = Attributes(attributes["source"], attributes["id"]) if attributes is not None else None
-    if type(data) is Raw:
-        return _raw_document(_given_name(key, event) or f"{topic}/{partition}/{offset}", data, kind, attributes or {})
-    assert type(data) is dict
-    return _json_document(key, data, event, (topic, partition, offset), read_reference)
-
-
-def decode_json_document(
-    key: bytes | None,
-    value: bytes | memoryview,
-    event: Attributes | None,
-    place: tuple[str, int, int],
-    *,
-    max_bytes: int,
-    read_reference: Callable[[DataReference], bytes] = refuse_reference,
-) -> Document:
-    """``decode_document`` of a record that has no headers (``event`` is None), or whose headers say that it is a document in JSON and are right.
-
-    ``place`` is (topic, partition, offset). Raises EnvelopeError and what ``read_reference`` raises.
-    """
-    if len(value) > max_bytes:
-        _refuse_size(len(value), max_bytes)
-    return _json_document(key, _json_object(value, "value"), event, place, read_reference)
-
-
 def is_json(content_type: bytes | None) -> bool:
     """Whether a value with this ``content-type`` header is plain JSON in UTF-8."""
     return _content_mode(content_type)[0] == "data"
 
 
-def _refuse_size(size_bytes: int, max_bytes: int) -> NoReturn:
-    raise EnvelopeError("too_large", f"the value has {size_bytes:,} bytes; ingest.max_document_bytes allows {max_bytes:,}")
-
-
-def _json_document(
-    key: bytes | None,
-    data: dict[str, Any],
-    event: Attributes | None,
-    place: tuple[str, int, int],
-    read_reference: Callable[[DataReference], bytes],
-) -> Document:
-    doc_id = data.get("id")
-    if doc_id is None:
-        topic, partition, offset = place
-        doc_id = _given_name(key, event) or f"{topic}/{partition}/{offset}"
-    else:
-        _check_id(doc_id)
-    url, title, lang, domain, license_, created_at, source = _strings(data)
-    if source is None and event is not None:
-        source = event.source
-    form = data.get("format") or "text"
-    if form != "text":
-        _check_format(form)
-    if data.get("dataref") is None or data.get("text"):
-        return Document(doc_id, _text(data), url, title, lang, domain, license_, created_at, source, form)
-    content = read_reference(_reference(data))
-    _check_not_blank(content)
-    return Document(doc_id, "", url, title, lang, domain, license_, created_at, source, form, Raw(content, None))
-
-
-def _raw_document(doc_id: str, raw: Raw, kind: _Mode, attributes: Mapping[str, str]) -> Document:
-    """A page in binary mode: what JSON would say of it may stand in extension attributes of the same names."""
-    _check_not_blank(raw.data)
-    url, title, lang, domain, license_, created_at, source = (attributes.get(name) for name in _STRING_FIELDS)
-    return Document(doc_id, "", url, title, lang, domain, license_, created_at, source, kind, raw)
-
-
-def _check_not_blank(data: bytes | memoryview) -> None:
-    if not data or (bytes(data[:4096]).isspace() and bytes(data).isspace()):
-        raise EnvelopeError("empty_text", f"the text has {len(data)} bytes and all are white space")
-
-
-def _check_format(form: object) -> None:
-    if type(form) is not str:
-        raise EnvelopeError("wrong_type", f'"format" is {_JSON_TYPE_NAMES[type(form)]}; it must be a string')
-    if form not in FORMATS:
-        raise EnvelopeError("bad_format", f'"format" is {form[:40]!r}; it must be one of {", ".join(FORMATS)}')
-
-
-def _reference(named: Mapping[str, Any]) -> DataReference:
+def reference_in(named: Mapping[str, Any]) -> DataReference:
     """The reference that attributes or fields make up. The hash may be the last part of the URI, as in a content-addressed store."""
     uri, sha256, size = named.get("dataref"), named.get("datarefsha256"), named.get("datarefsize")
     if type(uri) is not str or not uri:
@@ -298,72 +161,9 @@ def _reference(named: Mapping[str, Any]) -> DataReference:
     return DataReference(uri, sha256, size)
 
 
-def _tombstone(key: bytes | None) -> Retraction:
-    if not key:
-        raise EnvelopeError("null_without_key", "the value is null, which retracts the document that the key names, but there is no key")
-    doc_id = _utf8(key, "key of a null value")
-    _check_id(doc_id)
-    return Retraction(doc_id)
-
-
-def _retraction(event_type: str, data: Mapping[str, Any] | Raw) -> Retraction:
-    if event_type != DOCUMENT_RETRACTED:
-        raise EnvelopeError("wrong_event_type", f"{event_type!r} is not for this topic; send {DOCUMENT_RECEIVED} or {DOCUMENT_RETRACTED}")
-    if isinstance(data, Raw):
-        raise EnvelopeError("unknown_content_type", f"a {DOCUMENT_RETRACTED} is JSON; send application/json")
-    doc_id = data.get("id")
-    _check_id(doc_id)
-    return Retraction(str(doc_id))
-
-
-def _text(data: Mapping[str, Any]) -> str:
-    text = data.get("text")
-    if type(text) is not str:
-        if "text" not in data:
-            raise EnvelopeError("missing_text", 'the document has no "text"; send {"text": "…"}')
-        raise EnvelopeError("wrong_type", f'"text" is {_JSON_TYPE_NAMES[type(text)]}; it must be a string')
-    if not text or text.isspace():
-        raise EnvelopeError("empty_text", f'"text" has {len(text)} characters and all are white space')
-    return text
-
-
-def _strings(data: Mapping[str, Any]) -> list[str | None]:
-    values = [data.get(name) for name in _STRING_FIELDS]
-    for name, value in zip(_STRING_FIELDS, values, strict=True):
-        if value is not None and type(value) is not str:
-            raise EnvelopeError("wrong_type", f'"{name}" is {_JSON_TYPE_NAMES[type(value)]}; it must be a string')
-    meta = data.get("meta")
-    if meta is not None and type(meta) is not dict:
-        raise EnvelopeError("wrong_type", f'"meta" is {_JSON_TYPE_NAMES[type(meta)]}; it must be an object')
-    return values
-
-
-def _check_id(doc_id: object) -> None:
-    if type(doc_id) is not str:
-        raise EnvelopeError("wrong_type", f'"id" is {_JSON_TYPE_NAMES[type(doc_id)]}; it must be a string')
-    if not is_document_id(doc_id):
-        raise EnvelopeError("bad_id", f"the id has {len(doc_id)} characters; it must have 1 to 1,024 and no control characters")
-
-
-def _given_name(key: bytes | None, event: Attributes | None) -> str | None:
-    """The key comes first: a later null value under it is Kafka's way of deleting what it names."""
-    if key:
-        try:
-            name = key.decode()
-        except UnicodeDecodeError:
-            name = ""
-        if is_document_id(name):
-            return name
-    if event is not None:
-        name = f"{event.source}#{event.id}"
-        if is_document_id(name):
-            return name
-    return None
-
-
-def _open(
+def open_record(
     value: bytes | memoryview | None, named: Mapping[str, bytes | None], read_reference: Callable[[DataReference], bytes]
-) -> tuple[_Mode, dict[str, str] | None, dict[str, Any] | Raw]:
+) -> tuple[Mode, dict[str, str] | None, dict[str, Any] | Raw]:
     """How the data is written, the event's attributes (None for plain JSON), and the data."""
     mode, charset = _content_mode(named.get("content-type"))
     if mode is None:
@@ -373,16 +173,16 @@ def _open(
             "or text/html or text/plain",
         )
     if mode == "structured":
-        return _structured(_json_object(value or b"", "value"), read_reference)
+        return _structured(json_object(value or b"", "value"), read_reference)
     attributes = _binary_attributes(named)
     if attributes is not None and "dataref" in attributes:
-        value = read_reference(_reference(attributes))
+        value = read_reference(reference_in(attributes))
     assert value is not None
-    return mode, attributes, _json_object(value, "value") if mode == "data" else Raw(value, charset)
+    return mode, attributes, json_object(value, "value") if mode == "data" else Raw(value, charset)
 
 
 @lru_cache(maxsize=256)
-def _content_mode(content_type: bytes | None) -> tuple[_Mode | None, str | None]:
+def _content_mode(content_type: bytes | None) -> tuple[Mode | None, str | None]:
     """How to read a value of this content type, and its character set; None if it cannot be read. No content type means JSON."""
     if not content_type:
         return "data", None
@@ -416,27 +216,27 @@ def _binary_attributes(named: Mapping[str, bytes | None]) -> dict[str, str] | No
     return _checked(attributes)
 
 
-def _structured(event: dict[str, Any], read_reference: Callable[[DataReference], bytes]) -> tuple[_Mode, dict[str, str], dict[str, Any] | Raw]:
+def _structured(event: dict[str, Any], read_reference: Callable[[DataReference], bytes]) -> tuple[Mode, dict[str, str], dict[str, Any] | Raw]:
     data = event.pop("data", None)
     encoded = event.pop("data_base64", None)
     for name, value in event.items():
         if name in _STRING_ATTRIBUTES and type(value) is not str and value is not None:
-            raise EnvelopeError("bad_attribute", f"{name!r} is {_JSON_TYPE_NAMES[type(value)]}; it must be a string")
+            raise EnvelopeError("bad_attribute", f"{name!r} is {JSON_TYPE_NAMES[type(value)]}; it must be a string")
     attributes = _checked({name: value for name, value in event.items() if type(value) is str})
     mode, charset = _content_mode(attributes.get("datacontenttype", "").encode())
     if mode is None or mode == "structured":
         raise EnvelopeError("unknown_content_type", f"datacontenttype is {attributes['datacontenttype'][:80]!r}; send application/json")
     content: bytes | None = None
     if event.get("dataref") is not None:
-        content = read_reference(_reference(event))
+        content = read_reference(reference_in(event))
     elif encoded is not None:
         content = _base64(encoded)
     elif mode != "data" and type(data) is str:
         content, charset = data.encode(), "utf-8"
     if content is not None:
-        return mode, attributes, _json_object(content, "data") if mode == "data" else Raw(content, charset)
+        return mode, attributes, json_object(content, "data") if mode == "data" else Raw(content, charset)
     if type(data) is not dict or mode != "data":
-        raise EnvelopeError("not_an_object", f'"data" is {_JSON_TYPE_NAMES[type(data)]}; it must be {"an object" if mode == "data" else "a string"}')
+        raise EnvelopeError("not_an_object", f'"data" is {JSON_TYPE_NAMES[type(data)]}; it must be {"an object" if mode == "data" else "a string"}')
     return mode, attributes, data
 
 
@@ -471,19 +271,20 @@ def _check_time(text: str) -> None:
         raise EnvelopeError("bad_attribute", f"time is {text[:40]!r}; it must be RFC 3339 with an offset, such as 2026-01-31T12:00:00Z")
 
 
-def _json_object(value: bytes | memoryview, what: str) -> dict[str, Any]:
+def json_object(value: bytes | memoryview, what: str) -> dict[str, Any]:
+    """The object that ``value`` is in JSON; ``what`` names it in the message. Raises EnvelopeError."""
     try:
         parsed = orjson.loads(value)
     except orjson.JSONDecodeError as error:
         _explain(bytes(value), what, error)
     if type(parsed) is not dict:
-        raise EnvelopeError("not_an_object", f'the {what} is {_JSON_TYPE_NAMES[type(parsed)]}; send an object such as {{"text": "…"}}')
+        raise EnvelopeError("not_an_object", f'the {what} is {JSON_TYPE_NAMES[type(parsed)]}; send an object such as {{"text": "…"}}')
     return parsed
 
 
 def _explain(value: bytes, what: str, error: orjson.JSONDecodeError) -> NoReturn:
     """Which rule a value breaks that the parser refused."""
-    _utf8(value, what)
+    utf8_text(value, what)
     if value.startswith(b"\xef\xbb\xbf"):
         raise EnvelopeError("bad_json", f"the {what} begins with a byte order mark; send UTF-8 without one") from error
     if "depth" in error.msg:
@@ -493,7 +294,8 @@ def _explain(value: bytes, what: str, error: orjson.JSONDecodeError) -> NoReturn
     raise EnvelopeError("bad_json", f"the {what} is not JSON: {error.msg}") from error
 
 
-def _utf8(data: bytes, what: str) -> str:
+def utf8_text(data: bytes, what: str) -> str:
+    """``data`` decoded; ``what`` names it in the message. Raises EnvelopeError."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:

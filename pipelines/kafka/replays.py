@@ -20,7 +20,8 @@ from pipelines.kafka.clients import broker_errors, open_producer
 from pipelines.kafka.letters import Letter
 from pipelines.kafka.topics import topic_names
 from pipelines.steps.formats.charset import decode_text
-from schemas.envelope import DataReference, Document, KafkaRecord, decode_document, encode, refuse_reference
+from schemas.documents import Document, decode_document
+from schemas.envelope import DataReference, KafkaRecord, encode, refuse_reference
 from schemas.errors import EnvelopeError, RecordTooLarge
 from schemas.events import DocumentRetracted, is_document_id, new_event
 from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER

@@ -3,7 +3,7 @@
 Invariant: every record gets exactly one verdict here: a document (its outcome is still open), retracted, rejected (a page without
 content), dead with a rule and a sentence, or control for an offset without a record. Nothing that a record holds raises; only a blob store
 that cannot be read does (BlobsUnavailable).
-Cost: that of schemas.envelope.decode_document; pages cost what steps.formats.html costs. Values are read in place, without a copy.
+Cost: that of schemas.documents.decode_document; pages cost what steps.formats.html costs. Values are read in place, without a copy.
 """
 
 import re
@@ -19,7 +19,8 @@ from pipelines.steps.formats.charset import decode_text
 from pipelines.steps.formats.html import looks_like_page, read_page
 from pipelines.steps.formats.references import read_reference
 from schemas.arrow import Outcome
-from schemas.envelope import Attributes, DataReference, Document, Headers, Retraction, decode_document, decode_json_document
+from schemas.documents import Attributes, Document, Retraction, decode_document, decode_json_document
+from schemas.envelope import DataReference, Headers
 from schemas.errors import EnvelopeError
 from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER, headers_from_arrow
 from schemas.settings import Settings

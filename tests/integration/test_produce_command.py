@@ -17,7 +17,8 @@ from ops.broker.app import BrokerProcess
 from ops.cli import produce
 from ops.cli.main import common_flags, settings_from
 from pipelines.kafka.clients import open_admin, open_consumer
-from schemas.envelope import Document, decode_document, decode_event
+from schemas.documents import Document, decode_document
+from schemas.envelope import decode_event
 from schemas.errors import BrokerUnavailable, SettingsError
 from schemas.settings import Settings
 

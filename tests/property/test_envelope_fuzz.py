@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas.envelope import RULES, Document, Headers, Retraction, decode_document, decode_event, encode
+from schemas.documents import Document, Retraction, decode_document
+from schemas.envelope import RULES, Headers, decode_event, encode
 from schemas.errors import EnvelopeError
 from schemas.events import DocumentReceived, new_event
 from schemas.headers import headers_from_arrow, headers_to_arrow

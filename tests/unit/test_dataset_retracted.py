@@ -21,7 +21,7 @@ from pipelines.dataset.verify import verify
 from pipelines.kafka.letters import Letter, letter_of
 from pipelines.kafka.replays import replay_record, retraction_record, with_text
 from schemas.arrow import MASKS
-from schemas.envelope import Retraction, decode_document
+from schemas.documents import Retraction, decode_document
 from schemas.errors import EnvelopeError
 from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER
 from tests.factories import TOPIC, commit_records

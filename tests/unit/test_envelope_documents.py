@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from schemas.envelope import RULES, Document, Headers, Retraction, decode_document
+from schemas.documents import Document, Retraction, decode_document
+from schemas.envelope import RULES, Headers
 from schemas.errors import EnvelopeError
 
 CLOUDEVENT: list[tuple[str, bytes | None]] = [
