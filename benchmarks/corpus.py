@@ -1,5 +1,6 @@
 """The documents that the benchmarks read: the test corpus, or any JSON Lines file (zstd or plain) with a ``text`` in each line."""
 
+import argparse
 import io
 import itertools
 import json
@@ -37,6 +38,17 @@ def keep_to_one_core() -> None:
     """This process and its children run on one core from now on."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def pipeline_parser() -> argparse.ArgumentParser:
+    """What benchmarks/pipeline.py tells each of its halves."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--documents", type=int)
+    parser.add_argument("--step", type=int)
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--filters", action="store_true")
+    return parser
 
 
 def say(result: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.corpus import keep_to_one_core, num_megabytes, read_documents, say
+from benchmarks.corpus import keep_to_one_core, num_megabytes, pipeline_parser, read_documents, say
 
 
 def stages(folder: Path, tokenizer: Path, words: Any, *, filters: bool) -> Iterable[tuple[list[Any], int]]:
@@ -117,12 +117,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--corpus", type=Path)
-    parser.add_argument("--documents", type=int)
-    parser.add_argument("--step", type=int)
-    parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--filters", action="store_true")
+    parser = pipeline_parser()
     parser.add_argument("--words", choices=["default", "whitespace"], default="default")
     keep_to_one_core()
     say(measure(parser.parse_args()))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from benchmarks.corpus import keep_to_one_core, num_megabytes, read_documents, say
+from benchmarks.corpus import keep_to_one_core, num_megabytes, pipeline_parser, read_documents, say
 from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.retractions import Retractions
 from pipelines.dataset.writer import VersionPlan, write_version
@@ -142,14 +142,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--corpus", type=Path)
-    parser.add_argument("--documents", type=int)
-    parser.add_argument("--step", type=int)
-    parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--filters", action="store_true")
     keep_to_one_core()
-    say(measure(parser.parse_args()))
+    say(measure(pipeline_parser().parse_args()))
 
 
 if __name__ == "__main__":

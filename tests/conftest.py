@@ -11,6 +11,7 @@ from schemas.settings import BrokerSettings, Settings
 
 hypothesis_settings.register_profile("headrace", deadline=None)  # a slow first example (an import, a compilation) is no failure
 hypothesis_settings.load_profile("headrace")
+pytest.register_assert_rewrite("tests.ingest_harness")  # its assertions show both sides, as those of the tests do
 
 
 @pytest.fixture(scope="session")

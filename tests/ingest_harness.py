@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import polars as pl
 from pipelines.crash import VARIABLE
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.masks import read_masks
+from pipelines.dataset.verify import verify
 from pipelines.kafka.clients import open_admin, open_producer
 from pipelines.kafka.topics import ensure_topics, topic_names
 from pipelines.stream import ingest_once
@@ -164,6 +166,24 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0
 def is_stopped(pid: int) -> bool:
     """Whether SIGSTOP has suspended the process (a crash point ``stop@…``)."""
     return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def finish_overtaken(ingest: Ingest, point: str) -> None:
+    """Suspend a writer at ``point``, a step before its publication, while another one commits the same version: it must be refused in words."""
+    slow = ingest.start(crash_at=f"stop@{point}")
+    wait_until(lambda: is_stopped(slow.pid), "the first writer to be about to publish")
+    ingest.once()
+    slow.send_signal(signal.SIGCONT)
+    fenced = finish(slow)
+    assert fenced.returncode == 1
+    assert "was published by another writer" in fenced.stderr
+    assert "Traceback" not in fenced.stderr
+
+
+def assert_recovered(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
+    """The dataset is the reference's, and sound."""
+    assert state(ingest.root) == reference
+    assert verify(ingest.root).problems == []
 
 
 def state(root: Path) -> list[dict[str, Any]]:

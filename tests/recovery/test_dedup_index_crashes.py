@@ -13,7 +13,7 @@ from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.gc import orphans
 from pipelines.dataset.verify import verify
 from pipelines.stream import ingest_follow
-from tests.ingest_harness import Ingest, finish, is_stopped, sample_records, state, wait_until
+from tests.ingest_harness import Ingest, assert_recovered, finish_overtaken, sample_records, state, wait_until
 
 OFTEN = {"dedup.compact_segments": 1}
 """A compaction after each of the two versions with documents."""
@@ -37,11 +37,6 @@ def reference(source: Ingest) -> list[dict[str, Any]]:
 def ingest(source: Ingest, tmp_path: Path) -> Ingest:
     """An empty root that reads the same topic."""
     return Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix, OFTEN)
-
-
-def assert_recovered(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
-    assert state(ingest.root) == reference
-    assert verify(ingest.root).problems == []
 
 
 def test_compactions_are_versions_without_documents_and_change_no_outcome(source: Ingest, reference: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -71,13 +66,7 @@ def test_crash_at_every_step_of_a_compaction_changes_nothing(ingest: Ingest, ref
 
 
 def test_a_compaction_that_was_overtaken_is_fenced_and_leaves_only_garbage(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
-    slow = ingest.start(crash_at="stop@base_written")
-    wait_until(lambda: is_stopped(slow.pid), "the first writer to be about to publish its base")
-    ingest.once()
-    slow.send_signal(signal.SIGCONT)
-    fenced = finish(slow)
-    assert fenced.returncode == 1
-    assert "was published by another writer" in fenced.stderr
+    finish_overtaken(ingest, "base_written")
     assert_recovered(ingest, reference)
     assert [path.split("/")[0] for path in orphans(ingest.root)] == ["dedup"]
 

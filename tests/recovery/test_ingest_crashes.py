@@ -17,7 +17,7 @@ from pipelines.crash import CRASH_POINTS
 from pipelines.dataset.gc import orphans
 from pipelines.dataset.verify import verify
 from schemas.arrow import Outcome
-from tests.ingest_harness import Ingest, finish, is_stopped, sample_records, state, wait_until
+from tests.ingest_harness import Ingest, assert_recovered, finish, finish_overtaken, sample_records, state
 
 NUM_RECORDS = 220
 NUM_VERSIONS = 2
@@ -41,11 +41,6 @@ def reference(source: Ingest) -> list[dict[str, Any]]:
 def ingest(source: Ingest, tmp_path: Path) -> Ingest:
     """An empty root that reads the same topic."""
     return Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix)
-
-
-def assert_recovered(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
-    assert state(ingest.root) == reference
-    assert verify(ingest.root).problems == []
 
 
 def test_the_uninterrupted_run_has_every_offset_once_and_meets_every_outcome(source: Ingest, reference: list[dict[str, Any]]) -> None:
@@ -106,14 +101,7 @@ def test_thirty_kills_at_random_moments_change_nothing(source: Ingest, reference
 
 def test_a_writer_that_was_overtaken_is_fenced_and_changes_nothing(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
     """The slower writer is suspended one step before its publication while another one commits the same version."""
-    slow = ingest.start(crash_at="stop@dead_letters_acked")
-    wait_until(lambda: is_stopped(slow.pid), "the first writer to be about to publish")
-    ingest.once()
-    slow.send_signal(signal.SIGCONT)
-    fenced = finish(slow)
-    assert fenced.returncode == 1
-    assert "was published by another writer" in fenced.stderr
-    assert "Traceback" not in fenced.stderr
+    finish_overtaken(ingest, "dead_letters_acked")
     assert_recovered(ingest, reference)
 
 
