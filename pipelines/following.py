@@ -4,21 +4,25 @@ The first version waits for more than the others: its documents train the tokeni
 in time, so a stream of ten documents is taken in too.
 """
 
+import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from pipelines.kafka.reading import Slice, read_blocks
 from pipelines.poison import sizes
+from pipelines.progress import Progress
+from pipelines.stream import Abandoned, Stream
+from schemas.errors import BlobsUnavailable, BrokerUnavailable
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
 
-if TYPE_CHECKING:
-    from pipelines.stream import Stream
-
+MAX_BACKOFF_S = 30.0
+MAX_REMEMBERED = 100
 PROBE_RECORDS = 1_000
 """What waits is measured in portions of this many offsets."""
+_log = logging.getLogger(__name__)
 
 
 class Tempo:
@@ -51,7 +55,7 @@ class Tempo:
 class Follower:
     """Makes a stream's versions when they are due."""
 
-    def __init__(self, stream: "Stream", settings: Settings, stop: threading.Event) -> None:
+    def __init__(self, stream: Stream, settings: Settings, stop: threading.Event) -> None:
         self._stream = stream
         self._settings = settings
         self._stop = stop
@@ -95,3 +99,30 @@ def has_bytes(topic: str, waiting: Mapping[int, OffsetRange], settings: Settings
             part = Slice(topic, partition, start, min(start + PROBE_RECORDS, span.end))
             found += sum(int(size) for block in read_blocks(part, settings) for size in sizes(block).to_numpy())
     return found >= enough
+
+
+def ingest_follow(settings: Settings, stop: threading.Event, progress: Progress | None = None) -> list[DatasetManifest]:
+    """Take in what comes until ``stop`` is set; returns the last versions that were committed, MAX_REMEMBERED at most.
+
+    Waits for a topic, a broker or a folder of documents that is not there yet. Whatever else goes wrong ends it, CommitConflict included:
+    two followers of one dataset are a mistake that somebody should hear of.
+    """
+    progress = progress or Progress()
+    manifests: deque[DatasetManifest] = deque(maxlen=MAX_REMEMBERED)
+    backoff_s = settings.ingest.follow_interval_s
+    with Stream(settings, progress, stop, in_background=True) as stream:
+        follower = Follower(stream, settings, stop)
+        while not stop.is_set():
+            try:
+                manifest = follower.turn()
+                backoff_s = settings.ingest.follow_interval_s
+            except (BrokerUnavailable, BlobsUnavailable) as error:
+                stream.metrics.not_ready = str(error)
+                progress.waiting(str(error))
+                stop.wait(backoff_s)
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            except Abandoned as error:
+                _log.info("%s", error)
+            else:
+                manifests += [manifest] if manifest else []
+    return list(manifests)

@@ -46,7 +46,6 @@ from pipelines.dataset.retractions import Retractions
 from pipelines.dataset.writer import ResolvedBlock, VersionFiles, VersionPlan, build_manifest, publish, write_version
 from pipelines.dead_rows import DeadRows
 from pipelines.dedup.shards import Shards
-from pipelines.following import Follower
 from pipelines.ingest_metrics import served
 from pipelines.job import run_local, run_ray
 from pipelines.kafka.planning import plan_ranges
@@ -57,12 +56,11 @@ from pipelines.metering import Meter
 from pipelines.openlineage import Lineage
 from pipelines.progress import Progress
 from pipelines.tracing import Attributes, current_traceparent, span, start_tracing
-from schemas.errors import BlobsUnavailable, BrokerUnavailable, TopicRecreated
+from schemas.errors import TopicRecreated
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
 
 UNLIMITED = 2**62
-MAX_BACKOFF_S = 30.0
 Ranges = Mapping[int, OffsetRange]
 _log = logging.getLogger(__name__)
 
@@ -316,30 +314,3 @@ def ingest_once(settings: Settings, progress: Progress | None = None) -> list[Da
         until = {partition: span.end for partition, span in stream.available().items()}
         stream.metrics.not_ready = None
         return list(iter(lambda: stream.commit_next(until), None))
-
-
-def ingest_follow(settings: Settings, stop: threading.Event, progress: Progress | None = None) -> list[DatasetManifest]:
-    """Take in what comes until ``stop`` is set; returns what was committed.
-
-    Waits for a topic, a broker or a folder of documents that is not there yet. Whatever else goes wrong ends it, CommitConflict included:
-    two followers of one dataset are a mistake that somebody should hear of.
-    """
-    progress = progress or Progress()
-    manifests: list[DatasetManifest] = []
-    backoff_s = settings.ingest.follow_interval_s
-    with Stream(settings, progress, stop, in_background=True) as stream:
-        follower = Follower(stream, settings, stop)
-        while not stop.is_set():
-            try:
-                manifest = follower.turn()
-                backoff_s = settings.ingest.follow_interval_s
-            except (BrokerUnavailable, BlobsUnavailable) as error:
-                stream.metrics.not_ready = str(error)
-                progress.waiting(str(error))
-                stop.wait(backoff_s)
-                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
-            except Abandoned as error:
-                _log.info("%s", error)
-            else:
-                manifests += [manifest] if manifest else []
-    return manifests

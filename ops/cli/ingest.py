@@ -30,7 +30,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Ingest; 0 when all that was there, or all until the stop, is committed."""
-    from pipelines.stream import ingest_follow, ingest_once
+    from pipelines.following import ingest_follow
+    from pipelines.stream import ingest_once
 
     told: dict[int, dict[str, Any]] = {}
     with _shown_progress(told) as progress:

@@ -43,7 +43,7 @@ class Dataset:
     """Version N (the newest by default) of the dataset under ``root``. Raises DatasetNotFound if it does not exist."""
 
     def __init__(self, root: Path, version: int | None = None, *, before: "Dataset | None" = None) -> None:
-        """``before``: a version of the same dataset that was opened earlier; what it has read is not read again."""
+        """``before``: a version of the same dataset that was opened earlier. What it has read is not read again, and has no statistics here."""
         newest = latest_version(root)
         if newest == 0:
             raise DatasetNotFound(f"there is no dataset under {root}; run `headrace ingest --once` first, or name another --root")
@@ -98,9 +98,12 @@ class Dataset:
 
     @cached_property
     def _manifests(self) -> list[DatasetManifest]:
-        """Manifests never change, so a writer that goes from version to version parses each of them once."""
+        """Manifests never change, so a writer that goes from version to version parses each of them once.
+
+        It remembers them without their statistics, which are nine tenths of their memory and nothing that a writer looks at.
+        """
         before, self._before = self._before, None
-        known = before.manifests()[: self.version - 1] if before is not None else []
+        known = [_lean(manifest) for manifest in before.manifests()[: self.version - 1]] if before is not None else []
         return [*known, *(read_manifest(self.root, number) for number in range(len(known) + 1, self.version)), self.manifest]
 
     def _newest_offsets(self, topic: str) -> dict[int, OffsetRange]:
@@ -110,3 +113,7 @@ class Dataset:
             if topic in manifest.offsets:
                 return manifest.offsets[topic]
         return {}
+
+
+def _lean(manifest: DatasetManifest) -> DatasetManifest:
+    return manifest if manifest.statistics is None else manifest.model_copy(update={"statistics": None})

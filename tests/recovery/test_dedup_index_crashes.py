@@ -12,7 +12,7 @@ from pipelines.crash import COMPACTION_CRASH_POINTS
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.gc import orphans
 from pipelines.dataset.verify import verify
-from pipelines.stream import ingest_follow
+from pipelines.following import ingest_follow
 from tests.ingest_harness import Ingest, assert_recovered, finish_overtaken, sample_records, state, wait_until
 
 OFTEN = {"dedup.compact_segments": 1}
