@@ -156,8 +156,9 @@ def test_switching_again_says_that_it_is_done_and_another_switch_is_refused(
             switch(source, files, root, old.settings, clock())
 
 
+@pytest.mark.parametrize("points", [("switch_written", "published"), pytest.param(SWITCH_CRASH_POINTS, marks=pytest.mark.slow)], ids=["two", "all"])
 def test_a_crash_at_any_step_leaves_no_dataset_and_the_same_command_completes_it(
-    old: Ingest, new: Ingest, files: dict[str, bytes], tmp_path: Path
+    old: Ingest, new: Ingest, files: dict[str, bytes], tmp_path: Path, points: tuple[str, ...]
 ) -> None:
     ref = keep_tokenizer(old.root, files, TokenizerCard(origin="trained", created_at=clock()))
     command = [sys.executable, "-m", "ops.cli.main", "tokenizer", "switch", ref.sha256[:12], "--json"]
@@ -169,7 +170,7 @@ def test_a_crash_at_any_step_leaves_no_dataset_and_the_same_command_completes_it
         return subprocess.run([*command, *into], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
     with ThreadPoolExecutor(2) as pool:
-        crashed = dict(zip(SWITCH_CRASH_POINTS, pool.map(crash, SWITCH_CRASH_POINTS), strict=True))
+        crashed = dict(zip(points, pool.map(crash, points), strict=True))
     for point, child in crashed.items():
         assert child.returncode == -signal.SIGKILL, child.stderr
         root, is_published = tmp_path / point, point == "published"
