@@ -56,6 +56,8 @@ LATEST_SECOND = 2**40
 """Producers write timestamps: one beyond this, 30,000 years ahead, counts as this."""
 MAX_NAME_CHARS = 120
 """Longer names of sources and domains are cut: any producer may choose them."""
+SMALL_TABLE = 4_096
+"""Pairs are counted in a table, without sorting them, where it has at most so many places more than there are pairs."""
 _COUNTED = ("outcomes", "reasons", "domains", "pii", *HISTOGRAMS)
 _MEASURES = ("documents", "chars", "tokens")
 _OF_KEPT = ("language", "domain", "num_chars", "num_tokens", "quality", "perplexity", "informativeness")
@@ -110,6 +112,11 @@ class Statistics:
         self._count_seconds(sources, block["timestamp_ms"])
         kept = np.flatnonzero(np.asarray(pc.equal(block["outcome"], Outcome.KEPT)))
         self._add_kept(sources[kept], {name: column.take(pa.array(kept)) for name, column in block.items() if name in _OF_KEPT})
+
+    @property
+    def outcomes(self) -> Counts:
+        """Records by outcome, so far."""
+        return _summed(chain.from_iterable(bag["outcomes"].items() for bag in self._bags.values()))
 
     def finish(self, committed_at: datetime) -> VersionStatistics:
         """The statistics of a version that was committed then (freshness is measured to that moment)."""
@@ -186,10 +193,16 @@ def _tallied(sources: Binned, values: Binned, weights: Any) -> tuple[Binned, Bin
     """Distinct (source, value) pairs and how often they occur, or the sum of their weights (exact below 2^53)."""
     low = values.min()
     span = values.max() - low + 1
-    pairs, places, counts = np.unique(sources * span + (values - low), return_inverse=True, return_counts=True)
+    pairs: Binned = sources * span + (values - low)
+    known: Binned | None = None
+    if (sources.max() + 1) * span > SMALL_TABLE + len(pairs):
+        known, pairs = np.unique(pairs, return_inverse=True)
+    counts = np.bincount(pairs)
+    found = np.flatnonzero(counts)
     if weights is not None:
-        counts = np.bincount(places, weights=weights).astype(np.int64)
-    return pairs // span, pairs % span + low, counts
+        counts = np.bincount(pairs, weights=weights).astype(np.int64)
+    pairs = found if known is None else known
+    return pairs // span, pairs % span + low, counts[found]
 
 
 def _coded(column: pa.Array) -> tuple[Binned, list[str]]:

@@ -7,15 +7,15 @@ after a crash gives the same SHA-256. Writing holds one shard in memory; reading
 Source: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.dataset.durable import durable_file, sha256_file
 from schemas.arrow import Split, shard, token_type
@@ -24,6 +24,8 @@ from schemas.manifest import FileEntry, ShardEntry, TokenizerRef
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 """Token ids: uint16 up to a vocabulary of 65,536, else uint32."""
+Rows = npt.NDArray[np.int64]
+"""Numbers of rows, ascending."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,27 @@ def file_entry(root: Path, path: Path, rows: int) -> FileEntry:
     return FileEntry(path=path.relative_to(root).as_posix(), rows=rows, size_bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
-def with_end_of_text(tokens: pa.LargeListArray, eos_token_id: int) -> tuple[Tokens, npt.NDArray[np.int64]]:
-    """Concatenate documents, each followed by the end-of-text token.
+def with_end_of_text(tokens: pa.LargeListArray, rows: Rows, eos_token_id: int) -> tuple[Tokens, npt.NDArray[np.int64]]:
+    """Concatenate the documents of these rows, each followed by the end-of-text token.
 
     Returns the flat token ids and the (n,) lengths with the end-of-text token counted.
     """
-    flat = tokens.flatten().to_numpy(zero_copy_only=False)
-    lengths = pc.list_value_length(tokens).to_numpy(zero_copy_only=False).astype(np.int64)
-    ended: Tokens = np.insert(flat, np.cumsum(lengths), np.asarray(eos_token_id, dtype=flat.dtype))
-    return ended, lengths + 1
+    flat, offsets = tokens.values.to_numpy(), tokens.offsets.to_numpy()
+    lengths = offsets[rows + 1] - offsets[rows] + 1
+    ended: Tokens = np.empty(int(lengths.sum()), flat.dtype)
+    _copy_ended(flat, offsets, rows, eos_token_id, ended)
+    return ended, lengths
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy_ended(flat, offsets, rows, eos_token_id, out):  # type: ignore[no-untyped-def]
+    place = 0
+    for row in rows:
+        for index in range(offsets[row], offsets[row + 1]):
+            out[place] = flat[index]
+            place += 1
+        out[place] = eos_token_id
+        place += 1
 
 
 class ShardWriter:
@@ -83,9 +97,9 @@ class ShardWriter:
         self._starts: list[npt.NDArray[np.int64]] = []
         self._num_tokens = 0
 
-    def add(self, tokens: pa.LargeListArray) -> Spans:
-        """Append documents (token ids without the end-of-text token) and say where they will stand."""
-        flat, lengths = with_end_of_text(tokens, self.tokenizer.eos_token_id)
+    def add(self, tokens: pa.LargeListArray, rows: Rows) -> Spans:
+        """Append the documents of these rows (token ids without the end-of-text token, none null) and say where they will stand."""
+        flat, lengths = with_end_of_text(tokens, rows, self.tokenizer.eos_token_id)
         ends = np.cumsum(lengths)
         paths: list[str] = []
         starts = np.empty(len(lengths), dtype=np.int64)
@@ -121,7 +135,7 @@ class ShardWriter:
 
     def _write_shard(self) -> None:
         starts = np.concatenate(self._starts)
-        batch = pack(np.concatenate(self._pieces), starts, self.sequence_length, self.tokenizer)
+        batch = pack(self._pieces, starts, self.sequence_length, self.tokenizer)
         path = self.root / self._path_of(len(self.entries))
         with durable_file(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
@@ -130,11 +144,13 @@ class ShardWriter:
         self._pieces, self._starts, self._num_tokens = [], [], 0
 
 
-def pack(flat: Tokens, starts: npt.NDArray[np.int64], sequence_length: int, tokenizer: TokenizerRef) -> pa.RecordBatch:
-    """Chop a flat run of tokens into rows of S, padding the last; ``starts`` are the documents' positions in the run, ascending."""
-    num_rows = -(-len(flat) // sequence_length)
-    rows = np.full(num_rows * sequence_length, tokenizer.pad_token_id, dtype=token_type(tokenizer.vocab_size).to_pandas_dtype())
-    rows[: len(flat)] = flat
+def pack(pieces: Sequence[Tokens], starts: npt.NDArray[np.int64], sequence_length: int, tokenizer: TokenizerRef) -> pa.RecordBatch:
+    """Chop a run of tokens, given in pieces, into rows of S, padding the last; ``starts`` are the documents' positions in the run, ascending."""
+    num_tokens = sum(map(len, pieces))
+    num_rows = -(-num_tokens // sequence_length)
+    rows = np.empty(num_rows * sequence_length, dtype=token_type(tokenizer.vocab_size).to_pandas_dtype())
+    np.concatenate(pieces, out=rows[:num_tokens])
+    rows[num_tokens:] = tokenizer.pad_token_id
     row, position = np.divmod(starts, sequence_length)
     offsets = np.searchsorted(row, np.arange(num_rows + 1)).astype(np.int32)
     schema = shard(tokenizer.vocab_size, sequence_length)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.known import hash_ids
@@ -39,9 +40,9 @@ class Tombstones:
 
     def add(self, block: pa.Table) -> None:
         """Remember the retractions of a block."""
-        rows = _frame(block).filter(pl.col("outcome") == Outcome.RETRACTED).select(_COLUMNS)
-        if len(rows):
-            self._append(rows)
+        is_retraction = pc.equal(block["outcome"], Outcome.RETRACTED)
+        if pc.any(is_retraction).as_py():
+            self._append(_frame(block.select([*_COLUMNS, "outcome"]).filter(is_retraction)).select(_COLUMNS))
 
     def late(self, block: pa.Table) -> npt.NDArray[np.bool_]:
         """Which rows are candidates that were published, in another partition, before a retraction of theirs that was seen already."""

@@ -1,19 +1,16 @@
 """Writes the files of one dataset version from prepared blocks, and the manifest that makes them visible.
 
 Invariant: blocks come in commit order (partition, offset) and every row of every block becomes one row of the documents file with
-exactly one outcome; the manifest cannot be built if the counts do not add up. Holds one block and one open shard per split.
+exactly one outcome; the manifest cannot be built if the counts do not add up. Holds a few blocks and one open shard per split.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,13 +21,16 @@ from pipelines.dataset.dataset import dataset_log
 from pipelines.dataset.durable import durable_file
 from pipelines.dataset.masks import FindMasks, Masked, write_masks
 from pipelines.dataset.names import documents_path, segment_path, shard_path
-from pipelines.dataset.shards import ShardWriter, file_entry
+from pipelines.dataset.shards import Rows, ShardWriter, file_entry
 from pipelines.statistics import Statistics
 from schemas.arrow import DOCUMENTS, Outcome, Split
 from schemas.manifest import DatasetManifest, FileEntry, OffsetRange, ShardEntry, TokenizerRef, Totals
 from schemas.settings import Settings, data_fingerprint
 
-Mask = npt.NDArray[np.bool_]
+ROW_GROUP_ROWS = 10_000
+"""Blocks wait until they have so many rows together: small row groups cost their writer and their readers."""
+REPETITIVE = ["topic", "partition", "outcome", "reason", "language", "shard", "source", "domain", "pii.list.element.type"]
+"""Columns of DOCUMENTS that repeat a few values; a dictionary of any other would be given up after it was built."""
 ResolvedBlock = tuple[pa.Table, pa.Table]
 """A prepared block, and one verdict (duplicate_of, reason, similarity) for each of its ``kept_rows``, in order."""
 
@@ -47,25 +47,6 @@ class VersionPlan:
     tokenizer: TokenizerRef
 
 
-@dataclass
-class Tally:
-    """Counts of a version while it is written."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    languages: Counter[str] = field(default_factory=Counter)
-    statistics: Statistics = field(default_factory=Statistics)
-
-    def count(self, documents: pa.Table) -> None:
-        """Add a block of the documents file."""
-        self.statistics.add(documents)
-        self.outcomes.update(_value_counts(documents["outcome"]))
-        named = documents.filter(pc.is_valid(documents["reason"]))
-        self.reasons.update(_value_counts(pc.binary_join_element_wise(named["outcome"], named["reason"], "/")))
-        kept = documents.filter(pc.equal(documents["outcome"], Outcome.KEPT))
-        self.languages.update(_value_counts(kept["language"].fill_null("und")))
-
-
 @dataclass(frozen=True)
 class VersionFiles:
     """The finished files of a version: durable, and invisible until the manifest is published."""
@@ -73,13 +54,9 @@ class VersionFiles:
     shards: list[ShardEntry]
     documents: list[FileEntry]
     dedup_segments: list[FileEntry]
-    tally: Tally
+    statistics: Statistics
     masked: Masked
     boilerplate: Written = NOTHING
-
-
-def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
-    return {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
 
 
 def kept_rows(block: pa.Table) -> pa.Table:
@@ -87,28 +64,29 @@ def kept_rows(block: pa.Table) -> pa.Table:
     return block.filter(pc.equal(block["outcome"], Outcome.KEPT))
 
 
-def _scatter(base: pa.Array, mask: Mask, values: pa.Array) -> pa.Array:
-    """``base`` with ``values`` at the positions at which ``mask`` is true, in order."""
-    return pc.replace_with_mask(base, pa.array(mask), values.cast(base.type))
+def _rows(mask: pa.Array) -> Rows:
+    return np.flatnonzero(mask.to_numpy(zero_copy_only=False))
+
+
+def _places(rows: Rows, num_rows: int) -> pa.Array:
+    """For each row of a block its place among ``rows``, null if it is not one: ``take`` spreads their values over the block."""
+    places = np.full(num_rows, -1, np.int64)
+    places[rows] = np.arange(len(rows))
+    return pa.array(places, mask=places < 0)
 
 
 def _combined(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+    """The column in one piece; copied only if it is not."""
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
 
 
 def judge(block: pa.Table, verdicts: pa.Table) -> dict[str, pa.Array]:
     """Columns of the documents file that the duplicate verdicts decide; ``verdicts`` has one row per ``kept_rows(block)``, in order."""
-    outcome, reason = _combined(block["outcome"]), _combined(block["reason"])
-    candidates: Mask = pc.equal(outcome, Outcome.KEPT).to_numpy(zero_copy_only=False)
-    duplicate_of = _combined(verdicts["duplicate_of"])
-    verdict = pc.if_else(pc.is_valid(duplicate_of), pa.scalar(str(Outcome.DUPLICATE)), pa.scalar(str(Outcome.KEPT)))
-    return {
-        "outcome": _scatter(outcome, candidates, verdict),
-        "reason": _scatter(reason, candidates, _combined(verdicts["reason"])),
-        "duplicate_of": _scatter(pa.nulls(len(block), pa.string()), candidates, duplicate_of),
-        "similarity": _scatter(pa.nulls(len(block), pa.float32()), candidates, _combined(verdicts["similarity"])),
-    }
+    outcome = _combined(block["outcome"])
+    places = _places(_rows(pc.equal(outcome, Outcome.KEPT)), len(block))
+    found = {name: _combined(verdicts[name]).take(places) for name in ("reason", "duplicate_of", "similarity")}
+    found["reason"] = pc.coalesce(found["reason"], _combined(block["reason"]))
+    return found | {"outcome": pc.if_else(pc.is_valid(found["duplicate_of"]), str(Outcome.DUPLICATE), outcome)}
 
 
 class VersionWriter:
@@ -117,8 +95,9 @@ class VersionWriter:
     def __init__(self, root: Path, plan: VersionPlan, settings: Settings, documents: pq.ParquetWriter, boilerplate: Boilerplate) -> None:
         self.root = root
         self.plan = plan
-        self.tally = Tally()
+        self.statistics = Statistics()
         self._documents = documents
+        self._waiting: list[pa.Table] = []
         self._boilerplate = boilerplate
         self._shards = {split: self._shard_writer(split, settings) for split in Split}
 
@@ -128,17 +107,24 @@ class VersionWriter:
         columns |= self._pack(block, columns["outcome"])
         columns |= {name: _combined(block[name]) for name in DOCUMENTS.names if name not in columns}
         documents = pa.table([columns[name] for name in DOCUMENTS.names], schema=DOCUMENTS)
-        self._documents.write_table(documents)
-        self.tally.count(documents)
+        self.statistics.add(documents)
         self._boilerplate.add(block, columns["outcome"])
+        self._waiting.append(documents)
+        if sum(map(len, self._waiting)) >= ROW_GROUP_ROWS:
+            self._write_documents()
 
-    def finish_shards(self) -> list[ShardEntry]:
+    def finish(self) -> list[ShardEntry]:
         """Write what is left; train shards first."""
+        self._write_documents()
         entries: list[ShardEntry] = []
         for split in Split:
             entries += self._shards[split].finish()
             crash_point("shard_written")
         return entries
+
+    def _write_documents(self) -> None:
+        self._documents.write_table(pa.concat_tables([DOCUMENTS.empty_table(), *self._waiting]))
+        self._waiting = []
 
     def _shard_writer(self, split: Split, settings: Settings) -> ShardWriter:
         plan, packing = self.plan, settings.packing
@@ -153,22 +139,19 @@ class VersionWriter:
 
     def _pack(self, block: pa.Table, outcome: pa.Array) -> dict[str, pa.Array]:
         """Append kept tokens to their split's shard; returns the span columns, null where nothing was kept."""
-        types = {name: DOCUMENTS.field(name).type for name in ("num_tokens", "shard", "row", "start", "length")}
-        columns = {name: pa.nulls(len(block), kind) for name, kind in types.items()}
-        kept = pc.equal(outcome, Outcome.KEPT)
-        for split, writer in self._shards.items():
-            chosen = pc.and_(kept, pc.equal(_combined(block["split"]), split).fill_null(False))
-            spans = writer.add(_combined(block["tokens"].filter(chosen)))
-            values: dict[str, Any] = {"shard": spans.shard, "row": spans.row, "start": spans.start, "length": spans.length}
-            values["num_tokens"] = spans.length
-            mask: Mask = chosen.to_numpy(zero_copy_only=False)
-            columns = {name: _scatter(columns[name], mask, pa.array(values[name], type=types[name])) for name in types}
-        return columns
+        kept, splits, tokens = pc.equal(outcome, Outcome.KEPT), _combined(block["split"]), _combined(block["tokens"])
+        rows = [_rows(pc.and_(kept, pc.equal(splits, split)).fill_null(False)) for split in self._shards]
+        spans = [writer.add(tokens, chosen) for writer, chosen in zip(self._shards.values(), rows, strict=True)]
+        places = _places(np.concatenate(rows), len(block))
+        values = {name: np.concatenate([getattr(span, name) for span in spans]) for name in ("row", "start", "length")}
+        columns = {name: pa.array(numbers).take(places) for name, numbers in values.items()}
+        shards = pa.array([path for span in spans for path in span.shard], pa.string()).take(places)
+        return columns | {"shard": shards, "num_tokens": columns["length"]}
 
 
 @contextmanager
 def _open_documents(path: Path) -> Iterator[pq.ParquetWriter]:
-    with durable_file(path) as file, pq.ParquetWriter(file, DOCUMENTS, compression="zstd") as writer:
+    with durable_file(path) as file, pq.ParquetWriter(file, DOCUMENTS, compression="zstd", use_dictionary=REPETITIVE) as writer:
         yield writer
 
 
@@ -193,16 +176,16 @@ def write_version(
         for block, verdicts in resolved:
             writer.add(block, verdicts)
             crash_point("block_taken")
-        shards = writer.finish_shards()
+        shards = writer.finish()
         crash_point("shards_written")
     crash_point("documents_written")
-    entry = file_entry(root, path, writer.tally.outcomes.total())
+    entry = file_entry(root, path, writer.statistics.outcomes.total())
     masked = write_masks(root, plan.version, plan.attempt, masks(path))
     crash_point("masks_written")
     lines = boilerplate.write(root, plan.attempt)
     segments = _write_segment(root, plan, segment())
     crash_point("segment_written")
-    return VersionFiles(shards, [entry], segments, writer.tally, masked, lines)
+    return VersionFiles(shards, [entry], segments, writer.statistics, masked, lines)
 
 
 def _write_segment(root: Path, plan: VersionPlan, segment: pa.Table) -> list[FileEntry]:
@@ -218,8 +201,8 @@ def build_manifest(
     plan: VersionPlan, files: VersionFiles, settings: Settings, *, parent: DatasetManifest | None, now: datetime, traceparent: str | None = None
 ) -> DatasetManifest:
     """The manifest of a version; raises ValueError if the counts do not add up. ``traceparent``: W3C trace context of the commit."""
-    tally = files.tally
-    outcomes = {outcome: tally.outcomes[outcome] for outcome in Outcome}
+    statistics = files.statistics.finish(now)
+    outcomes = {outcome: statistics.total.outcomes.get(outcome, 0) for outcome in Outcome}
     return DatasetManifest(
         version=plan.version,
         parent=plan.version - 1,
@@ -228,7 +211,7 @@ def build_manifest(
         topic_ids=(parent.topic_ids if parent else {}) | plan.topic_ids,
         offsets=plan.offsets,
         outcomes=outcomes,
-        reasons=dict(sorted(tally.reasons.items())),
+        reasons=statistics.total.reasons,
         num_records=sum(outcomes.values()),
         num_tokens=sum(entry.tokens for entry in files.shards),
         shards=files.shards,
@@ -242,8 +225,8 @@ def build_manifest(
         tokenizer=plan.tokenizer,
         sequence_length=settings.packing.sequence_length,
         settings_fingerprint=data_fingerprint(settings),
-        languages=dict(sorted(tally.languages.items())),
-        statistics=tally.statistics.finish(now),
+        languages={language: sums.documents for language, sums in statistics.total.languages.items()},
+        statistics=statistics,
         totals=_totals(parent.totals if parent else Totals(), outcomes, files),
         traceparent=traceparent,
     )

@@ -28,7 +28,7 @@ def write(
         shard_rows=shard_rows,
         path_of=lambda number: f"shards/{number}.arrow",
     )
-    spans = [writer.add(pa.array(block, pa.large_list(token_type(vocab_size)))) for block in blocks]
+    spans = [writer.add(pa.array(block, pa.large_list(token_type(vocab_size))), np.arange(len(block))) for block in blocks]
     return writer.finish(), spans
 
 
@@ -100,5 +100,11 @@ def test_a_mapped_shard_is_read_only_and_not_copied(tmp_path: Path) -> None:
 
 
 def test_documents_without_tokens_still_end_with_end_of_text() -> None:
-    flat, lengths = with_end_of_text(pa.array([[], [7], []], pa.large_list(pa.uint16())), EOS)
+    flat, lengths = with_end_of_text(pa.array([[], [7], []], pa.large_list(pa.uint16())), np.arange(3), EOS)
     assert (flat.tolist(), lengths.tolist()) == ([EOS, 7, EOS, EOS], [1, 2, 1])
+
+
+def test_only_the_chosen_rows_are_taken_also_of_a_slice_with_nulls() -> None:
+    tokens = pa.array([[9], [1, 2], None, [3], [4]], pa.large_list(pa.uint16())).slice(1)
+    flat, lengths = with_end_of_text(tokens, np.array([0, 2]), EOS)
+    assert (flat.tolist(), lengths.tolist()) == ([1, 2, EOS, 3, EOS], [3, 2])
