@@ -319,6 +319,8 @@ class ModelManifest(Record):
     """How it was trained."""
     evaluation: Evaluation | None
     """How good it is; none if the dataset has no validation rows."""
+    parent_evaluation: Evaluation | None = None
+    """How good the model that it grew out of is on the same rows: a trial against that model needs no other measurement."""
     settings_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Fingerprint of the model and training settings."""
     code_version: str

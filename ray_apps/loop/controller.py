@@ -6,6 +6,7 @@ Everything it decides is on disk before it acts on it, so a SIGKILL at any momen
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,12 +47,14 @@ class LoopController:
         """Go round until ``stop`` is set; then stop what runs."""
         try:
             while not stop.is_set():
+                next_round = time.monotonic() + self._settings.loop.poll_interval_s
                 self.step(self._settings.loop.poll_interval_s)
+                stop.wait(max(0.0, next_round - time.monotonic()))  # nothing to wait for inside: no trial yet, no broker, or answers at once
         finally:
             self.close()
 
     def step(self, timeout_s: float) -> None:
-        """One round; takes about ``timeout_s``."""
+        """One round; takes ``timeout_s`` at most where there is nothing to do, and no time at all while there is no traffic to wait for."""
         if self.compute_lost.is_set():
             self.compute_lost.clear()
             self._training.stop()

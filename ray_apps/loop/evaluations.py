@@ -1,7 +1,7 @@
 """Losses of two models on the same validation rows, for the rollout's loss guard.
 
-A model's own evaluation stands in its manifest. The champion's loss on the challenger's dataset version has to be computed: by a
-child process (``headrace models evaluate``), once, and then it is kept in
+A model's own evaluation stands in its manifest, and so does that of its parent, which is the champion as a rule. Any other champion's loss
+on the challenger's dataset version has to be computed: by a child process (``headrace models evaluate``), once, and then it is kept in
 ``<root>/evaluations/<model>-on-<dataset>-<rows>.json``. Both numbers count only if they are over equally many tokens.
 """
 
@@ -13,7 +13,7 @@ from pipelines.dataset.durable import replace_durably
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.evidence import Validation
 from schemas.errors import ManifestCorrupt
-from schemas.manifest import Evaluation
+from schemas.manifest import Evaluation, ModelManifest
 from schemas.rollout import RolloutState
 
 
@@ -35,7 +35,7 @@ class Evaluations:
         dataset_version = challenger.evaluation.dataset_version
         if self.wanted(state):
             return Validation(dataset_version=dataset_version)
-        champion_loss, challenger_loss = (self._find(version, dataset_version) for version in (state.champion, state.challenger))
+        champion_loss, challenger_loss = self._found(state.champion, challenger)
         assert champion_loss is not None and challenger_loss is not None
         return Validation(status="measured", dataset_version=dataset_version, champion_loss=champion_loss.loss, challenger_loss=challenger_loss.loss)
 
@@ -43,11 +43,12 @@ class Evaluations:
         """(model version, dataset version) of the next evaluation to compute; None if there is none."""
         if state.champion is None or state.challenger is None:
             return None
-        evaluation = self._registry.manifest(state.challenger).evaluation
+        challenger = self._registry.manifest(state.challenger)
+        evaluation = challenger.evaluation
         if evaluation is None:
             return None
         pair = (state.champion, state.challenger)
-        found = [self._find(version, evaluation.dataset_version) for version in pair]
+        found = self._found(state.champion, challenger)
         comparable = all(found) and len({entry.num_tokens for entry in found if entry}) == 1
         if comparable:
             return None
@@ -62,6 +63,12 @@ class Evaluations:
 
     def _path(self, model_version: int, dataset_version: int) -> Path:
         return self._folder / f"{model_version:08d}-on-{dataset_version:08d}-{self._max_rows}.json"
+
+    def _found(self, champion: int, challenger: ModelManifest) -> tuple[Evaluation | None, Evaluation | None]:
+        """What is known of both on the challenger's dataset version."""
+        version = challenger.dataset.version
+        measured = challenger.parent_evaluation if challenger.training.parent_model == champion else None
+        return self._find(champion, version) or measured, self._find(challenger.version, version)
 
     def _find(self, model_version: int, dataset_version: int) -> Evaluation | None:
         """The computed one, else the model's own."""

@@ -94,9 +94,16 @@ def head_environment(ports: RayPorts) -> dict[str, str]:
 
 def prepare(folder: Path) -> None:
     """Make the user's token if there is none, and drop the folders of old sessions. Raises ServiceFailed."""
-    result = subprocess.run((*_RAY, "get-auth-token", "--generate"), capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise ServiceFailed(f"Ray cannot make its authentication token: {result.stderr.strip()[-300:]}; is the home folder writable?")
+    if not _has_token():
+        result = subprocess.run((*_RAY, "get-auth-token", "--generate"), capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            raise ServiceFailed(f"Ray cannot make its authentication token: {result.stderr.strip()[-300:]}; is the home folder writable?")
     sessions = sorted(entry for entry in folder.glob("session_2*") if entry.is_dir() and not entry.is_symlink())
     for session in sessions[:-KEPT_SESSIONS]:
         shutil.rmtree(session, ignore_errors=True)
+
+
+def _has_token() -> bool:
+    """Whether Ray will find a token where it looks for one; asking Ray itself takes seconds."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or (path.is_file() and path.stat().st_size > 0)

@@ -7,6 +7,7 @@ and a killed machine all recover the same way: run it again. The order, which ma
 returned as it is; (4) train, unless the last step is done; (5) register.
 """
 
+import importlib
 import logging
 import secrets
 import shutil
@@ -22,9 +23,10 @@ from pipelines.dataset.durable import replace_durably
 from pipelines.tracing import Attributes, current_traceparent, span, start_tracing
 from ray_apps.models.registry import Registry
 from ray_apps.training import announce
-from ray_apps.training.export import is_complete, register_run
+from ray_apps.training.files import RUN_FILE
 from ray_apps.training.losses import LossFollower, LossRecord
-from ray_apps.training.run import RUN_FILE, TrainingRun, plan_run, run_lock
+from ray_apps.training.run import TrainingRun, is_complete, plan_run, run_lock
+from ray_apps.training.worker import train_worker
 from schemas.errors import SettingsError, TrainingError
 from schemas.manifest import ModelManifest
 from schemas.settings import Settings
@@ -32,6 +34,8 @@ from schemas.settings import Settings
 log = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S = 0.25
+EXPORT = "ray_apps.training.export"
+"""What registers the model. Loading it takes seconds, which this process has while the workers train."""
 RAY_FOLDER = "ray"
 """Ray Train's own files, in the run's folder; worth nothing once the run is done."""
 
@@ -96,13 +100,19 @@ def _train_and_register(run: TrainingRun, settings: Settings, say: announce.Anno
             say(announce.started(run), run.run_id)
             _train_on_ray(run, settings, on_progress)
         # Step 5: the model exists.
-        manifest = register_run(run, root, lambda: datetime.now(UTC), current_traceparent())
+        manifest = _register(run, root)
     except Exception as error:
         say(announce.failed(run, error), run.run_id)
         raise
     say(announce.finished(manifest), run.run_id)
     say(announce.registered(manifest), f"model/{manifest.version}")
     return manifest
+
+
+def _register(run: TrainingRun, root: Path) -> ModelManifest:
+    from ray_apps.training.export import register_run  # loads transformers: not before the workers have been started
+
+    return register_run(run, root, lambda: datetime.now(UTC), current_traceparent())
 
 
 def _train_on_ray(run: TrainingRun, settings: Settings, on_progress: OnProgress | None) -> None:
@@ -114,9 +124,12 @@ def _train_on_ray(run: TrainingRun, settings: Settings, on_progress: OnProgress 
         fit = _Fit(run, settings)
         fit.start()
         follower = LossFollower(folder)
+        loading = threading.Thread(target=importlib.import_module, args=(EXPORT,), name="load-export", daemon=True)
         while fit.is_alive():
             fit.join(PROGRESS_INTERVAL_S)
             records = follower.poll()
+            if records and loading.ident is None:
+                loading.start()
             if records and on_progress:
                 on_progress(run, records[-1])
         fit.check()
@@ -184,28 +197,3 @@ def _trainer(run: TrainingRun, settings: Settings) -> Any:
 def _log_level(settings: Settings) -> str:
     """Ray Train's log: what goes wrong, unless more was asked for; the progress is ours to show."""
     return "DEBUG" if settings.telemetry.log_level == "DEBUG" else "WARNING"
-
-
-def train_worker(config: dict[str, str]) -> Any:
-    """One worker of Ray Train. Returns a sentence if the run cannot succeed, which Ray would otherwise try again and again."""
-    import ray.train
-    import ray.train.torch
-
-    from ray_apps.training.loop import TrainingLoop
-    from ray_apps.training.parallel import joined_process, prepare_device
-
-    run = TrainingRun.model_validate_json(config["run"])
-    device = ray.train.torch.get_device()
-    prepare_device(device, run.training.threads_per_worker)
-    try:
-        TrainingLoop(run, Path(config["root"]), joined_process(device)).run(on_checkpoint=_report)
-    except TrainingError as error:
-        return str(error)
-    return None
-
-
-def _report(record: LossRecord) -> None:
-    """Show the step in Ray's dashboard."""
-    import ray.train
-
-    ray.train.report({"step": record.step, "loss": record.loss, "tokens_per_s": record.num_tokens / max(record.duration_s, 1e-9)})

@@ -8,6 +8,7 @@ middle of rows: which positions they are is told apart from the ids, since paddi
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from pipelines.dataset.loader import Ids, TokenRows, row_ids_for_step
 from pipelines.dataset.masks import Mask
-from pipelines.views.rows import ViewRows
-from pipelines.views.selection import open_view
 from ray_apps.training.loss import IGNORED
 from schemas.arrow import Split
 from schemas.errors import CheckpointCorrupt
 from schemas.manifest import DatasetRef, TokenizerRef
 from schemas.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from pipelines.views.rows import ViewRows
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,13 @@ def make_batch(rows_BS: Ids, tokenizer: TokenizerRef, retracted_BS: Mask | None 
     return Batch(torch.from_numpy(rows_BS[:, :-1].copy()), torch.from_numpy(targets_BT))
 
 
-def train_rows(root: Path, dataset: DatasetRef) -> TokenRows | ViewRows:
+def train_rows(root: Path, dataset: DatasetRef) -> "TokenRows | ViewRows":
     """The rows that a run reads. Raises CheckpointCorrupt if the dataset version or the view is not what the run was planned with."""
     if dataset.view is None:
         return TokenRows(root, dataset.version, Split.TRAIN)
+    from pipelines.views.rows import ViewRows  # a second to load, which a run without a view does not need
+    from pipelines.views.selection import open_view
+
     rows = ViewRows(open_view(root, f"{dataset.view.name}@{dataset.view.version}", dataset.version))
     if rows.dataset_sha256 != dataset.data_sha256:
         raise CheckpointCorrupt(
@@ -91,6 +96,6 @@ class StepBatches:
     def _row_ids(self, step: int) -> Ids:
         """A view mixes its groups; a dataset version is one group."""
         seed, batch_rows, rank, world_size = self.settings.seed, self.settings.global_batch_rows, self.rank, self.world_size
-        if isinstance(self.rows, ViewRows):
-            return self.rows.mixture.rows_for_step(seed=seed, step=step, global_batch_rows=batch_rows, rank=rank, world_size=world_size)
-        return row_ids_for_step(self.rows.num_rows, seed=seed, step=step, global_batch_rows=batch_rows, rank=rank, world_size=world_size)
+        if isinstance(self.rows, TokenRows):
+            return row_ids_for_step(self.rows.num_rows, seed=seed, step=step, global_batch_rows=batch_rows, rank=rank, world_size=world_size)
+        return self.rows.mixture.rows_for_step(seed=seed, step=step, global_batch_rows=batch_rows, rank=rank, world_size=world_size)

@@ -8,6 +8,7 @@ Losses are summed in float64. Rows are shared by the processes of a run; alone, 
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +16,6 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.loader import Ids, TokenRows
-from pipelines.views.rows import ViewRows
-from pipelines.views.selection import OpenView, open_view
 from ray_apps.models.registry import Registry
 from ray_apps.training.batches import make_batch
 from ray_apps.training.parallel import Process
@@ -28,6 +27,10 @@ from schemas.errors import NotEnoughData, TokenizerMismatch
 from schemas.manifest import Evaluation
 from schemas.settings import Settings
 
+if TYPE_CHECKING:
+    from pipelines.views.rows import ViewRows
+    from pipelines.views.selection import OpenView
+
 ROWS_PER_BATCH = 8
 
 
@@ -37,15 +40,17 @@ class Validation:
 
     dataset: Dataset
     max_rows: int
-    opened: OpenView | None = None
+    opened: "OpenView | None" = None
     """A view of the dataset version …"""
     split: str = Split.VALIDATION
     """… and which of its splits."""
 
-    def rows(self) -> TokenRows | ViewRows:
+    def rows(self) -> "TokenRows | ViewRows":
         """All rows that there are."""
         if self.opened is None:
             return TokenRows(self.dataset.root, self.dataset.version, Split.VALIDATION)
+        from pipelines.views.rows import ViewRows
+
         return ViewRows(self.opened, self.split)
 
     def row_ids(self, num_rows: int) -> Ids:
@@ -88,7 +93,7 @@ def evaluate_model(
     hide_progress_bars()
     root = Path(settings.root)
     registry = Registry(root)
-    opened = open_view(root, view, dataset_version) if view else None
+    opened = _open_view(root, view, dataset_version) if view else None
     dataset = opened.dataset if opened else Dataset(root, dataset_version)
     spoken = registry.manifest(model_version).tokenizer.sha256
     if spoken != dataset.tokenizer.sha256:
@@ -105,3 +110,10 @@ def evaluate_model(
     if result is None:
         raise NotEnoughData(f"dataset version {dataset.version} has no validation rows; raise ingest.validation_fraction or ingest more documents")
     return result
+
+
+def _open_view(root: Path, view: str, dataset_version: int | None) -> "OpenView":
+    """Loads what views need only where there is one."""
+    from pipelines.views.selection import open_view
+
+    return open_view(root, view, dataset_version)

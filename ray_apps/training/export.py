@@ -15,19 +15,12 @@ from transformers import LlamaForCausalLM
 
 from ray_apps.models.registry import Registry
 from ray_apps.training.checkpoint import FOLDER as CHECKPOINT_FOLDER
+from ray_apps.training.files import RESULT_FILE
 from ray_apps.training.losses import FILE_NAME, read_losses
-from ray_apps.training.run import RESULT_FILE, RunResult, TrainingRun
+from ray_apps.training.run import RunResult, TrainingRun
 from ray_apps.training.weights import build_model, hide_progress_bars
 from schemas.errors import TrainingError
 from schemas.manifest import FileEntry, ModelManifest, TrainingSummary
-
-
-def is_complete(run: TrainingRun, root: Path) -> bool:
-    """Whether the workers have nothing left to do: the last step's checkpoint is there and whole, and so is the result."""
-    if not (run.folder(root) / RESULT_FILE).is_file():
-        return False
-    newest = run.checkpoints(root).newest()
-    return newest is not None and newest.step == run.training.max_steps
 
 
 def summarize(run: TrainingRun, root: Path) -> TrainingSummary:
@@ -83,6 +76,7 @@ def register_run(run: TrainingRun, root: Path, now: Callable[[], datetime], trac
             tokenizer=run.tokenizer,
             training=summary,
             evaluation=result.evaluation,
+            parent_evaluation=result.parent_evaluation,
             settings_fingerprint=run.settings_fingerprint,
             code_version=code_version(),
             traceparent=traceparent,

@@ -3,8 +3,8 @@
 Invariant: everything that a step does is a function of (weights, optimizer state, step), and a checkpoint holds all three. A run that
 is killed at any moment and started again goes through the same numbers, bit for bit, as one that was not (same number of processes).
 
-(1) build the model, (2) let DDP settle, (3) restore the newest good checkpoint, (4) cut the loss curve there, (5) step and record,
-(6) checkpoint, the loss curve forced to disk before it, (7) evaluate and leave the result.
+(1) build the model, (2) let DDP settle, and evaluate the parent whose weights these still are, (3) restore the newest good checkpoint,
+(4) cut the loss curve there, (5) step and record, (6) checkpoint, the loss curve forced to disk before it, (7) evaluate and leave the result.
 """
 
 import math
@@ -20,15 +20,17 @@ from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.durable import replace_durably
 from ray_apps.training.batches import StepBatches
 from ray_apps.training.evaluate import Validation, evaluate
+from ray_apps.training.files import RESULT_FILE
 from ray_apps.training.losses import LossCurve, LossRecord
 from ray_apps.training.optimizer import build_optimizer
 from ray_apps.training.parallel import Process, parallelize, prime
 from ray_apps.training.precision import resolve_precision
-from ray_apps.training.run import RESULT_FILE, RunResult, TrainingRun
+from ray_apps.training.run import RunResult, TrainingRun
 from ray_apps.training.schedule import learning_rate
 from ray_apps.training.step import Stepper, SummedLoss, seed_step, train_step
 from ray_apps.training.weights import build_model
 from schemas.errors import TrainingError
+from schemas.manifest import Evaluation
 
 OnStep = Callable[[LossRecord], None]
 
@@ -63,6 +65,7 @@ class TrainingLoop:
         Raises TrainingError, in every process alike, if the loss stops being a number.
         """
         prime(self.stepper.module, self._dummy_loss)
+        parent_evaluation = None if self.spec.parent_model is None else self._evaluate()  # whose weights these still are
         step = self.resume()
         self.loss_module.train()
         with LossCurve(self.folder, step) if self.process.is_first else nullcontext() as curve:
@@ -75,7 +78,7 @@ class TrainingLoop:
                     self._checkpoint(step, curve)
                     if on_checkpoint:
                         on_checkpoint(record)
-        self._finish()
+        self._finish(parent_evaluation)
 
     def resume(self) -> int:
         """Restore the newest good checkpoint, the same one in every process; returns the next step to run."""
@@ -107,13 +110,16 @@ class TrainingLoop:
             curve.sync()
             self.store.save(next_step, self.model, self.optimizer, self.stepper.scaler)
 
-    def _finish(self) -> None:
-        self.loss_module.eval()
-        validation = Validation(Dataset(self.root, self.spec.dataset.version), self.spec.training.evaluate_rows)
-        result = RunResult(evaluation=evaluate(self.loss_module, validation, self.precision, self.process))
+    def _finish(self, parent_evaluation: Evaluation | None) -> None:
+        result = RunResult(evaluation=self._evaluate(), parent_evaluation=parent_evaluation)
         if self.process.is_first:
             replace_durably(self.folder / RESULT_FILE, result.model_dump_json(indent=2).encode())
         self.process.barrier()
+
+    def _evaluate(self) -> Evaluation | None:
+        self.loss_module.eval()
+        validation = Validation(Dataset(self.root, self.spec.dataset.version), self.spec.training.evaluate_rows)
+        return evaluate(self.loss_module, validation, self.precision, self.process)
 
     def _dummy_loss(self) -> Tensor:
         ids_BT = torch.zeros((1, 2), dtype=torch.int64, device=self.process.device)

@@ -15,18 +15,15 @@ from pathlib import Path
 from pydantic import Field
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.views.rows import ViewRows
-from pipelines.views.selection import open_view
 from ray_apps.models.registry import Registry
 from ray_apps.training.checkpoint import Binding, CheckpointStore
+from ray_apps.training.files import FOLDER, RESULT_FILE
 from schemas.arrow import Split
 from schemas.errors import NotEnoughData, SettingsError, TokenizerMismatch, TrainingError
 from schemas.manifest import DatasetRef, Evaluation, TokenizerRef
 from schemas.record import Record
 from schemas.settings import MODEL_SECTIONS, ModelSettings, Settings, TrainingSettings, fingerprint
 
-FOLDER = "training"
-RUN_FILE, RESULT_FILE = "run.json", "result.json"
 OPERATIONAL = (
     "num_workers",
     "use_gpu",
@@ -74,6 +71,16 @@ class RunResult(Record):
 
     evaluation: Evaluation | None
     """None if the dataset version has no validation rows."""
+    parent_evaluation: Evaluation | None = None
+    """Of the model that the run started from, on the same rows."""
+
+
+def is_complete(run: TrainingRun, root: Path) -> bool:
+    """Whether the workers have nothing left to do: the last step's checkpoint is there and whole, and so is the result."""
+    if not (run.folder(root) / RESULT_FILE).is_file():
+        return False
+    newest = run.checkpoints(root).newest()
+    return newest is not None and newest.step == run.training.max_steps
 
 
 def model_fingerprint(settings: Settings) -> str:
@@ -114,6 +121,9 @@ def _data(settings: Settings, dataset_version: int | None, view: str | None) -> 
         num_rows = sum(entry.rows for entry in dataset.shards(Split.TRAIN))
         _check_batches(f"dataset version {dataset.version}", num_rows, settings.training)
         return dataset, dataset.ref()
+    from pipelines.views.rows import ViewRows  # a second to load, which a run without a view does not need
+    from pipelines.views.selection import open_view
+
     opened = open_view(root, view, dataset_version)
     rows = ViewRows(opened)
     _check_batches(f"{opened.label} ({rows.num_documents:,} documents, {rows.num_tokens:,} tokens)", rows.num_rows, settings.training)
