@@ -17,7 +17,9 @@ from schemas.settings_data import IngestSettings
 
 UNKNOWN_RECORD_BYTES = 4_096
 """Guess at the size of records of a partition of which none was read yet."""
-NEW_PACE_WEIGHT = 0.5
+NEW_PACE_WEIGHT = 0.3
+GROWTH = 2
+"""A version takes at most so many times what the one before it took, once the pace is known to the limit."""
 
 
 class Limits(NamedTuple):
@@ -70,22 +72,45 @@ def _size(record_bytes: Mapping[int, int], partition: int) -> int:
 
 
 class Pace:
-    """Records per second of recent versions, from plan to commit; limits the next one to what fits into a target time."""
+    """What a version costs by itself and what each of its records adds, learned from recent ones; limits the next to what fits into a target time.
+
+    The two are told apart by a least-squares line through (records, seconds), newer versions counting more. Where a version's own cost leaves
+    little of the target to its records, it takes so many that they cost as much as it does: a stream that is behind on a slow machine would
+    spend its time on ever more versions of hardly anything, and stay behind.
+    """
 
     def __init__(self, target_s: float, min_records: int) -> None:
         """``min_records`` is taken in any case: after a slow start there would be no way up otherwise."""
         self._target_s = target_s
         self._min_records = min_records
-        self._records_per_s: float | None = None
+        self._weight, self._mean_records, self._mean_s = 0.0, 0.0, 0.0
+        self._spread, self._covariance = 0.0, 0.0
+        """Of the number of records, and of it with the seconds; weighted sums."""
+        self._last_records = 0
 
     def committed(self, num_records: int, seconds: float) -> None:
         """A version of so many records took so long."""
-        pace = num_records / max(seconds, 1e-3)
-        before = self._records_per_s
-        self._records_per_s = pace if before is None else (1 - NEW_PACE_WEIGHT) * before + NEW_PACE_WEIGHT * pace
+        self._last_records = num_records
+        before = self._weight * (1 - NEW_PACE_WEIGHT)
+        self._weight = before + NEW_PACE_WEIGHT
+        more_records, more_s, share = num_records - self._mean_records, seconds - self._mean_s, NEW_PACE_WEIGHT / self._weight
+        self._spread = (1 - NEW_PACE_WEIGHT) * self._spread + before * share * more_records**2
+        self._covariance = (1 - NEW_PACE_WEIGHT) * self._covariance + before * share * more_records * more_s
+        self._mean_records += share * more_records
+        self._mean_s += share * more_s
 
     def limit(self, max_records: int) -> int:
-        """Most records of the next version."""
-        if self._records_per_s is None:
+        """Most records of the next version; no more than GROWTH times those of the last one, for what is learned of small versions is not exact."""
+        if not self._weight:
             return max_records
-        return min(max_records, max(self._min_records, int(self._records_per_s * self._target_s)))
+        per_record_s = max(self._per_record_s(), 1e-9)
+        own_s = self._mean_s - per_record_s * self._mean_records
+        fitting = int(max(self._target_s - own_s, own_s) / per_record_s)
+        return min(max_records, max(self._min_records, min(fitting, GROWTH * self._last_records)))
+
+    def _per_record_s(self) -> float:
+        """Between nothing and what it is if a version costs nothing by itself; a third of that while all were of one size: the next one will tell."""
+        mean_s = self._mean_s / max(self._mean_records, 1.0)
+        if self._spread <= 1e-6 * self._mean_records**2:
+            return mean_s / 3
+        return min(max(self._covariance / self._spread, 0.0), mean_s)
