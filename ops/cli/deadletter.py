@@ -30,7 +30,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     listing = actions.add_parser("list", parents=[common], help="which records died, and of what")
     listing.add_argument("--rule", help="only those that broke this rule")
     listing.add_argument("--since", type=_moment, metavar="TIME", help="only those since then: 2026-01-31T12:00:00Z, or 90m, 12h, 7d ago")
-    listing.add_argument("--limit", type=int, default=100, help="the newest so many (default: 100)")
+    listing.add_argument("--limit", type=_number, default=100, help="the newest so many (default: 100)")
     showing = actions.add_parser("show", parents=[common], help="one record: its bytes, headers and error, and what became of it")
     replaying = actions.add_parser("replay", parents=[common], help="publish records again, as they were or mended")
     replaying.add_argument("--rule", help="all that broke this rule")
@@ -56,26 +56,43 @@ def _moment(text: str) -> "datetime":
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of letters; give 1 or more")
+    return int(text)
+
+
 def run_list(args: argparse.Namespace, settings: Settings) -> int:
     """The newest letters, oldest first, and how many there are of each rule."""
     from pipelines.kafka.letters import read_letters
 
     rules: Counter[str] = Counter()
-    newest: deque[tuple[str, str, str, str, int, str | None]] = deque(maxlen=max(0, args.limit))
+    newest: deque[tuple[str, str, str, str, int, str | None]] = deque(maxlen=args.limit)
     for letter in read_letters(settings, args.since):
         if args.rule in (None, letter.rule):
             rules[letter.rule] += 1
             newest.append((f"{letter.died_at:%Y-%m-%d %H:%M:%S}", letter.place, letter.rule, letter.error, letter.size_bytes, _printable(letter.key)))
     rows = sorted(newest)
     if args.json:
-        columns = ("died_at", "position", "rule", "error", "size_bytes", "key")
+        names = ("died_at", "position", "rule", "error", "size_bytes", "key")
         print_json(
-            {"num_letters": rules.total(), "rules": dict(rules.most_common()), "letters": [dict(zip(columns, row, strict=True)) for row in rows]}
+            {"num_letters": rules.total(), "rules": dict(rules.most_common()), "letters": [dict(zip(names, row, strict=True)) for row in rows]}
         )
         return 0
-    print_table(("died (UTC)", "position", "rule", "error", "bytes", "key"), [(*row[:-1], row[-1] or "") for row in rows])
-    say(f"{rules.total():,} dead letters: " + ", ".join(f"{rule} {count:,}" for rule, count in rules.most_common()))
+    columns = ("died (UTC)", "position", "rule", "error", "bytes", "key")
+    print_table(columns, [(*row[:-1], row[-1] or "") for row in rows], unbroken=("position",))
+    say(f"{rules.total():,} dead letters{_listed(': ', rules)}{_of_what(args)}")
     return 0
+
+
+def _listed(before: str, rules: "Counter[str]") -> str:
+    return before + ", ".join(f"{rule} {count:,}" for rule, count in rules.most_common()) if rules else ""
+
+
+def _of_what(args: argparse.Namespace) -> str:
+    """What narrowed the list, so that an empty one explains itself."""
+    rule = f" with the rule {args.rule}" if args.rule else ""
+    return rule + (f" since {args.since:%Y-%m-%d %H:%M:%S} UTC" if args.since else "")
 
 
 def run_show(args: argparse.Namespace, settings: Settings) -> int:
@@ -164,7 +181,8 @@ def _print_replayed(topic: str, replayed: list[dict[str, Any]], refused: list[di
         print(f"{entry['position']}: published again at {topic}/{entry['partition']}/{entry['offset']}")
     for entry in refused:
         print(f"{entry['position']}: not published, it would die again ({entry['rule']}): {entry['error']}")
-    say(f"{len(replayed):,} replayed, {len(refused):,} not; a document that is kept already will be a duplicate for the reason `replayed`")
+    hint = "; a document that is kept already will be a duplicate for the reason `replayed`" if replayed else ""
+    say(f"{len(replayed):,} replayed, {len(refused):,} not{hint}")
 
 
 def _outcomes(settings: Settings, letter: "Letter") -> list[str]:

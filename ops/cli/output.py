@@ -1,6 +1,7 @@
 """What commands print: results on standard output, everything else on standard error."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,16 +17,23 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-    """A table on standard output; numbers are aligned to the right."""
+FILE_COLUMNS = 1_000
+"""Width of a table that goes into a file or a pipe: one line for each row, so that grep and cut work."""
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, *, unbroken: Sequence[str] = ()) -> None:
+    """A table on standard output; numbers are aligned to the right. Columns that are ``unbroken`` can be copied from a narrow terminal too."""
     table = Table(title=title, title_justify="left")
     listed = [list(row) for row in rows]
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in listed) and bool(listed)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=column in unbroken)
     for row in listed:
         table.add_row(*[f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell) for cell in row])
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=FILE_COLUMNS)
+    console.print(table)
 
 
 def progress_bar() -> Progress:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             was_interrupted = True
             say("headrace produce: interrupted; waiting for what was sent")
         publisher.drain()
-    _report(publisher.tally, publisher.topic, as_json=args.json)
+    _report(publisher.tally, publisher.topic, settings.formats.max_dataref_bytes, as_json=args.json)
     if was_interrupted:
         return INTERRUPTED
     return 1 if publisher.tally.too_large or publisher.tally.failed else 0
@@ -87,9 +87,13 @@ def _publish_all(args: argparse.Namespace, settings: Settings, publisher: "Publi
             bar.advance(task)
 
 
-def _report(tally: "Tally", topic: str, *, as_json: bool) -> None:
+def _report(tally: "Tally", topic: str, max_dataref_bytes: int, *, as_json: bool) -> None:
     for large in tally.too_large[:SHOWN_PROBLEMS]:
-        say(f"too large: {large.origin} ({large.size_bytes:,} bytes); raise the topic's max.message.bytes, lower formats.max_inline_bytes, or cut it")
+        if large.size_bytes > max_dataref_bytes:
+            limits = f"more than formats.max_dataref_bytes, {max_dataref_bytes:,} bytes: raise that, for ingest too, or cut it"
+        else:
+            limits = f"{large.size_bytes:,} bytes: raise the topic's max.message.bytes, lower formats.max_inline_bytes, or cut it"
+        say(f"too large: {large.origin} ({limits})")
     for failed in tally.failed[:SHOWN_PROBLEMS]:
         say(f"failed: {failed.origin}: {failed.error}")
     hidden = len(tally.too_large[SHOWN_PROBLEMS:]) + len(tally.failed[SHOWN_PROBLEMS:])

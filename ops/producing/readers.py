@@ -109,9 +109,9 @@ def _read_text(origin: str, stream: BinaryIO, options: ReadOptions) -> Iterator[
         yield TooLarge(origin, len(data))
         return
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        yield Failed(origin, f"it is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; convert it first")
+        text = decode_text(data, None)
+    except EnvelopeError:
+        yield Failed(origin, "it is in no character set that is known; convert it to UTF-8 first")
         return
     yield from_text(origin, text, _heading(text))
 

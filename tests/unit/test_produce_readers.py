@@ -99,16 +99,24 @@ def test_folders_are_read_recursively_in_order_and_other_files_are_counted(tmp_p
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     (tmp_path / "empty.md").write_bytes(b" \n")
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(LINES)[:-20])
     (tmp_path / "not.jsonl.zst").write_bytes(b"not zstd")
     (tmp_path / "not.parquet").write_bytes(b"not parquet")
     findings = read(tmp_path, tmp_path / "missing.txt", tmp_path / "program.exe")
     failed = {Path(finding.origin).name: finding.error for finding in findings if isinstance(finding, Failed)}
-    assert failed.keys() == {"latin.txt", "empty.md", "torn.jsonl.gz", "not.jsonl.zst", "not.parquet", "missing.txt", "program.exe"}
-    assert "byte 3 is 0xe9" in failed["latin.txt"]
+    assert failed.keys() == {"binary.txt", "empty.md", "torn.jsonl.gz", "not.jsonl.zst", "not.parquet", "missing.txt", "program.exe"}
+    assert "character set" in failed["binary.txt"]
     assert ".parquet" in failed["program.exe"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("gb18030", "水从山上流下来，推动石磨转动。"), ("shift_jis", "水車がゆっくり回る。"), ("utf-16-le", "The mill.")]
+)
+def test_text_files_are_read_in_their_character_set(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode(name))
+    assert texts(read(tmp_path)) == [text]
 
 
 def test_what_is_larger_than_the_largest_record_is_not_read_to_its_end(tmp_path: Path) -> None:
