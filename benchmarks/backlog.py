@@ -2,26 +2,30 @@
 
     python -m benchmarks.backlog [--gb 2] [--brokers embedded,apache] [--runners local,ray] [--json]
 
-The memory of the ingesting process and everything it started is sampled twice a second: ``PSS`` counts a page that k processes share as one
-k-th in each, so the sum is what the machine gives; ``RSS`` counts it k times and is what `top` adds up to. Bounded memory means that the
-peak of the last tenth of the run is about that of the first half, however much waits. Documents are words drawn at random, so none is a
-duplicate and the index of kept documents grows as fast as it can. Apache Kafka takes part where ../shared/kafka is.
+The memory of the ingesting process and everything it started is sampled once a second, as PSS: a page that k processes share counts as one
+k-th in each, so the sum is what the machine gives. It is told by role (the ingesting process, Ray's workers and its own processes) and by
+kind: anonymous memory is what a process holds for itself; shared is Ray's object store; files are mapped and can be dropped at any time.
+Bounded memory means that what the last tenth of the run holds is about what the first half held, however much waits, but for the index of
+kept documents, which grows with them. Documents are lines of real ones, drawn anew, so nearly all are kept and the index grows as fast as
+it can. Apache Kafka takes part where ../shared/kafka is.
 """
 
 import argparse
 import json
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from benchmarks.mixed import mixed
 from ops.broker.app import start_broker
 from ops.cli.output import print_json, say
 from pipelines.kafka.clients import open_producer
@@ -30,30 +34,36 @@ from schemas.settings import Settings
 from schemas.settings_sources import load_settings
 from tests.apache_kafka import KAFKA, running_apache_kafka
 
-DOCUMENT_WORDS = 300
-VOCABULARY = 20_000
-SAMPLE_EVERY_S = 0.5
+SAMPLE_EVERY_S = 1.0
+KINDS = {"Pss_Anon": "anonymous", "Pss_File": "file", "Pss_Shmem": "shared"}
 
 
 class Sample(NamedTuple):
-    """Memory of a process tree at one moment, in megabytes."""
+    """Memory of a process tree at one moment, in megabytes of PSS."""
 
     at_s: float
-    rss_mb: float
-    pss_mb: float
+    parts: dict[str, float]
+    """By role and kind: ``ingest/anonymous``, ``worker/shared``, …"""
+    num_processes: int
+
+    @property
+    def pss_mb(self) -> float:
+        """All of it."""
+        return sum(self.parts.values())
+
+    def of(self, kind: str) -> float:
+        """One kind, all roles."""
+        return sum(size for name, size in self.parts.items() if name.endswith(f"/{kind}"))
 
 
 def publish(settings: Settings, num_bytes: float, seed: int = 0) -> tuple[int, int]:
     """Fill the documents topic with unlike documents; their number and bytes."""
     ensure_topics(settings)
-    topic, rng = topic_names(settings).documents, np.random.default_rng(seed)
-    letters = rng.integers(97, 123, (VOCABULARY, 12), np.uint8)
-    words = np.array([bytes(row[: 2 + number % 10]).decode() for number, row in enumerate(letters)])
+    topic, rng = topic_names(settings).documents, random.Random(seed)
     size, number = 0, 0
     with open_producer(settings, linger_ms=50, batch_size=2**18) as producer:
         while size < num_bytes:
-            text = " ".join(words[rng.zipf(1.3, DOCUMENT_WORDS) % VOCABULARY])
-            value = json.dumps({"id": f"d{number}", "text": text}).encode()
+            value = json.dumps({"id": f"d{number}", "text": mixed(rng, 3, 40)}, ensure_ascii=False).encode()
             producer.send(topic, value=value, partition=number % settings.kafka.num_partitions)
             size, number = size + len(value), number + 1
         producer.flush()
@@ -74,19 +84,31 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def role(pid: int, ancestor: int) -> str:
+    """``ingest``, ``worker`` (Ray's processes that run tasks, busy or idle), ``raylet``, ``gcs_server``, or ``other`` of Ray's own."""
+    if pid == ancestor:
+        return "ingest"
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    if command.startswith("ray::"):
+        return "worker"
+    name = command.split(" ")[0].rpartition("/")[2]
+    return name if name in ("raylet", "gcs_server") else "other"
+
+
 def memory(pid: int, at_s: float) -> Sample:
-    """RSS and PSS of the tree; processes that end meanwhile count nothing."""
-    totals = {"Rss": 0, "Pss": 0}
-    for member in tree(pid):
+    """Of the tree; processes that end meanwhile count nothing."""
+    parts: defaultdict[str, float] = defaultdict(float)
+    members = tree(pid)
+    for member in members:
         try:
-            lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
+            name, lines = role(member, pid), Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
         for line in lines:
-            name, _, rest = line.partition(":")
-            if name in totals:
-                totals[name] += int(rest.split()[0])
-    return Sample(at_s, totals["Rss"] / 1024, totals["Pss"] / 1024)
+            kind, _, rest = line.partition(":")
+            if kind in KINDS:
+                parts[f"{name}/{KINDS[kind]}"] += int(rest.split()[0]) / 1024
+    return Sample(at_s, dict(parts), len(members))
 
 
 def ingest(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,33 +135,45 @@ def summarized(runner: str, broker: str, done: dict[str, Any]) -> dict[str, Any]
     commit_s = sum(version["times"]["commit_s"] for version in versions)
     size_mb = sum(version["times"]["size_bytes"] for version in versions) / 1e6
     num_records = sum(version["num_records"] for version in versions)
-    first_half, last_tenth = samples[: len(samples) // 2], samples[-max(1, len(samples) // 10) :]
+    second_quarter, last_tenth = samples[len(samples) // 4 : len(samples) // 2], samples[-max(2, len(samples) // 10) : -1]
     freshness = versions[-1]["times"]["freshness_s"]
     return {
         "broker": broker,
         "runner": runner,
         "gigabytes": size_mb / 1e3,
+        "records": num_records,
+        "kept": sum(version["outcomes"]["kept"] for version in versions),
         "versions": len(versions),
         "wall_s": done["wall_s"],
         "records_per_s": num_records / commit_s,
         "megabytes_per_s": size_mb / commit_s,
-        "peak_rss_mb": max(sample.rss_mb for sample in samples),
         "peak_pss_mb": max(sample.pss_mb for sample in samples),
-        "first_half_peak_pss_mb": max((sample.pss_mb for sample in first_half), default=0.0),
-        "last_tenth_peak_pss_mb": max(sample.pss_mb for sample in last_tenth),
+        "second_quarter_mb": typical(second_quarter),
+        "last_tenth_mb": typical(last_tenth),
         "pss_mb_over_time": [round(sample.pss_mb) for sample in samples[:: max(1, len(samples) // 24)]],
+        "anonymous_mb_over_time": [round(sample.of("anonymous")) for sample in samples[:: max(1, len(samples) // 24)]],
+        "num_processes": max(sample.num_processes for sample in samples),
         "oldest_record_committed_after_s": freshness["max"] if freshness else None,
     }
 
 
+def typical(samples: list[Sample]) -> dict[str, float]:
+    """Medians by role and kind."""
+    names = sorted({name for sample in samples for name in sample.parts})
+    return {name: round(median(sample.parts.get(name, 0.0) for sample in samples), 1) for name in names}
+
+
 def show(line: dict[str, Any]) -> None:
     """For people."""
-    print(
-        f"{line['broker']:9} {line['runner']:6} {line['gigabytes']:5.2f} GB in {line['versions']} versions, {line['wall_s']:6.0f} s: "
-        f"{line['records_per_s']:8,.0f} records/s {line['megabytes_per_s']:6.2f} MB/s; peak RSS {line['peak_rss_mb']:6,.0f} MB, "
-        f"PSS {line['peak_pss_mb']:6,.0f} MB (first half {line['first_half_peak_pss_mb']:,.0f}, last tenth {line['last_tenth_peak_pss_mb']:,.0f})"
-    )
-    print(f"{'':17}PSS in MB over time: {' '.join(map(str, line['pss_mb_over_time']))}", flush=True)
+    taken = f"{line['gigabytes']:.2f} GB, {line['records']:,} records ({line['kept']:,} kept), {line['versions']} versions"
+    speed = f"{line['wall_s']:,.0f} s: {line['records_per_s']:,.0f} records/s, {line['megabytes_per_s']:.2f} MB/s"
+    print(f"{line['broker']}, runner {line['runner']}: {taken}, {speed}")
+    print(f"  peak PSS {line['peak_pss_mb']:,.0f} MB in {line['num_processes']} processes")
+    print(f"  PSS in MB over time:       {' '.join(map(str, line['pss_mb_over_time']))}")
+    print(f"  anonymous in MB over time: {' '.join(map(str, line['anonymous_mb_over_time']))}")
+    print(f"  {'':22} {'2nd quarter':>12} {'last tenth':>12}")
+    for name, late in line["last_tenth_mb"].items():
+        print(f"  {name:22} {line['second_quarter_mb'].get(name, 0.0):12,.0f} {late:12,.0f}", flush=True)
 
 
 @contextmanager
