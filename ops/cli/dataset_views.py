@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from schemas.view import ViewSpec
 
 MAX_HITS_SHOWN = 20
+OFTEN = 20
+"""A group whose share is so many times what there is of it gets a word of warning."""
 
 
 def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
@@ -170,6 +172,8 @@ def _print_view(opened: "OpenView", *, as_json: bool) -> None:
     from pipelines.views.summary import describe
 
     told = describe(opened)
+    for group in told["groups"]:
+        _warn_of(group)
     if as_json:
         print_json(told)
         return
@@ -192,6 +196,15 @@ def _print_view(opened: "OpenView", *, as_json: bool) -> None:
         shown = [(hit["doc_id"], hit["evaluation"], hit["evaluation_document"], hit["reason"], f"{hit['similarity']:.2f}") for hit in hits]
         headings = ("document", "evaluation set", "its document", "in common", "similarity")
         print_table(headings, shown[:MAX_HITS_SHOWN], title=f"{len(hits):,} documents have too much in common with evaluation documents")
+
+
+def _warn_of(group: dict[str, Any]) -> None:
+    """Of a group that is empty, or so small that its documents would be read over and over."""
+    if not group["tokens"]:
+        say(f"group {group['name']} holds no document to train on: training refuses the view while that is so")
+    elif group["wanted"] > OFTEN * group["available"]:
+        share = f"{group['wanted']:.1%} of what is read, but {group['tokens']:,} tokens"
+        say(f"group {group['name']} is to be {share} only: each of its documents is read {group['epochs_per_million_tokens']:,.0f} times per million")
 
 
 def _counts(counted: dict[str, dict[str, int]]) -> list[tuple[str, int, int]]:

@@ -244,6 +244,8 @@ def run_export(args: argparse.Namespace, settings: Settings) -> int:
     write_arpa(Path(args.output), model.parts[args.language].language_model, read_units(folder, args.language))
     if args.json:
         print_json({"sha256": folder.name, "language": args.language, "output": args.output, "num_grams": list(entry.perplexity.num_grams)})
+    else:
+        print(args.output)
     return 0
 
 

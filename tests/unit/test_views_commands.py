@@ -192,6 +192,12 @@ def test_what_cannot_be_a_view_is_refused_in_one_line(headrace: Run, root: Path,
     assert not (root / "views" / "x" / "00000001.json").exists()
 
 
+def test_a_group_without_documents_is_named(headrace: Run) -> None:
+    weights = ("--weight", "domain=nosuch:10%", "--weight", "domain=tech:90%")
+    headrace("datasets", "view", "create", "odd", *weights)
+    assert "group nosuch holds no document to train on" in headrace.err
+
+
 def test_groups_are_named_after_what_they_take_in_any_script(headrace: Run) -> None:
     weights = ("domain=科技,tech:20%", "num_tokens<=40:0.2", "domain!=a:0.2", "rest:20%", "language=中文:0.2")
     arguments = [part for weight in weights for part in ("--weight", weight)]
