@@ -9,12 +9,14 @@ PIP := pip install --quiet --disable-pip-version-check
 SOURCES := schemas pipelines ray_apps ops tests benchmarks
 DEMO_ARGS ?=
 TEST_ARGS ?=
+MINUTES ?= 30
+SOAK_ARGS ?=
 # Tests wait more than they compute: two processes keep two cores busy. A file's tests share its servers, so a file stays in one process.
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -r fExR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format schemas bench lock clean
+.PHONY: help setup demo test test-slow soak lint format schemas bench lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +47,9 @@ test: $(PEERS) ## All tests but the slow ones
 
 test-slow: $(PEERS) ## The slow tests: full kill tests and soaks
 	$(BIN)/pytest -m slow $(TEST_ARGS)
+
+soak: $(READY) ## Random kills under changing load; MINUTES=30, SOAK_ARGS="--seed N --rate 0.5 --runner ray"
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(SOAK_ARGS)
 
 lint: $(PEERS) ## ruff and mypy --strict
 	$(BIN)/ruff check $(SOURCES)

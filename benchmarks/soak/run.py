@@ -25,6 +25,7 @@ PROGRESS_EVERY_S = 60.0
 FIRST_STRIKE_S = 20.0
 CALM = 0.25
 """Share of the time, at its end, in which the ingester is not killed any more."""
+START_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 600.0
 RIVAL_TIMEOUT_S = 180.0
 PATIENCE_S = 45.0
@@ -90,7 +91,8 @@ class Soak:
         """Broker and topics, then the others."""
         self.root.mkdir()
         self.broker.start()
-        ensure_topics(self.settings)
+        patient = self.settings.model_copy(update={"kafka": self.settings.kafka.model_copy(update={"request_timeout_s": START_TIMEOUT_S})})
+        ensure_topics(patient)
         self.ingester.start()
         self.producer.start()
 

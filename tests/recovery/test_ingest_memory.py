@@ -1,5 +1,6 @@
 """Reading stops while the committer is behind, and memory does not follow the backlog."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ from benchmarks.backlog import memory, publish
 from ops.broker.app import BrokerProcess
 from pipelines.bootstrap import create_tokenizer
 from pipelines.cluster import ray_session
-from pipelines.job import run_local, run_ray
+from pipelines.dedup.paragraphs import EMPTY
+from pipelines.job import Runner, run_local, run_ray
 from pipelines.kafka.planning import plan_ranges
 from pipelines.kafka.reading import slices
 from tests.ingest_harness import CHILD_TIMEOUT_S, Ingest
@@ -19,45 +21,48 @@ from tests.poisoned import poisoned_environment
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:DeprecationWarning")  # Ray Data, about its own defaults
 SLICE_RECORDS = 50
-QUIET_S = 3.0
-"""So long without a new block, and reading counts as stopped."""
+QUIET_S = {run_local: 0.1, run_ray: 3.0}
+"""So long without a new block, and reading counts as stopped. The local runner works only while it is asked for a block."""
+SIZE_BYTES = {run_local: 1e6, run_ray: 8e6}
+MOST_AHEAD = {run_local: 0, run_ray: 40}
+"""Blocks that may be read before the committer asks for them, of several times as many."""
 
 
-def settled(count: Callable[[], int]) -> int:
+def settled(count: Callable[[], int], quiet_s: float) -> int:
     """The count once it does not change any more."""
     found, since, deadline = count(), time.monotonic(), time.monotonic() + CHILD_TIMEOUT_S
-    while time.monotonic() - since < QUIET_S:
+    while time.monotonic() - since < quiet_s:
         assert time.monotonic() < deadline, "reading does not stop"
-        time.sleep(0.1)
+        time.sleep(0.05)
         if count() != found:
             found, since = count(), time.monotonic()
     return found
 
 
-@pytest.mark.parametrize(("runner", "most_ahead"), [(run_local, 0), pytest.param(run_ray, 40, marks=pytest.mark.slow)])
-def test_reading_stops_while_the_committer_is_behind(  # type: ignore[no-untyped-def]
-    runner, most_ahead: int, broker: BrokerProcess, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("runner", [run_local, pytest.param(run_ray, marks=pytest.mark.slow)])
+def test_reading_stops_while_the_committer_is_behind(
+    runner: Runner, broker: BrokerProcess, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ingest = Ingest(tmp_path / "data", broker.bootstrap_servers, topic_prefix, {"ingest.read_ahead_bytes": 2**20})
     ingest.root.mkdir()
-    num_records, _ = publish(ingest.settings, 8e6)
+    num_records, _ = publish(ingest.settings, SIZE_BYTES[runner])
     parts = slices(ingest.topic, plan_ranges(ingest.settings, ingest.topic, {}, 10**9), SLICE_RECORDS)
-    assert len(parts) > 80
+    assert len(parts) > max(5, 1.4 * MOST_AHEAD[runner])
     tokenizer = create_tokenizer(parts, ingest.settings)
     blocks = tmp_path / "blocks"
     blocks.mkdir()
 
-    def num_read() -> int:
-        return sum(1 for _ in blocks.iterdir())
+    def num_ahead(num_taken: int) -> int:
+        return settled(lambda: sum(1 for _ in blocks.iterdir()), QUIET_S[runner]) - num_taken
 
     if runner is run_ray:
         for name, value in poisoned_environment(tmp_path, blocks).items():
             monkeypatch.setenv(name, value)
         with ray_session(ingest.settings.ray):
-            rows = slow_committer(runner(parts, ingest.settings, tokenizer), num_read, most_ahead)
+            rows = slow_committer(runner(parts, ingest.settings, tokenizer, EMPTY.hashes), num_ahead, MOST_AHEAD[runner])
     else:
-        counted = _Counted(runner(parts, ingest.settings, tokenizer), blocks)
-        rows = slow_committer(counted, num_read, most_ahead)
+        counted = _Counted(runner(parts, ingest.settings, tokenizer, EMPTY.hashes), blocks)
+        rows = slow_committer(counted, num_ahead, MOST_AHEAD[runner])
     assert rows == num_records
 
 
@@ -74,29 +79,50 @@ class _Counted:
             yield block
 
 
-def slow_committer(found: "Iterator[pa.Table] | _Counted", num_read: Callable[[], int], most_ahead: int) -> int:
+def slow_committer(found: "Iterator[pa.Table] | _Counted", num_ahead: Callable[[int], int], most_ahead: int) -> int:
     """Takes three blocks, each only when reading has stopped, then the rest; the number of rows."""
     rows = 0
     for number, block in enumerate(found, start=1):
         rows += len(block)
         if number <= 3:
-            assert settled(num_read) - number <= most_ahead
+            assert num_ahead(number) <= most_ahead
     return rows
+
+
+BATCH_BYTES = 4 * 2**20
+SMALL_BACKLOG_BYTES, LARGE_BACKLOG_BYTES = 2 * BATCH_BYTES, 24 * BATCH_BYTES
+INDEX_BYTES_PER_DOCUMENT = 400
+NOISE_BYTES = 32 * 2**20
+"""A third of what would be held if the large backlog were, once."""
+
+
+USUAL = {
+    "ingest.max_batch_records": 100_000,
+    "ingest.max_batch_bytes": BATCH_BYTES,
+    "ingest.slice_records": 1_000,
+    "tokenizer.vocab_size": 2_000,
+    "packing.sequence_length": 256,
+    "packing.shard_rows": 65_536,
+}
+"""The harness's tiny shards would make this ten thousand files."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_memory_does_not_follow_the_backlog(broker: BrokerProcess, topic_prefix: str, tmp_path: Path) -> None:
-    limits = {"ingest.max_batch_records": 4_000, "ingest.max_batch_bytes": 4 * 2**20, "ingest.slice_records": 1_000, "tokenizer.vocab_size": 2_000}
-    peaks_mb = []
-    for name, num_bytes in (("one", 12e6), ("four", 48e6)):
-        ingest = Ingest(tmp_path / name, broker.bootstrap_servers, f"{topic_prefix}-{name}", limits)
+    """Twelve times the backlog, in versions of the same size, at the same peak but for the index of kept documents."""
+    peaks, num_kept = [], 0
+    for name, num_bytes in (("small", SMALL_BACKLOG_BYTES), ("large", LARGE_BACKLOG_BYTES)):
+        ingest = Ingest(tmp_path / name, broker.bootstrap_servers, f"{topic_prefix}-{name}", USUAL)
         publish(ingest.settings, num_bytes)
         child, peak_mb = ingest.start(), 0.0
         while child.poll() is None:
-            peak_mb = max(peak_mb, memory(child.pid, 0.0).pss_mb)
+            peak_mb = max(peak_mb, memory(child.pid, 0.0).of("anonymous"))
             time.sleep(0.1)
+        versions = json.loads(child.communicate()[0])["versions"]
         assert child.returncode == 0
-        child.communicate()
-        peaks_mb.append(peak_mb)
-    assert peaks_mb[1] < 1.15 * peaks_mb[0] + 50, peaks_mb
+        assert len(versions) >= num_bytes // (2 * BATCH_BYTES)
+        num_kept = sum(version["outcomes"]["kept"] for version in versions)
+        peaks.append(peak_mb * 2**20)
+    assert num_kept > 20_000
+    assert peaks[1] - peaks[0] < INDEX_BYTES_PER_DOCUMENT * num_kept + NOISE_BYTES, (peaks, num_kept)
