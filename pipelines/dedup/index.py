@@ -9,7 +9,6 @@ Answers depend on what is stored, not on how it came in. Layouts, memory and cos
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -52,17 +51,20 @@ class FingerprintIndex:
         self.reserve(len(rows))
         insert_all(self.growing, fingerprints, rows)
 
+    def find_in_base(self, queries: npt.NDArray[np.uint64], wanted: npt.NDArray[np.bool_]) -> Found:
+        """What the base holds."""
+        return merge_found([self._base(queries, wanted)] if self._base else [], len(queries))
+
     def find_in_tiers(self, queries: npt.NDArray[np.uint64], wanted: npt.NDArray[np.bool_]) -> Found:
-        """What everything but the growing tier holds."""
-        lookups: list[Lookup] = [self._base] if self._base else []
-        lookups += [partial(find_within, tier, self.max_hamming) for tier in self._tiers]
-        return merge_found([lookup(queries, wanted) for lookup in lookups], len(queries))
+        """What the immutable tiers in memory hold."""
+        return merge_found([find_within(tier, self.max_hamming, queries, wanted) for tier in self._tiers], len(queries))
 
     def query(self, fingerprints: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """All pairs (query position, stored row) within the distance, sorted by position, then row."""
-        in_tiers = self.find_in_tiers(fingerprints, np.ones(len(fingerprints), bool))
+        wanted = np.ones(len(fingerprints), bool)
+        parts = [self.find_in_base(fingerprints, wanted), self.find_in_tiers(fingerprints, wanted)]
         newest = Found(*find_all_in_growing(self.growing, self.max_hamming, fingerprints))
-        found = merge_found([in_tiers, newest], len(fingerprints))
+        found = merge_found([*parts, newest], len(fingerprints))
         positions = np.repeat(np.arange(len(fingerprints)), np.diff(found.starts))
         return positions, found.rows[np.lexsort((found.rows, positions))]
 
@@ -74,6 +76,12 @@ class FingerprintIndex:
         fingerprints, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
         self._tiers.append(_build(self.max_hamming, fingerprints, rows))
         self.growing = empty_growing(self.max_hamming, 0)
+
+
+def found_by(found: Found, queries: slice) -> Found:
+    """What some of the queries found."""
+    starts = found.starts[queries.start : queries.stop + 1]
+    return Found(starts - starts[0], found.rows[starts[0] : starts[-1]])
 
 
 def merge_found(parts: Sequence[Found], num_queries: int) -> Found:

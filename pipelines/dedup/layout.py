@@ -6,11 +6,19 @@ differ in at least (a + 1)(r + 1) + (m - a - 1) r = k + 1 bits. So a query looks
 block's radius: its probes. A block of radius -1 needs no table. With m = k + 1 this is plain block permutation (Manku, Jain, Das Sarma 2007).
 
 A table's key is the low bits of its block, as many as pay off. Few blocks mean long keys, many probes and short buckets; many blocks the
-opposite. The cheapest by the cost model below is taken: for k = 3 four tables and four probes up to some ten million fingerprints, then three tables
-and 25 probes; for k = 6 seven tables, then four (52 probes), then three (about 300). So the cost of a query grows with the number of
-fingerprints n like a small root of it, and memory is 12 m bytes per fingerprint.
+opposite. The cheapest by the cost model below is taken when the tables are built, so the layout follows their size. Memory is 12 m bytes per
+fingerprint. A query among uniform fingerprints:
+
+    n             k = 3                                       k = 6
+    1,000,000     4 tables,  4 probes,    61 compared         4 tables,  52 probes,   793 compared
+    10,000,000    4 tables,  4 probes,   610 compared         4 tables,  52 probes, 7,935 compared
+    50,000,000    3 tables, 25 probes,   322 compared         3 tables, 298 probes, 4,077 compared
+
+It cannot be flat: of all radii and widths of blocks that are exact for k = 6, none has less than five times the cost at 50 million that the
+best has at 1 million, because 64 bits in m blocks leave keys of 64/m bits and n / 2^(64/m) fingerprints for each of their probes.
 """
 
+import functools
 import itertools
 import math
 from typing import NamedTuple
@@ -21,10 +29,10 @@ import numpy.typing as npt
 FINGERPRINT_BITS = 64
 MIN_KEY_BITS = 8
 MAX_KEY_BITS = 24
-PROBE_NS = 20.0
-"""One probe: its bucket's bounds and first entries come from memory, but several probes wait for it at the same time."""
-COMPARE_NS = 1.0
-"""One entry of a bucket: 8 bytes in sequence, an XOR and a popcount."""
+PROBE_NS = 30.0
+"""One probe: its bucket's bounds and first entries come from memory, in batches, which wait for many at the same time."""
+COMPARE_NS = 0.3
+"""One entry of a bucket: 8 bytes in sequence, an XOR and a popcount, in vector instructions."""
 TABLE_BYTES_NS = 0.15
 """What a byte per fingerprint is worth, in time per query: of two layouts that are about as fast, the smaller one."""
 
@@ -58,6 +66,7 @@ def choose_layout(num_rows: int, max_hamming: int) -> Layout:
     return min(candidates, key=lambda layout: layout.cost_ns(num_rows))
 
 
+@functools.cache
 def probe_flips(key_bits: int, radius: int) -> npt.NDArray[np.uint64]:
     """Every pattern of at most ``radius`` of the key's bits, fewest bits first: XORed to a key they give the keys to look at."""
     patterns = [sum(1 << bit for bit in bits) for size in range(radius + 1) for bits in itertools.combinations(range(key_bits), size)]

@@ -13,8 +13,8 @@ A retraction row takes every document with its id that was kept before it out of
 
 State: the base (base.py), the segments after it (the kept rows of each dataset version, in order) and which rows were retracted are all
 of it. Opening the same gives the same answers, with or without a base. Memory per kept document after the base: about 70 bytes and the
-tables (layout.py); ids stay on disk. Documents are decided in chunks: what the immutable tiers hold near them is looked up for a whole
-chunk at a time, which lets memory accesses overlap and other processes help.
+tables (layout.py); ids stay on disk. Documents are decided in chunks, after what the immutable tiers hold near them was looked up for a whole
+chunk, and what the base holds for several chunks at a time: the more are asked together, the fewer cache misses each has (tables.py).
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 
 from pipelines.dedup.base import Base, open_base
 from pipelines.dedup.growing import Growing, find_in_growing, insert
-from pipelines.dedup.index import FingerprintIndex, Lookup
+from pipelines.dedup.index import FingerprintIndex, Lookup, found_by, merge_found
 from pipelines.dedup.kept import (
     FREE,
     Columns,
@@ -55,6 +55,7 @@ RESOLUTION = pa.schema([pa.field("duplicate_of", pa.string()), pa.field("reason"
 """All null for a kept document, and for a retraction."""
 IS_RETRACTION = "is_retraction"
 CHUNK_ROWS = 8_192
+BASE_LOOKUP_ROWS = 65_536
 KEPT, EXACT, NEAR, RETRACTION = 0, 1, 2, 3
 REASONS = pa.array([None, "exact", "near", None], pa.string())
 _Rows = npt.NDArray[np.int64]
@@ -85,10 +86,11 @@ class State(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What was looked up for a chunk before its first row is decided."""
+    """What was looked up for some rows before the first of them is decided."""
 
     exact: _Rows  # latest row of the base with the same content hash, or FREE
-    near: Found  # rows of the immutable tiers within the distance
+    can_be_near: npt.NDArray[np.bool_]  # whether near rows were looked for
+    near: Found  # rows within the distance: of the base, or of the immutable tiers too
 
 
 class Retractions(NamedTuple):
@@ -143,9 +145,8 @@ class Resolver:
         """
         rows, is_retraction = _checked(rows)
         parts = [RESOLUTION.empty_table()]
-        for start in range(0, len(rows), CHUNK_ROWS):
-            chunk = rows.slice(start, CHUNK_ROWS).combine_chunks()
-            parts.append(self._resolve_chunk(chunk, is_retraction[start : start + CHUNK_ROWS]))
+        for start in range(0, len(rows), BASE_LOOKUP_ROWS):
+            parts += self._resolve_after_lookup(rows.slice(start, BASE_LOOKUP_ROWS), is_retraction[start : start + BASE_LOOKUP_ROWS])
         return pa.concat_tables(parts)
 
     def new_segment(self) -> pa.Table:
@@ -164,13 +165,24 @@ class Resolver:
         fingerprints, rows = delta.compared()
         return FingerprintIndex(limits.max_hamming, fingerprints, rows, base_lookup(self._base, limits.max_hamming, shards))
 
-    def _resolve_chunk(self, chunk: pa.Table, is_retraction: npt.NDArray[np.bool_]) -> pa.Table:
+    def _resolve_after_lookup(self, rows: pa.Table, is_retraction: npt.NDArray[np.bool_]) -> list[pa.Table]:
+        in_base = self._look_up_base(columns_of(rows), is_retraction)
+        parts = []
+        for start in range(0, len(rows), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            known = Known(in_base.exact[part], in_base.can_be_near[part], found_by(in_base.near, part))
+            parts.append(self._resolve_chunk(rows.slice(start, CHUNK_ROWS).combine_chunks(), is_retraction[part], known))
+        return parts
+
+    def _resolve_chunk(self, chunk: pa.Table, is_retraction: npt.NDArray[np.bool_], in_base: Known) -> pa.Table:
         num_rows = len(chunk)
         columns = columns_of(chunk)
         self._kept = with_room(self._kept, num_rows)
         self._index.reserve(num_rows)
         verdicts = Verdicts(np.zeros(num_rows, np.int64), np.zeros(num_rows, np.uint8), np.zeros(num_rows, np.float32))
-        known, retractions = self._look_up(columns, is_retraction), self._retractions(chunk["doc_id"], is_retraction)
+        in_tiers = self._index.find_in_tiers(columns.fingerprint, in_base.can_be_near)
+        known = in_base._replace(near=merge_found([in_base.near, in_tiers], num_rows))
+        retractions = self._retractions(chunk["doc_id"], is_retraction)
         retracted = _resolve_rows(columns, State(self._kept, self._index.growing, self._limits), known, retractions, verdicts)
         self._newly_retracted.append(retracted)
         kept = chunk.filter(pa.array(verdicts.reason == KEPT))
@@ -178,14 +190,14 @@ class Resolver:
         self._new_rows.append(kept)
         return self._resolution(verdicts)
 
-    def _look_up(self, columns: Columns, is_retraction: npt.NDArray[np.bool_]) -> Known:
+    def _look_up_base(self, columns: Columns, is_retraction: npt.NDArray[np.bool_]) -> Known:
         exact = self._base.rows_by_content(columns.content_hash) if self._base else np.full(len(is_retraction), FREE, np.int64)
         can_be_near = columns.sketch.any(axis=1) & ~is_retraction
         if not is_retraction.any():  # else an exact duplicate may be none any more when its turn comes
             can_be_near &= (exact == FREE) | self._kept.base_retracted[exact] if len(self._kept.base_retracted) else True
         if not self._limits.near:
             can_be_near[:] = False
-        return Known(exact, self._index.find_in_tiers(columns.fingerprint, can_be_near))
+        return Known(exact, can_be_near, self._index.find_in_base(columns.fingerprint, can_be_near))
 
     def _retractions(self, doc_ids: pa.ChunkedArray, is_retraction: npt.NDArray[np.bool_]) -> Retractions:
         nothing = np.empty(0, np.int64)
@@ -229,7 +241,6 @@ def _zeros(width: int) -> pa.Scalar:
 
 
 def _if_else(condition: pa.ChunkedArray, left: pa.Scalar, right: pa.ChunkedArray) -> pa.ChunkedArray:
-
     return pc.if_else(condition, left, right.cast(left.type))
 
 

@@ -4,8 +4,10 @@ One table per block of the layout (layout.py). A table is the fingerprints and t
 contiguous scan, and the place where each bucket starts. A pair that several tables would find is reported by the first whose block it
 matches within the radius, so nothing is reported twice.
 
-Cost: building is a counting sort per table, some 20 ns per fingerprint. A batch of queries first asks memory for the bucket bounds of
-a group of probes, then for the buckets, then compares: cache misses overlap instead of adding up.
+Cost: building is a counting sort per table, some 20 ns per fingerprint. A batch of queries walks through each table once: region after
+region of its buckets (the keys' first bits), and in each the queries that have probes there. So what the probes of several queries touch is
+in the caches and its pages are mapped, whatever the size of the table: the more queries are asked at once, the fewer misses each has. Within
+a region memory is asked for a group of buckets before they are compared.
 """
 
 from typing import Any, NamedTuple
@@ -20,6 +22,9 @@ from numba.extending import intrinsic
 from pipelines.dedup.layout import Layout, probe_flips
 
 PROBES_AT_ONCE = 512
+MAX_REGION_BITS = 12
+MIN_QUERIES_BITS = 5
+"""A batch of 2^b queries divides a table into 2^(b - 5) regions: enough of them for caches, few enough for each to have its queries."""
 
 
 class Tables(NamedTuple):
@@ -161,73 +166,116 @@ def with_room(found, count):  # type: ignore[no-untyped-def]
     return grown
 
 
-@numba.njit(cache=True, nogil=True)
-def find_within(tables, max_hamming, queries, wanted):  # type: ignore[no-untyped-def]
+def find_within(tables: Tables, max_hamming: int, queries: npt.NDArray[np.uint64], wanted: npt.NDArray[np.bool_]) -> Found:
     """Found rows of every query; those that are not ``wanted`` find nothing."""
-    group = max(1, PROBES_AT_ONCE // len(tables.probe_tables))
-    bounds = np.empty(2 * group * len(tables.probe_tables), np.int64)
-    starts = np.zeros(len(queries) + 1, np.int64)
-    found = np.empty(64, np.int64)
+    asked = np.flatnonzero(wanted)
+    hits, count = np.empty(64, np.uint64), 0
+    for table in range(len(tables.radii)):
+        key_bits, radius = int(tables.key_masks[table]).bit_length(), int(tables.radii[table])
+        region_bits = max(0, min(key_bits, MAX_REGION_BITS, len(asked).bit_length() - MIN_QUERIES_BITS))
+        flips = probe_flips(region_bits, radius), probe_flips(key_bits - region_bits, radius)
+        hits, count = _find_in_table(tables, table, max_hamming, (queries, asked, region_bits), flips, (hits, count))
+    return Found(*_by_query(hits[:count], len(queries)))
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_in_table(tables, table, max_hamming, batch, flips, so_far):  # type: ignore[no-untyped-def]
+    """Append what one table reports: region after region, in each the queries whose keys are few flips away from it."""
+    queries, asked, region_bits = batch
+    region_flips, low_flips = flips
+    hits, count = so_far
+    shift, key_mask, radius = tables.shifts[table], tables.key_masks[table], tables.radii[table]
+    starts = tables.starts[tables.first_starts[table] : tables.first_starts[table + 1]]
+    fingerprints = tables.fingerprints[table * tables.num_rows : (table + 1) * tables.num_rows]
+    part, num_parts = np.uint64(tables.part[0]), np.uint64(tables.part[1])
+    low_bits = np.uint64(hamming(key_mask, np.uint64(0)) - region_bits)
+    low_mask = (np.uint64(1) << low_bits) - np.uint64(1)
+    edges, ordered = _by_region(queries, asked, shift + low_bits, region_bits)
+    num_low = _num_patterns(low_flips, radius)
+    probes, num_probes = np.empty((PROBES_AT_ONCE + len(low_flips), 3), np.uint64), 0
+    for region in range(np.uint64(1) << np.uint64(region_bits)):
+        for region_flip in region_flips:
+            source = region ^ region_flip
+            num_flips = num_low[radius - hamming(region_flip, np.uint64(0))]
+            for place in range(edges[source], edges[source + np.uint64(1)]):
+                key = region << low_bits | (queries[ordered[place]] >> shift & low_mask)
+                for flip in low_flips[:num_flips]:
+                    bucket = key ^ flip
+                    start, end = np.uint64(starts[bucket]), np.uint64(starts[bucket + np.uint64(1)])
+                    if start < end and (num_parts == np.uint64(1) or bucket * num_parts // (key_mask + np.uint64(1)) == part):
+                        prefetch(fingerprints, np.int64(start))
+                        probes[num_probes, 0], probes[num_probes, 1], probes[num_probes, 2] = ordered[place], start, end
+                        num_probes += 1
+                if num_probes >= PROBES_AT_ONCE:
+                    hits, count = _scan(tables, table, max_hamming, queries, probes[:num_probes], (hits, count))
+                    num_probes = 0
+    return _scan(tables, table, max_hamming, queries, probes[:num_probes], (hits, count))
+
+
+@numba.njit(cache=True, nogil=True)
+def _by_region(queries, asked, shift, region_bits):  # type: ignore[no-untyped-def]
+    """The asked queries in the order of their keys' first bits, and where those of each region start."""
+    mask = (np.uint64(1) << np.uint64(region_bits)) - np.uint64(1)
+    edges = np.zeros((1 << region_bits) + 1, np.int64)
+    for query in asked:
+        edges[(queries[query] >> shift & mask) + np.uint64(1)] += 1
+    edges = np.cumsum(edges)
+    cursor, ordered = edges.copy(), np.empty(len(asked), np.int64)
+    for query in asked:
+        region = queries[query] >> shift & mask
+        ordered[cursor[region]] = query
+        cursor[region] += 1
+    return edges, ordered
+
+
+@numba.njit(cache=True, nogil=True)
+def _num_patterns(flips, radius):  # type: ignore[no-untyped-def]
+    """How many patterns flip at most 0, 1, … ``radius`` bits."""
+    counts = np.zeros(radius + 1, np.int64)
+    for flip in flips:
+        counts[hamming(flip, np.uint64(0))] += 1
+    return np.cumsum(counts)
+
+
+@numba.njit(cache=True, nogil=True)
+def _scan(tables, table, max_hamming, queries, probes, so_far):  # type: ignore[no-untyped-def]
+    """Append query << 32 | row for what the probed buckets hold within the distance."""
+    hits, count = so_far
+    fingerprints = tables.fingerprints[table * tables.num_rows : (table + 1) * tables.num_rows]
+    for probe in range(len(probes)):
+        query, start, end = probes[probe, 0], probes[probe, 1], probes[probe, 2]
+        if _num_near(fingerprints, start, end, queries[query], max_hamming):
+            for entry in range(start, end):
+                difference = fingerprints[entry] ^ queries[query]
+                if hamming(difference, np.uint64(0)) <= max_hamming and is_reported_by(tables, table, difference):
+                    hits = with_room(hits, count)
+                    hits[count] = query << np.uint64(32) | np.uint64(tables.rows[table * tables.num_rows + np.int64(entry)])
+                    count += 1
+    return hits, count
+
+
+@numba.njit(cache=True, nogil=True)
+def _num_near(fingerprints, start, end, fingerprint, max_hamming):  # type: ignore[no-untyped-def]
+    """Entries of a bucket within the distance. Counting all of them, without a branch, is what the compiler turns into vector instructions."""
     count = 0
-    for first in range(0, len(queries), group):
-        end = min(first + group, len(queries))
-        num_bounds = 0
-        for query in range(first, end):
-            if wanted[query]:
-                num_bounds = _find_buckets(tables, queries[query], bounds, num_bounds)
-        num_bounds = 0
-        for query in range(first, end):
-            if wanted[query]:
-                count, found = _scan_buckets(tables, max_hamming, (queries[query], num_bounds), bounds, (count, found))
-                num_bounds += 2 * len(tables.probe_tables)
-            starts[query + 1] = count
-    return Found(starts, found[:count])
-
-
-@numba.njit(cache=True, nogil=True)
-def _find_buckets(tables, fingerprint, bounds, num_bounds):  # type: ignore[no-untyped-def]
-    """Append where the bucket of each probe starts and ends, asking memory for it; empty where the bucket belongs to another part."""
-    starts, fingerprints, probe_tables, probe_flips = tables.starts, tables.fingerprints, tables.probe_tables, tables.probe_flips
-    shifts, key_masks, first_starts = tables.shifts, tables.key_masks, tables.first_starts
-    part, num_parts, num_rows = tables.part[0], tables.part[1], tables.num_rows
-    for probe in range(len(probe_tables)):
-        table = probe_tables[probe]
-        key = np.int64(((fingerprint >> shifts[table]) & key_masks[table]) ^ probe_flips[probe])
-        if num_parts > 1 and key * num_parts // np.int64(key_masks[table] + np.uint64(1)) != part:
-            bounds[num_bounds] = bounds[num_bounds + 1] = 0
-        else:
-            bucket = first_starts[table] + key
-            start = table * num_rows + np.int64(starts[bucket])
-            bounds[num_bounds], bounds[num_bounds + 1] = start, table * num_rows + np.int64(starts[bucket + 1])
-            prefetch(fingerprints, start)
-        num_bounds += 2
-    return num_bounds
-
-
-@numba.njit(cache=True, nogil=True)
-def _scan_buckets(tables, max_hamming, query, bounds, so_far):  # type: ignore[no-untyped-def]
-    fingerprint, num_bounds = query
-    count, found = so_far
-    fingerprints = tables.fingerprints
-    for probe in range(len(tables.probe_tables)):
-        end = bounds[num_bounds + 2 * probe + 1]
-        entry = _next_near(fingerprints, bounds[num_bounds + 2 * probe], end, fingerprint, max_hamming)
-        while entry < end:
-            if is_reported_by(tables, tables.probe_tables[probe], fingerprints[entry] ^ fingerprint):
-                found = with_room(found, count)
-                found[count] = tables.rows[entry]
-                count += 1
-            entry = _next_near(fingerprints, entry + 1, end, fingerprint, max_hamming)
-    return count, found
-
-
-@numba.njit(cache=True, nogil=True)
-def _next_near(fingerprints, start, end, fingerprint, max_hamming):  # type: ignore[no-untyped-def]
-    """First entry from ``start`` on that is within the distance, or ``end``. A function of its own keeps the loop tight."""
     for entry in range(start, end):
-        if hamming(fingerprints[entry], fingerprint) <= max_hamming:
-            return entry
-    return end
+        count += hamming(fingerprints[entry], fingerprint) <= max_hamming
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
+def _by_query(hits, num_queries):  # type: ignore[no-untyped-def]
+    """(starts, rows) as in Found: a counting sort."""
+    starts = np.zeros(num_queries + 1, np.int64)
+    for hit in hits:
+        starts[(hit >> np.uint64(32)) + np.uint64(1)] += 1
+    starts = np.cumsum(starts)
+    cursor, rows = starts.copy(), np.empty(len(hits), np.int64)
+    for hit in hits:
+        query = hit >> np.uint64(32)
+        rows[cursor[query]] = hit & np.uint64(0xFFFFFFFF)
+        cursor[query] += 1
+    return starts, rows
 
 
 @numba.njit(cache=True, nogil=True)
