@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from benchmarks.corpus import CORPUS, keep_to_one_core, read_documents
+from benchmarks.machine import machine, versions
 from pipelines.steps.formats.charset import codec, decode_text
 from schemas.errors import EnvelopeError
 
@@ -117,6 +118,9 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=100)
     parser.add_argument("--corpus", type=Path, default=CORPUS)
     args = parser.parse_args()
+    if not args.corpus.exists():
+        print(f"no corpus in {args.corpus}: name one with --corpus")
+        return
     keep_to_one_core()
     found = cases(args.corpus, args.texts)
     megabytes = sum(len(case.data) for case in found) / 1e6
@@ -126,6 +130,7 @@ def main() -> None:
         started = time.process_time()
         columns[name] = accuracy(found, decode)
         speeds[name] = megabytes / (time.process_time() - started)
+    print(f"{machine()}\n{versions('resiliparse', 'charset-normalizer', 'chardet')}; share of texts that come out as they were; MB/s of CPU")
     print(f"{len(found):,} texts, {megabytes:.1f} MB\n{'':22}" + "".join(f"{name:>20}" for name in columns))
     for key in columns["headrace"]:
         print(f"{key[0]:16}{key[1]:6}" + "".join(f"{column[key]:20.3f}" for column in columns.values()))

@@ -41,13 +41,13 @@ def keep_to_one_core() -> None:
 
 
 def pipeline_parser() -> argparse.ArgumentParser:
-    """What benchmarks/pipeline.py tells each of its halves."""
+    """What benchmarks/pipeline.py tells each side."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--documents", type=int)
     parser.add_argument("--step", type=int)
     parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--filters", action="store_true")
+    parser.add_argument("--filters", action="store_true", help="with the filter set of this side")
     return parser
 
 
