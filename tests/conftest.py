@@ -1,10 +1,13 @@
 """Fixtures that every room may use: one embedded broker for the whole run, and names that do not collide on it."""
 
+import os
 import uuid
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings as hypothesis_settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models on few cores: a second thread would only wait for its turn
 
 from ops.broker.app import BrokerProcess, start_broker
 from schemas.settings import BrokerSettings, Settings
@@ -37,5 +40,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Recovery tests get none: one loss in many runs is a loss.
     """
     for item in items:
-        if item.path.parent.name in LIVE:
+        if item.path.parent.name in LIVE and item.get_closest_marker("flaky") is None:
             item.add_marker(pytest.mark.flaky(reruns=1))

@@ -85,7 +85,7 @@ async def lifespan(app: Any) -> AsyncIterator[None]:
         await task
 
 
-async def until(condition: Any, timeout_s: float = 10.0) -> None:
+async def until(condition: Any, timeout_s: float = 60.0) -> None:
     """Wait until ``condition()`` holds; a coroutine function is awaited."""
     async with asyncio.timeout(timeout_s):
         while True:

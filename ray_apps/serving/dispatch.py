@@ -148,12 +148,7 @@ class Dispatcher:
         assignment = _assignment(job, state, version, "challenger", shadow=True)
         task = asyncio.create_task(self._shadow(job, assignment))
         self._shadows.add(task)
-        self._recorder.metrics.set_shadows(len(self._shadows))
-        task.add_done_callback(self._shadow_done)
-
-    def _shadow_done(self, task: "asyncio.Task[None]") -> None:
-        self._shadows.discard(task)
-        self._recorder.metrics.set_shadows(len(self._shadows))
+        task.add_done_callback(self._shadows.discard)
 
     async def _shadow(self, job: Job, assignment: Assignment) -> None:
         try:

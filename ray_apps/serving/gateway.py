@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from pipelines.tracing import current_traceparent
 from ray_apps.serving.answers import Form, Tally, events, whole
-from ray_apps.serving.asgi import Surroundings, disconnected, install_error_bodies, read_body
+from ray_apps.serving.asgi import Receive, Scope, Send, Surroundings, disconnected, install_error_bodies, read_body
 from ray_apps.serving.dispatch import MODEL, Answer, Dispatcher, Job
 from ray_apps.serving.engine.interface import GenerationRequest, Message, Sampling
 from ray_apps.serving.engines import Engines
@@ -138,7 +138,7 @@ class Gateway:
         headers = {"x-headrace-model-version": str(answer.version), "x-headrace-variant": answer.role}
         if parsed.stream:
             headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
-            return StreamingResponse(_stream(form, answer), media_type="text/event-stream", headers=headers)
+            return _EventStream(form, answer, headers)
         return await _whole(form, answer, headers)
 
     async def models(self) -> ModelList:
@@ -194,10 +194,16 @@ async def _whole(form: Form, answer: Answer, headers: dict[str, str]) -> Respons
     return Response(whole(form, tally).model_dump_json(), media_type="application/json", headers=headers)
 
 
-async def _stream(form: Form, answer: Answer) -> AsyncIterator[bytes]:
-    async with aclosing(answer):
-        async for event in events(form, answer.chunks()):
-            yield event
+class _EventStream(StreamingResponse):
+    """Sends an answer as it comes, and closes it even where the client goes away while a chunk is being sent."""
+
+    def __init__(self, form: Form, answer: Answer, headers: dict[str, str]) -> None:
+        super().__init__(events(form, answer.chunks()), media_type="text/event-stream", headers=headers)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._answer):
+            await super().__call__(scope, receive, send)
 
 
 def build_gateway(

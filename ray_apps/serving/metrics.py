@@ -19,11 +19,19 @@ class Metrics:
         self._tokens = Counter("headrace_tokens", "Tokens by kind", ("version", "kind"), registry=self.registry)
         self._responses = Counter("headrace_http_responses", "HTTP answers by status", ("status",), registry=self.registry)
         self._dropped = Counter("headrace_shadow_dropped", "Shadow copies not sent because too many were under way", registry=self.registry)
-        self._shadows = Gauge("headrace_shadow_running", "Shadow copies under way", registry=self.registry)
+        self._running = Gauge("headrace_answers_running", "Answers of engines under way", labels, registry=self.registry)
+
+    def begin(self, version: int, role: str, *, shadow: bool) -> None:
+        """An engine was asked; ``end`` must follow."""
+        self._running.labels(*_labels(version, role, shadow=shadow)).inc()
+
+    def end(self, version: int, role: str, *, shadow: bool) -> None:
+        """The answer is over, however it ended."""
+        self._running.labels(*_labels(version, role, shadow=shadow)).dec()
 
     def observe(self, version: int, role: str, *, shadow: bool, outcome: str, latency_s: float) -> None:
         """Count one engine's answer."""
-        labels = (str(version), role, str(shadow).lower())
+        labels = _labels(version, role, shadow=shadow)
         self._answers.labels(*labels, outcome).inc()
         self._latency.labels(*labels).observe(latency_s)
 
@@ -40,10 +48,10 @@ class Metrics:
         """Count a copy that was not sent."""
         self._dropped.inc()
 
-    def set_shadows(self, running: int) -> None:
-        """Copies under way at present."""
-        self._shadows.set(running)
-
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
+
+
+def _labels(version: int, role: str, *, shadow: bool) -> tuple[str, str, str]:
+    return str(version), role, str(shadow).lower()

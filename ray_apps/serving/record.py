@@ -88,6 +88,7 @@ class Recorder:
     ) -> AsyncGenerator[tuple[Chunk, ...], None]:
         """The chunks as they come, counted; told when they end, fail or are abandoned. Raises what ``answer`` raises."""
         outcome = Outcome()
+        self.metrics.begin(assignment.version, assignment.role, shadow=assignment.shadow)
         try:
             async with aclosing(cast("AsyncGenerator[tuple[Chunk, ...], None]", answer)) as stream:
                 async for chunks in stream:
@@ -104,6 +105,7 @@ class Recorder:
             outcome.error = ApiError(500, str(error), type="server_error", code="internal_error")
             raise
         finally:
+            self.metrics.end(assignment.version, assignment.role, shadow=assignment.shadow)
             self._tell(request, assignment, outcome)
 
     def _tell(self, request: GenerationRequest, assignment: Assignment, outcome: Outcome) -> None:

@@ -27,9 +27,9 @@ class KafkaUnderTest:
         return self.name != "embedded"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
-    """One Apache Kafka for the whole run (3 s to start); skips where it is missing."""
+    """One Apache Kafka for all contract tests (3 s to start, and not idle when nobody asks); skips where it is missing."""
     with running_apache_kafka(tmp_path_factory.mktemp("apache"), settings=("num.partitions=2", "log.retention.check.interval.ms=500")) as kafka:
         yield kafka
 
@@ -37,7 +37,7 @@ def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKaf
 EXTERNAL = os.environ.get("HEADRACE_TEST_BOOTSTRAP", "")
 
 
-@pytest.fixture(scope="session", params=["embedded", "apache", *(["external"] if EXTERNAL else [])])
+@pytest.fixture(scope="package", params=["embedded", "apache", *(["external"] if EXTERNAL else [])])
 def kafka(request: pytest.FixtureRequest) -> KafkaUnderTest:
     """Each broker of the matrix in turn."""
     name = str(request.param)

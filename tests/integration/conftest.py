@@ -65,7 +65,7 @@ def stream_settings(bootstrap_servers: str, prefix: str) -> Settings:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def apache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
     """One Apache Kafka for all integration tests; skips where it is missing."""
     with running_apache_kafka(tmp_path_factory.mktemp("apache"), settings=FAST_CLEANING) as kafka:

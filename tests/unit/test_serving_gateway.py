@@ -250,8 +250,36 @@ async def test_a_client_that_goes_away_cancels_its_generation(engines: dict[int,
             task = asyncio.create_task(client.post("/v1/completions", json=body))
             await until(lambda: engines[1].stats().num_running == 4)
             task.cancel()
+            await asyncio.wait([task])
             await until(lambda: engines[1].stats().num_running == 0)
-        assert [data.finish_reason for data in sink.data] == ["cancelled"] * 2
+        await until(lambda: [data.finish_reason for data in sink.data] == ["cancelled"] * 2)
+
+
+async def test_a_client_that_goes_away_while_it_is_sent_to_cancels_its_generation(engines: dict[int, Engine], tmp_path: Path) -> None:
+    publish_state(tmp_path, champion=1)
+    sink, asked = EventList(), [{"type": "http.request", "body": json.dumps(LONG | {"stream": True}).encode()}]
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": "/v1/completions", "headers": headers}
+    is_full, never = asyncio.Event(), asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if not asked:
+            await never.wait()
+        return asked.pop()
+
+    async def send(message: dict[str, Any]) -> None:
+        if message.get("body"):
+            is_full.set()
+            await never.wait()
+
+    async with running_gateway(tmp_path, engines, sink=sink) as client:
+        await until(lambda: ready(client))
+        app = client._transport.app  # type: ignore[attr-defined]
+        task = asyncio.create_task(app(scope | {"query_string": b"", "raw_path": b"/v1/completions", "root_path": ""}, receive, send))
+        await is_full.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert [data.finish_reason for data in sink.data] == ["cancelled"]
 
 
 async def test_an_answer_that_takes_too_long_is_a_504_and_an_error_of_the_model(tmp_path: Path) -> None:
@@ -407,6 +435,7 @@ async def test_metrics_count_answers_statuses_and_tokens(engines: dict[int, Engi
         await client.post("/v1/completions", json=ASK)
         await client.post("/v1/completions", content=b"{")
         text = (await client.get("/metrics")).text
+        assert 'headrace_answers_running{role="champion",shadow="false",version="1"} 0.0' in text
         assert 'headrace_answers_total{outcome="ok",role="champion",shadow="false",version="1"} 1.0' in text
         assert 'headrace_tokens_total{kind="completion",version="1"} 8.0' in text
         assert 'headrace_http_responses_total{status="400"} 1.0' in text
