@@ -3,7 +3,9 @@
     python -m benchmarks.dedup_index [--num 1000000,10000000,50000000] [--folder /tmp]
 
 For each size: a base is built from random fingerprints, opened as a restarted process would, and asked for random fingerprints and planted
-neighbours, all within Hamming distance 3 and 6. A sample of the answers is compared with brute force. One thread; medians of several runs.
+neighbours, all within Hamming distance 3 and 6. A sample of the answers is compared with brute force. One thread; the median of several runs;
+queries by its processor time, everything else by the clock. Recovery after a crash is the time until a new process can decide documents again:
+with the base alone, and with the most that can lie behind it before a compaction is due, in segments that have to be read.
 """
 
 import argparse
@@ -24,26 +26,30 @@ import numpy.typing as npt
 import pyarrow as pa
 import simhash
 
+from pipelines.dataset.compaction import GROWTH
 from pipelines.dedup.base import Part, open_base, write_base
 from pipelines.dedup.kept import Columns
 from pipelines.dedup.layout import choose_layout
 from pipelines.dedup.tables import find_within
-from schemas.arrow import SKETCH_BYTES
+from schemas.arrow import SEGMENT, SKETCH_BYTES
 
 Words = npt.NDArray[np.uint64]
 REPEATS = 5
 NUM_SAMPLED = 100
 """Queries per run whose answers are compared with brute force."""
+NUM_QUERIES = 65_536
+"""Asked at once: what the resolver looks up in a base together."""
+NUM_SEGMENTS = 64
 PEER_ROWS = 1_000_000
 """Largest size that the peers are asked for: SimhashIndex takes 645 bytes per fingerprint, faiss minutes per 10 million."""
 
 
-def median_seconds(work: Callable[[], object]) -> float:
+def median_seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     times = []
     for _ in range(REPEATS):
-        start = time.perf_counter()
+        start = clock()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times)
 
 
@@ -96,32 +102,54 @@ def measure(path: Path, max_hamming: int, built_s: float) -> None:
     open_s = median_seconds(lambda: open_base(path))
     base = open_base(path)
     rng = np.random.default_rng(1)
-    per_query_ns = choose_layout(base.num_rows, max_hamming).cost_ns(base.num_rows)
-    queries = queries_for(base.columns.fingerprint, max_hamming, 200_000 if per_query_ns < 10_000 else 50_000, rng)
+    queries = queries_for(base.columns.fingerprint, max_hamming, NUM_QUERIES, rng)
     wanted = np.ones(len(queries), bool)
     num_pairs = check_against_brute_force(path, max_hamming, queries)
-    rate = len(queries) / median_seconds(lambda: find_within(base.near, max_hamming, queries, wanted))
-    tables = base.near
+    rate = len(queries) / median_seconds(lambda: find_within(base.near, max_hamming, queries, wanted), time.thread_time)
+    tables, layout = base.near, choose_layout(base.num_rows, max_hamming)
     size_bytes = tables.starts.nbytes + tables.fingerprints.nbytes + tables.rows.nbytes
     print(
-        f"{base.num_rows:>12,}  k <= {max_hamming}: {rate:>11,.0f} queries/s  {len(tables.shifts)} tables, {len(tables.probe_tables):>3} probes  "
-        f"{size_bytes / base.num_rows:5.1f} B per fingerprint, {path.stat().st_size / base.num_rows:5.1f} B per document in the file  "
-        f"built in {built_s:6.2f} s  opened in {open_s * 1e3:6.1f} ms  {NUM_SAMPLED} answers with {num_pairs} pairs are exact",
+        f"{base.num_rows:>12,}  k <= {max_hamming}: {rate:>11,.0f} queries/s  {len(tables.shifts)} tables; {layout.num_probes:>3} probes and "
+        f"{layout.num_compared(base.num_rows):>6,.0f} comparisons a query  {size_bytes / base.num_rows:5.1f} B per fingerprint, "
+        f"{path.stat().st_size / base.num_rows:5.1f} B per document in the file  built in {built_s:6.2f} s  opened in {open_s * 1e3:6.1f} ms  "
+        f"{NUM_SAMPLED} answers with {num_pairs} pairs are exact",
         flush=True,
     )
 
 
+RECOVERY = """
+import re, sys, time
+from pathlib import Path
+from pipelines.dedup.resolve import Resolver
+from schemas.settings_dedup import DedupSettings
+def own_mib(): return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+Resolver(DedupSettings(), [])  # imports and compiled code are there
+before, start = own_mib(), time.perf_counter()
+resolver = Resolver(DedupSettings(), [Path(name) for name in sys.argv[2:]], base=Path(sys.argv[1]))
+seconds = time.perf_counter() - start
+print(f"{resolver.num_kept:>12,}  recovered in {seconds:.2f} s from a base and {len(sys.argv) - 2} segments, {own_mib() - before} MiB of its own")
+"""
+
+
 def measure_recovery(path: Path) -> None:
     """What a restarted process pays until its first answer, and the memory that it then holds."""
-    code = (
-        "import sys, time, resource, numpy as np; from pathlib import Path; from pipelines.dedup.resolve import Resolver; "
-        "from schemas.settings_dedup import DedupSettings; settings = DedupSettings(max_hamming=int(sys.argv[2])); "
-        "Resolver(settings, []); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; start = time.perf_counter(); "
-        "resolver = Resolver(settings, [], base=Path(sys.argv[1])); seconds = time.perf_counter() - start; "
-        "print(f'{resolver.num_kept:>12,}  recovered in {seconds * 1e3:.0f} ms, with '"
-        "f'{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f} MiB more memory than an empty index')"
-    )
-    subprocess.run([sys.executable, "-c", code, str(path), "6"], check=True)
+    num_rows = open_base(path).num_rows // GROWTH // NUM_SEGMENTS
+    segments = [path.with_name(f"segment-{number}") for number in range(NUM_SEGMENTS)]
+    for number, segment in enumerate(segments):
+        part = documents(num_rows, np.random.default_rng(number))
+        arrays = [pa.array(part.columns.fingerprint), *map(fixed_size, part.columns[1:]), part.doc_ids.cast(pa.string())]
+        with pa.OSFile(str(segment), "wb") as sink, pa.ipc.new_file(sink, SEGMENT) as writer:
+            writer.write_table(pa.table(arrays, schema=SEGMENT))
+    for replayed in ([], segments):
+        subprocess.run([sys.executable, "-c", RECOVERY, str(path), *map(str, replayed)], check=True)
+    for segment in segments:
+        segment.unlink()
+
+
+def fixed_size(rows: npt.NDArray[np.generic]) -> pa.FixedSizeBinaryArray:
+    """The bytes of each row."""
+    width = rows.shape[1] * rows.itemsize
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))])
 
 
 def measure_peers(num_rows: int) -> None:

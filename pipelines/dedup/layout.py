@@ -52,14 +52,21 @@ class Layout(NamedTuple):
     @property
     def num_probes(self) -> int:
         """Buckets that one query looks at."""
-        return sum(_num_probes(bits, radius) for bits, radius in zip(self.key_bits, self.radii, strict=True))
+        return sum(self._num_probes_by_table())
+
+    def num_compared(self, num_rows: int) -> float:
+        """Fingerprints in them, if they are uniform."""
+        return sum(num_probes * num_rows / (1 << bits) for num_probes, bits in zip(self._num_probes_by_table(), self.key_bits, strict=True))
 
     def cost_ns(self, num_rows: int) -> float:
-        """What a query costs by the model, for uniform fingerprints."""
-        costs = [_table_cost_ns(num_rows, bits, radius) for bits, radius in zip(self.key_bits, self.radii, strict=True)]
-        return sum(costs) + TABLE_BYTES_NS * 12 * len(costs)
+        """What a query costs by the model."""
+        return PROBE_NS * self.num_probes + COMPARE_NS * self.num_compared(num_rows) + TABLE_BYTES_NS * 12 * len(self.shifts)
+
+    def _num_probes_by_table(self) -> list[int]:
+        return [_num_probes(bits, radius) for bits, radius in zip(self.key_bits, self.radii, strict=True)]
 
 
+@functools.lru_cache(64)
 def choose_layout(num_rows: int, max_hamming: int) -> Layout:
     """The cheapest layout that finds everything within ``max_hamming`` among this many fingerprints."""
     candidates = [layout_of_blocks(num_rows, max_hamming, num_blocks) for num_blocks in range(1, max_hamming + 2)]

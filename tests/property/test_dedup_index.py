@@ -45,13 +45,14 @@ def assert_equal(answer: Pairs, expected: Pairs) -> None:
 
 @st.composite
 def clustered(draw: st.DrawFn) -> npt.NDArray[np.uint64]:
-    """Fingerprints that are few bits away from each other, repeats included."""
+    """Fingerprints that are at most seven bits away from one of three, repeats included."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     centre = draw(st.sampled_from([0, 2**64 - 1, 0x9E3779B97F4A7C15]))
-    flips = draw(st.lists(st.lists(st.integers(0, 63), max_size=7), min_size=1, max_size=40))
-    return np.array([centre ^ sum({1 << bit for bit in bits}) for bits in flips], np.uint64)
+    num_flips = rng.integers(0, 8, draw(st.integers(1, 40)))
+    return np.array([centre ^ sum({1 << int(bit) for bit in rng.integers(0, 64, size)}) for size in num_flips], np.uint64)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(clustered(), clustered(), st.integers(0, 6), st.lists(st.integers(0, 40), max_size=4))
 def test_query_equals_brute_force_for_every_distance(
     stored: npt.NDArray[np.uint64], queries: npt.NDArray[np.uint64], max_hamming: int, cuts: list[int]
@@ -66,7 +67,7 @@ def test_planted_neighbours_among_thousands_are_all_found_and_nothing_else(max_h
     rng = np.random.default_rng(max_hamming)
     stored = rng.integers(0, 2**64, 20_000, dtype=np.uint64)
     stored[::7] &= np.uint64(0xFFFF_0000_0000_00FF)  # crowded buckets
-    queries = stored[rng.integers(0, len(stored), 300)]
+    queries = stored[rng.integers(0, len(stored), 600)]  # enough to look at the tables region by region
     for _ in range(max_hamming + 1):
         queries = queries ^ (np.uint64(1) << rng.integers(0, 64, len(queries), dtype=np.uint64))
     index = built(stored, [400, 401, 600, GROWING_ROWS + 2_000, 19_000], max_hamming)  # the last two are beyond the first merge
@@ -96,7 +97,7 @@ def layouts(draw: st.DrawFn) -> tuple[int, Layout]:
     return max_hamming, layout_of_blocks(draw(st.sampled_from([0, 1_000, 100_000])), max_hamming, num_blocks)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(layouts(), clustered(), clustered(), st.integers(1, 5))
 def test_every_layout_finds_every_pair_once_and_its_parts_share_them_out(
     chosen: tuple[int, Layout], stored: npt.NDArray[np.uint64], queries: npt.NDArray[np.uint64], num_parts: int
@@ -113,10 +114,10 @@ def test_every_layout_finds_every_pair_once_and_its_parts_share_them_out(
 
 
 def test_the_cost_of_a_query_grows_far_slower_than_the_index() -> None:
-    for max_hamming, limit in ((3, 20.0), (6, 15.0)):
-        small, large = (choose_layout(num_rows, max_hamming).cost_ns(num_rows) for num_rows in (500_000, 50_000_000))
-        assert large < limit * small
-        assert len(choose_layout(50_000_000, max_hamming).shifts) <= len(choose_layout(500_000, max_hamming).shifts)
+    for max_hamming in (3, 6):
+        small, large = (choose_layout(num_rows, max_hamming).cost_ns(num_rows) for num_rows in (1_000_000, 50_000_000))
+        assert large < 6.5 * small
+        assert len(choose_layout(50_000_000, max_hamming).shifts) <= len(choose_layout(1_000_000, max_hamming).shifts)
 
 
 def columns_part(columns: Columns, part: slice) -> Columns:
