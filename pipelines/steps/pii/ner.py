@@ -29,7 +29,8 @@ def load_ner(name: str) -> Ner:
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # a module may raise anything while it is imported
-        raise SettingsError(f"pii.ner: {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        told = f"pii.ner: {name!r} cannot be imported: {type(error).__name__}: {error}"
+        raise SettingsError(f"{told}; install the module, or put its folder into PYTHONPATH") from error
     if not callable(found):
         raise SettingsError(f"pii.ner: {name!r} is a {type(found).__name__}, not a function")
     return found  # type: ignore[no-any-return]
