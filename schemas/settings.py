@@ -193,6 +193,8 @@ class LoopSettings(Section):
 
     min_new_tokens: int = Field(100_000, ge=1)
     """New training tokens since the last trained dataset version that start a training run."""
+    view: str = Field("", pattern=r"^([a-z][a-z0-9_-]{0,63}(@[1-9][0-9]{0,7})?)?$")
+    """View ``NAME[@N]`` of the newest dataset version that is trained on; without @N its newest version. Empty: the dataset version as it is."""
     poll_interval_s: float = Field(0.5, gt=0)
     """How often the loop looks at what has changed."""
     restart_backoff_s: float = Field(1.0, gt=0)

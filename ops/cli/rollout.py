@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ops.cli.output import print_json, say
-from schemas.rollout import Phase, RolloutState
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
     from ray_apps.rollout.evidence import Evidence
+    from schemas.rollout import RolloutState
 
 EVIDENCE_TIMEOUT_S = 5.0
 """How long ``show`` reads events; a long trial may have more than it reads in that time, and ``show`` says so."""
@@ -48,6 +48,7 @@ def show(args: argparse.Namespace, settings: Settings) -> int:
     """Phase, versions, shares, evidence, and what is missing."""
     from ray_apps.rollout.log import RolloutLog
     from ray_apps.rollout.policy import missing
+    from schemas.rollout import Phase
 
     settings = with_broker(settings)
     state = RolloutLog(Path(settings.root)).latest()
@@ -67,8 +68,10 @@ def show(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def describe(state: RolloutState) -> list[str]:
+def describe(state: "RolloutState") -> list[str]:
     """A state in a few lines."""
+    from schemas.rollout import Phase
+
     served = f"model {state.champion} is champion" if state.champion else "no model is served"
     if state.phase is Phase.SHADOW:
         served += f", model {state.challenger} gets copies of {state.shadow_fraction:.0%} of the requests (shadow)"
@@ -89,7 +92,7 @@ def _describe_evidence(evidence: "Evidence | None", waits_for: list[str]) -> lis
     return lines + [f"waits for {sentence}" for sentence in waits_for]
 
 
-def _evidence(state: RolloutState, settings: Settings) -> "Evidence":
+def _evidence(state: "RolloutState", settings: Settings) -> "Evidence":
     """Read from the broker what happened since the state was published; without a broker, the tallies are empty."""
     from ray_apps.loop.evaluations import Evaluations
     from ray_apps.rollout.controller import read_tally
@@ -115,7 +118,7 @@ def set_versions(args: argparse.Namespace, settings: Settings) -> int:
     champion = registry.resolve(args.champion)
     challenger = registry.resolve(args.challenger) if args.challenger else None
 
-    def change(state: RolloutState | None) -> RolloutState:
+    def change(state: "RolloutState | None") -> "RolloutState":
         return policy.set_shares(
             state, champion=champion, challenger=challenger, share=args.share, settings=settings.rollout, author=by_hand(), salt=new_salt()
         )
@@ -131,7 +134,7 @@ def start_trial(args: argparse.Namespace, settings: Settings) -> int:
 
     version = Registry(Path(settings.root)).resolve(args.version)
 
-    def change(state: RolloutState | None) -> RolloutState:
+    def change(state: "RolloutState | None") -> "RolloutState":
         reason = f"a person asked for a trial of model {version}"
         return policy.start(state, version, settings.rollout, reason=reason, evidence={}, author=by_hand(), salt=new_salt())
 
@@ -154,7 +157,7 @@ def abort(args: argparse.Namespace, settings: Settings) -> int:
     return _apply(args, settings, lambda state: policy.abort(state, args.reason, {}, by_hand()))
 
 
-def _apply(args: argparse.Namespace, settings: Settings, change: Callable[[RolloutState | None], RolloutState]) -> int:
+def _apply(args: argparse.Namespace, settings: Settings, change: "Callable[[RolloutState | None], RolloutState]") -> int:
     """Publish the transition, tell the events topic if a broker is there, print the new state."""
     from pipelines.kafka.events import EventProducer
     from pipelines.tracing import start_tracing

@@ -33,7 +33,7 @@ class LoopController:
         self._events = events
         self._tell = tell
         self._can_compute = can_compute
-        self._disk = Disk(Path(settings.root), settings.drift)
+        self._disk = Disk(Path(settings.root), settings.drift, settings.loop.view)
         self._evaluations = Evaluations(Path(settings.root), settings.training.evaluate_rows)
         self._rollout = RolloutController(settings, self._disk.rollouts, self._evaluations.validation)
         self._training = Job(settings, "train")
@@ -86,7 +86,7 @@ class LoopController:
             self._disk.give_order(order)
         if self._training.start("train", *train_arguments(order)):
             origin = f"from model {order.parent_model}" if order.parent_model else "from scratch"
-            self._tell(f"training on dataset {order.dataset_version} {origin}")
+            self._tell(f"training on {f'view {order.view} of ' if order.view else ''}dataset {order.dataset_version} {origin}")
 
     def _collect_training(self) -> None:
         ended = self._training.collect()
@@ -155,7 +155,7 @@ class LoopController:
         if view.dataset_version > seen.dataset_version and (dataset := self._disk.dataset()):
             self._tell(f"dataset {dataset.version}: {dataset.num_records:,} records, {dataset.num_tokens:,} new tokens")
         if view.held != seen.held:
-            self._tell(f"training waits: {view.held}" if view.held else "training is no longer held back by drift")
+            self._tell(f"training waits: {view.held}" if view.held else "training is no longer held back")
         if view.newest_model > seen.newest_model:
             manifest = self._disk.model(view.newest_model)
             loss = f"validation loss {manifest.evaluation.loss:.4f}" if manifest.evaluation else "not evaluated"

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from pipelines.dataset.durable import replace_durably
 from pipelines.dataset.log import CommitLog
 from pipelines.drift_watch import Watch
+from pipelines.views.store import parse_label, read_view
 from ray_apps.loop.plan import TrainingOrder, View
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
-from schemas.errors import ManifestCorrupt
+from schemas.errors import DatasetError, ManifestCorrupt
 from schemas.manifest import DatasetManifest, ModelManifest
 from schemas.settings_drift import DriftSettings
 
@@ -23,8 +24,10 @@ from schemas.settings_drift import DriftSettings
 class Disk:
     """The root as the loop sees it."""
 
-    def __init__(self, root: Path, drift: DriftSettings | None = None) -> None:
-        """``drift`` says whether drift holds training back; without it nothing does."""
+    def __init__(self, root: Path, drift: DriftSettings | None = None, view: str = "") -> None:
+        """``drift`` says whether drift holds training back; without it that does not. ``view`` is ``loop.view``."""
+        self._root = root
+        self._view_label = view
         self._watch = Watch(root, drift) if drift is not None else None
         self.registry = Registry(root)
         self.rollouts = RolloutLog(root)
@@ -38,6 +41,7 @@ class Disk:
     def view(self) -> View:
         """What is there now."""
         dataset, model, state = self.dataset(), self._newest_model(), self.rollouts.latest()
+        view, problem = self._chosen_view()
         return View(
             dataset_version=dataset.version if dataset else 0,
             train_tokens=dataset.totals.num_effective_train_tokens if dataset else 0,
@@ -46,7 +50,8 @@ class Disk:
             state=state,
             tried=self._tried_models(),
             order=self._open_order(model),
-            held=self._watch.held(dataset.version) if self._watch and dataset else None,
+            view=view,
+            held=problem or (self._watch.held(dataset.version) if self._watch and dataset else None),
         )
 
     def dataset(self) -> DatasetManifest | None:
@@ -64,6 +69,19 @@ class Disk:
         if version not in self._models:
             self._models[version] = self.registry.manifest(version)
         return self._models[version]
+
+    def _chosen_view(self) -> tuple[str | None, str | None]:
+        """The view's newest version by its full name, so that an order means the same after a restart; or why there is none to train on."""
+        if not self._view_label:
+            return None, None
+        try:
+            view, _ = read_view(self._root, *parse_label(self._view_label))
+        except DatasetError as error:
+            return None, f"loop.view is {self._view_label!r}: {error}"
+        if view.dataset_version is not None:
+            bound = f"view {view.label} is bound to dataset version {view.dataset_version}, and the loop trains on the newest"
+            return None, f"loop.view is {self._view_label!r}: {bound}; make one that is not (`headrace datasets view create` without --dataset)"
+        return view.label, None
 
     def give_order(self, order: TrainingOrder) -> None:
         """Remember an order; it stands until its model is registered."""

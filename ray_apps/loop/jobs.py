@@ -71,7 +71,8 @@ class Job:
 def train_arguments(order: TrainingOrder) -> list[str]:
     """Arguments of ``headrace train`` for an order."""
     parent = [] if order.parent_model is None else ["--parent", str(order.parent_model)]
-    return ["--dataset", str(order.dataset_version), *parent]
+    view = [] if order.view is None else ["--view", order.view]
+    return ["--dataset", str(order.dataset_version), *parent, *view]
 
 
 def parse_evaluation(output: bytes) -> Evaluation | None:

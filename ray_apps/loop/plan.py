@@ -18,6 +18,8 @@ class TrainingOrder(Record):
     """Dataset version to train on."""
     parent_model: int | None
     """Model version to start from; none: from scratch."""
+    view: str | None = None
+    """View ``NAME@N`` of the dataset version; none: all of it as it is."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,10 @@ class View:
     """Model versions that were champion or challenger at some time."""
     order: TrainingOrder | None = None
     """The order whose model is not registered yet."""
+    view: str | None = None
+    """View ``NAME@N`` that the next order is for; none: the dataset version as it is."""
     held: str | None = None
-    """Why the newest dataset version must not start a training run: it drifted and nobody released it."""
+    """Why no training run may be ordered: the newest dataset version drifted and nobody released it, or the view that is asked for is not there."""
 
 
 @dataclass(frozen=True)
@@ -85,4 +89,4 @@ def _new_order(view: View, settings: LoopSettings) -> TrainingOrder | None:
     if view.held is not None or view.train_tokens - view.newest_model_tokens < settings.min_new_tokens:
         return None
     champion = view.state.champion if view.state else None
-    return TrainingOrder(dataset_version=view.dataset_version, parent_model=champion or view.newest_model or None)
+    return TrainingOrder(dataset_version=view.dataset_version, parent_model=champion or view.newest_model or None, view=view.view)

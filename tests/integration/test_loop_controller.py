@@ -11,15 +11,17 @@ import pytest
 from ops.broker.app import BrokerProcess
 from pipelines.kafka.events import EventProducer, read_events
 from pipelines.kafka.topics import ensure_topics, topic_names
+from pipelines.views.store import publish_view
 from ray_apps.loop.controller import LoopController
 from ray_apps.loop.disk import Disk
-from ray_apps.loop.plan import TrainingOrder
+from ray_apps.loop.plan import TrainingOrder, plan
 from ray_apps.rollout.log import RolloutLog
 from schemas.events import InferenceCompleted, RolloutChanged, new_event
 from schemas.manifest import TokenizerRef
 from schemas.rollout import Decision, Phase, RolloutState
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
+from schemas.view import View as ChosenDocuments
 from tests.factories import make_dataset
 from tests.model_factory import make_model, make_tokenizer
 
@@ -149,6 +151,30 @@ def test_an_order_to_train_survives_and_is_dropped_when_its_model_is_there(tmp_p
     assert Disk(tmp_path).view().order == order
     make_model(tmp_path, version=2)
     assert Disk(tmp_path).view().order is None
+
+
+def test_the_loop_trains_on_the_newest_version_of_the_view_that_is_asked_for_and_says_so_while_there_is_none(
+    settings: Settings, events: EventProducer
+) -> None:
+    root = Path(settings.root)
+    make_dataset(root)
+    asked = settings.model_copy(update={"loop": settings.loop.model_copy(update={"view": "clean", "min_new_tokens": 1})})
+    loop = Turning(asked, events)
+    loop.controller.step(0.0)
+    assert [line for line in loop.told if "there is no view 'clean'" in line and line.startswith("training waits: loop.view is 'clean'")]
+
+    disk = Disk(root, asked.drift, asked.loop.view)
+    assert plan(disk.view(), asked.loop) == []
+    for version in (1, 2):
+        publish_view(root, ChosenDocuments(name="clean", version=version, created_at=datetime.now(UTC)))
+    assert plan(disk.view(), asked.loop) == [TrainingOrder(dataset_version=1, parent_model=None, view="clean@2")]
+    assert plan(Disk(root, None, "clean@1").view(), asked.loop) == [TrainingOrder(dataset_version=1, parent_model=None, view="clean@1")]
+    loop.controller.step(0.0)
+    assert loop.told[-1] == "training is no longer held back"
+    loop.controller.close()
+
+    publish_view(root, ChosenDocuments(name="clean", version=3, created_at=datetime.now(UTC), dataset_version=1))
+    assert "bound to dataset version 1" in (disk.view().held or "")
 
 
 @pytest.mark.slow

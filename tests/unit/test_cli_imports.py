@@ -1,0 +1,69 @@
+"""What a process loads when it starts, read from the source: torch and transformers are seconds between a person and an answer, in each process.
+
+Counted are the imports that are done on import, through all of Headrace's own modules; those inside functions wait until they are needed.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from ops.cli.main import COMMANDS
+
+REPOSITORY = Path(__file__).parents[2]
+LIBRARIES = {"ray", "torch", "transformers", "tokenizers", "numba", "polars", "kafka"}
+TORCH = {"torch", "transformers", "tokenizers"}
+
+
+def on_import(path: Path) -> Iterator[str]:
+    """Names that the file imports while it is imported; of ``from a import b`` also ``a.b``, which may be a module."""
+    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            nodes.extend(node.orelse)
+            continue
+        nodes.extend(ast.iter_child_nodes(node))
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+
+
+def file_of(name: str) -> Path | None:
+    path = REPOSITORY / name.replace(".", "/")
+    return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)
+
+
+@cache
+def loaded_by(start: str) -> frozenset[str]:
+    """Which of LIBRARIES are loaded together with a module."""
+    names, seen = [start], set[str]()
+    while names:
+        name = names.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if path := file_of(name):
+            names += on_import(path)
+    return frozenset({name.partition(".")[0] for name in seen} & LIBRARIES)
+
+
+@pytest.mark.parametrize("module", ["ops.cli.main", "ray_apps.training.worker", *(f"ops.cli.{name}" for name in COMMANDS)])
+def test_a_command_loads_nothing_big_before_it_runs_and_neither_does_what_ray_only_hands_on(module: str) -> None:
+    assert loaded_by(module) == frozenset()
+
+
+@pytest.mark.parametrize("module", ["ray_apps.loop.up", "ops.demo.story", "ops.broker.app", "ray_apps.rollout.log", "ray_apps.models.registry"])
+def test_what_only_watches_and_orders_loads_neither_ray_nor_torch(module: str) -> None:
+    assert not loaded_by(module) & ({"ray"} | TORCH)
+
+
+def test_ingest_loads_no_torch_and_what_starts_a_training_no_transformers() -> None:
+    assert not loaded_by("pipelines.following") & {"ray", "torch", "transformers"}
+    assert not loaded_by("ray_apps.training.app") & {"ray", "transformers"}
+    assert "transformers" in loaded_by("ray_apps.training.export"), "this test sees what is loaded"
