@@ -27,8 +27,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     topic, doc_ids = topic_names(settings).documents, list(dict.fromkeys(args.document))
     topic_ids(settings, [topic])
     now = datetime.now(UTC)
+    known = [_known(settings, doc_id) for doc_id in doc_ids]  # before a follower can have read what is published next
     places = publish(settings, [retraction_record(doc_id, args.reason, now) for doc_id in doc_ids])
-    known = [_known(settings, doc_id) for doc_id in doc_ids]
     told = [{"id": doc_id, **place._asdict(), **facts} for doc_id, place, facts in zip(doc_ids, places, known, strict=True)]
     if args.json:
         print_json({"topic": topic, "retractions": told})
@@ -52,6 +52,7 @@ def _known(settings: Settings, doc_id: str) -> dict[str, Any]:
     kept = [fate for fate in fates if fate.outcome == "kept" and fate.retracted_in is None]
     return {
         "kept_in": [fate.dataset_version for fate in kept],
+        "retracted_in": [fate.retracted_in for fate in fates if fate.retracted_in is not None],
         "duplicate_of": sorted({fate.duplicate_of for fate in fates if fate.duplicate_of} - {doc_id}),
     }
 
@@ -62,4 +63,6 @@ def _advice(entry: dict[str, Any]) -> str:
         return f"it was dropped as a duplicate, and a text like it is kept under {others}: retract that too if the text must go"
     if entry["kept_in"]:
         return f"kept in version {', '.join(map(str, entry['kept_in']))}, to be masked from the next one on"
+    if entry["retracted_in"]:
+        return f"it is retracted already, since version {', '.join(map(str, entry['retracted_in']))}"
     return "no committed version keeps a document of this id"

@@ -72,7 +72,7 @@ def test_a_retracted_document_leaves_and_a_near_duplicate_enters_behind_it(inges
     fate = headrace.json("trace", "a")
     assert (fate["retracted_in"], fate["dataset_versions"], fate["models"]) == (2, {"first": 1, "last": 1}, [])
     assert "retracted in version 2 by" in headrace("trace", "a")
-    headrace("retract", "a")
+    assert "retracted already, since version 2" in headrace("retract", "a")
     ingest.publish([document("c", NEAR, 0), document("a", TEXT, 1)])
     ingest.once()
     fates = {entry for entry in outcomes(ingest) if entry[1] != "retracted"}
