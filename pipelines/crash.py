@@ -32,6 +32,9 @@ COMPACTION_CRASH_POINTS = (
 )
 """Every step of a compaction of the duplicate index (pipelines/dataset/compaction.py), in its order."""
 
+HISTORY_CRASH_POINTS = ("history_written",)
+"""Every step of writing a chunk of the history (pipelines/dataset/history.py): before it the log alone says everything, after it both do."""
+
 SWITCH_CRASH_POINTS = (
     "tokenizer_written",
     "block_taken",

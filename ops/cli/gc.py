@@ -1,4 +1,4 @@
-"""``headrace gc``: remove what crashed or fenced attempts left under the root, and tokenizers that nothing names."""
+"""``headrace gc``: remove what crashed or fenced attempts left under the root, also beside the versions, and tokenizers that nothing names."""
 
 import argparse
 from pathlib import Path
@@ -21,7 +21,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     from pipelines.dataset.gc import collect_garbage
 
     grace_s = settings.ingest.gc_grace_s if args.grace_s is None else args.grace_s
-    removed = collect_garbage(Path(settings.root), grace_s=grace_s, tokenizers=True, dry_run=args.dry_run)
+    removed = collect_garbage(Path(settings.root), grace_s=grace_s, by_hand=True, dry_run=args.dry_run)
     if args.json:
         print_json({"dry_run": args.dry_run, "grace_s": grace_s, "removed": removed})
         return 0

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.history import Holds
 from pipelines.dataset.names import boilerplate_path
 from pipelines.dataset.shards import file_entry
 from pipelines.dedup.paragraphs import EMPTY, ParagraphCounts
@@ -50,10 +51,13 @@ NOTHING = Written([], 0)
 
 def counts_files(dataset: Dataset | None) -> list[CountsFile]:
     """The files that together hold the counts of versions 1..N, oldest first."""
+    if dataset is None:
+        return []
     found: list[CountsFile] = []
-    covered_from = (dataset.version if dataset else 0) + 1
-    for manifest in reversed(dataset.manifests()) if dataset else ():
-        if manifest.boilerplate and manifest.version < covered_from:
+    covered_from = dataset.version + 1
+    for version in reversed(dataset.versions_with(Holds.BOILERPLATE)):
+        if version < covered_from:
+            manifest = dataset.read(version)
             covered_from = manifest.boilerplate_first_version
             found.append(CountsFile(manifest.boilerplate[0], covered_from))
     return found[::-1]

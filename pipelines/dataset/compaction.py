@@ -18,9 +18,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from pipelines.crash import crash_point
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.durable import durable_file
+from pipelines.dataset.history import Holds
 from pipelines.dataset.names import base_path
 from pipelines.dataset.shards import file_entry
 from pipelines.dataset.writer import publish
@@ -46,18 +49,31 @@ class IndexFiles(NamedTuple):
 
 def index_files(dataset: Dataset) -> IndexFiles:
     """The newest base of versions 1..N, and the segments after it."""
-    bases = [manifest for manifest in dataset.manifests() if manifest.dedup_base]
-    covered = bases[-1].dedup_base_version if bases else 0
-    segments = [entry for manifest in dataset.manifests()[covered:] for entry in manifest.dedup_segments]
-    return IndexFiles(bases[-1].dedup_base[0] if bases else None, segments)
+    base, later = _base_and_later(dataset)
+    segments = [entry for version in later for entry in dataset.read(version).dedup_segments]
+    return IndexFiles(base.dedup_base[0] if base else None, segments)
 
 
-def is_due(files: IndexFiles, compact_segments: int) -> bool:
+def _base_and_later(dataset: Dataset) -> tuple[DatasetManifest | None, list[int]]:
+    """The version with the newest base, and those with segments that it does not cover."""
+    bases = dataset.versions_with(Holds.BASE)
+    base = dataset.read(bases[-1]) if bases else None
+    covered = base.dedup_base_version if base else 0
+    return base, [version for version in dataset.versions_with(Holds.SEGMENT) if version > covered]
+
+
+def is_due(dataset: Dataset, compact_segments: int) -> bool:
     """Whether a compaction pays off. A pure function of the version, so that a crash before or in it changes nothing."""
-    if not 0 < compact_segments <= len(files.segments):
+    base, later = _base_and_later(dataset)
+    num_rows = int(dataset.history["num_kept"][np.array(later, np.int64) - 1].sum())
+    return pays_off(base.dedup_base[0].rows if base else 0, len(later), num_rows, compact_segments)
+
+
+def pays_off(num_base_rows: int, num_segments: int, num_rows: int, compact_segments: int) -> bool:
+    """The rule, for so many segments with so many rows together."""
+    if not 0 < compact_segments <= num_segments:
         return False
-    num_rows = sum(entry.rows for entry in files.segments)
-    return GROWTH * num_rows >= (files.base.rows if files.base else 0) or len(files.segments) >= MAX_SEGMENTS_FACTOR * compact_segments
+    return GROWTH * num_rows >= num_base_rows or num_segments >= MAX_SEGMENTS_FACTOR * compact_segments
 
 
 def compact(dataset: Dataset, settings: Settings, *, now: datetime, traceparent: str | None = None) -> DatasetManifest:

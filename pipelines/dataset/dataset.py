@@ -1,14 +1,17 @@
 """A dataset version as a reader sees it: the union of manifests 1..N. Nothing that no manifest lists is visible.
 
-Opening costs one directory listing and one small file; the older manifests are read when they are asked for.
+Opening costs one directory listing and one small file; the older manifests are read when they are asked for. A writer never asks for all of
+them: it goes by the history (dataset/history.py) and by the few manifests that this leads to.
 """
 
 import hashlib
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
+from pipelines.dataset.history import Holds, Rows, load_chunks, rows_of, save_chunks
 from pipelines.dataset.log import CommitLog
 from schemas.arrow import Split
 from schemas.errors import DatasetNotFound, ManifestCorrupt
@@ -22,9 +25,9 @@ def dataset_log(root: Path) -> CommitLog:
     return CommitLog(root / FOLDER)
 
 
-def latest_version(root: Path) -> int:
-    """Newest committed version; 0 if there is no dataset."""
-    return dataset_log(root).latest()
+def latest_version(root: Path, known: int = 0) -> int:
+    """Newest committed version; 0 if there is no dataset. ``known``: one that is known to be committed, to begin looking there."""
+    return dataset_log(root).latest(known)
 
 
 def read_manifest(root: Path, version: int) -> DatasetManifest:
@@ -43,15 +46,16 @@ class Dataset:
     """Version N (the newest by default) of the dataset under ``root``. Raises DatasetNotFound if it does not exist."""
 
     def __init__(self, root: Path, version: int | None = None, *, before: "Dataset | None" = None) -> None:
-        """``before``: a version of the same dataset that was opened earlier. What it has read is not read again, and has no statistics here."""
-        newest = latest_version(root)
+        """``before``: a version of the same dataset that was opened earlier; its history is not read again."""
+        newest = latest_version(root, before.version if before else 0)
         if newest == 0:
             raise DatasetNotFound(f"there is no dataset under {root}; run `headrace ingest --once` first, or name another --root")
         if version is not None and not 1 <= version <= newest:
             raise DatasetNotFound(f"there is no dataset version {version} under {root}; versions 1 to {newest} exist")
         self.root = root
-        self.version = version or newest
+        self.version: int = version or newest
         self.manifest = read_manifest(root, self.version)
+        self._num_saved = 0
         self._before = before
 
     @property
@@ -60,8 +64,33 @@ class Dataset:
         return self.manifest.tokenizer
 
     def manifests(self) -> list[DatasetManifest]:
-        """Manifests 1..N, in order."""
+        """Manifests 1..N, in order. They stay in memory: nothing for a writer that runs for months."""
         return self._manifests
+
+    def read(self, version: int) -> DatasetManifest:
+        """Manifest of one of the versions 1..N."""
+        return self.manifest if version == self.version else read_manifest(self.root, version)
+
+    @cached_property
+    def history(self) -> Rows:
+        """Rows of dataset/history.py, of versions 1..N."""
+        before, self._before = self._before, None
+        if before is not None:
+            rows, self._num_saved = before.history[: self.version], before._num_saved
+        else:
+            rows = load_chunks(self.root, dataset_log(self.root), self.version)
+            self._num_saved = len(rows)
+        return np.concatenate([rows, rows_of(map(self.read, range(len(rows) + 1, self.version + 1)))])
+
+    def save_history(self) -> None:
+        """For the one writer of the dataset: write what of the history is not on disk yet, so that the next opening need not read it from the log."""
+        rows = self.history
+        self._num_saved = save_chunks(self.root, dataset_log(self.root), rows, self._num_saved)
+
+    def versions_with(self, what: Holds) -> list[int]:
+        """Those of the versions 1..N that have it, ascending."""
+        versions: list[int] = (np.flatnonzero(self.history["holds"] & what) + 1).tolist()
+        return versions
 
     def shards(self, split: Split) -> list[ShardEntry]:
         """Shards of a split in the order of versions: row ids of an older version stay valid in every later one."""
@@ -98,22 +127,12 @@ class Dataset:
 
     @cached_property
     def _manifests(self) -> list[DatasetManifest]:
-        """Manifests never change, so a writer that goes from version to version parses each of them once.
-
-        It remembers them without their statistics, which are nine tenths of their memory and nothing that a writer looks at.
-        """
-        before, self._before = self._before, None
-        known = [_lean(manifest) for manifest in before.manifests()[: self.version - 1]] if before is not None else []
-        return [*known, *(read_manifest(self.root, number) for number in range(len(known) + 1, self.version)), self.manifest]
+        return [self.read(number) for number in range(1, self.version + 1)]
 
     def _newest_offsets(self, topic: str) -> dict[int, OffsetRange]:
         """Every manifest lists all partitions of its topic, so the newest one that mentions the topic is enough."""
-        for number in range(self.version, 0, -1):
-            manifest = self.manifest if number == self.version else read_manifest(self.root, number)
-            if topic in manifest.offsets:
-                return manifest.offsets[topic]
+        if topic in self.manifest.topic_ids:
+            for number in range(self.version, 0, -1):
+                if offsets := self.read(number).offsets.get(topic):
+                    return offsets
         return {}
-
-
-def _lean(manifest: DatasetManifest) -> DatasetManifest:
-    return manifest if manifest.statistics is None else manifest.model_copy(update={"statistics": None})

@@ -36,7 +36,7 @@ class Duplicates:
 
     def is_compaction_due(self, dataset: Dataset) -> bool:
         """Whether the next version should be a compaction (dataset/compaction.py)."""
-        return is_due(index_files(dataset), self._settings.compact_segments)
+        return is_due(dataset, self._settings.compact_segments)
 
     def open(self, dataset: Dataset | None) -> None:
         """Be at the state of that version."""

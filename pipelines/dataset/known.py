@@ -42,7 +42,7 @@ def read_kept(paths: list[Path], columns: Sequence[str]) -> pl.DataFrame:
 
 def first_ordinals(dataset: Dataset) -> Ordinals:
     """Ordinal of the first kept document of each version, and at the end that of the next one to be kept."""
-    return np.cumsum([0, *(manifest.outcomes.get(Outcome.KEPT, 0) for manifest in dataset.manifests())], dtype=np.int64)
+    return np.concatenate([[0], np.cumsum(dataset.history["num_kept"])])
 
 
 class KnownIds:
@@ -52,7 +52,8 @@ class KnownIds:
         """Read the ids of all kept documents of versions 1..N."""
         self._runs: list[_Run] = []
         if dataset is not None:
-            paths = [dataset.root / entry.path for manifest in dataset.manifests() for entry in manifest.documents]
+            manifests = map(dataset.read, range(1, dataset.version + 1))
+            paths = [dataset.root / entry.path for manifest in manifests for entry in manifest.documents]
             self.add(hash_ids(read_kept(paths, ["doc_id"])["doc_id"]), 0)
 
     def add(self, hashes: Hashes, first: int) -> None:

@@ -5,6 +5,7 @@ CommitConflict and has published nothing. Costs one fsync of the file and one of
 """
 
 import re
+from itertools import count
 from pathlib import Path
 
 from pipelines.dataset.durable import create_durably
@@ -23,8 +24,10 @@ class CommitLog:
         """File of an entry."""
         return self.folder / f"{number:08d}.json"
 
-    def latest(self) -> int:
-        """Number of the newest entry; 0 if there is none."""
+    def latest(self, known: int = 0) -> int:
+        """Number of the newest entry; 0 if there is none. ``known``: an entry that is there, so that only those after it are looked for."""
+        if known:
+            return next(number for number in count(known) if not self.path(number + 1).exists())
         if not self.folder.is_dir():
             return 0
         numbers = (int(match[1]) for entry in self.folder.iterdir() if (match := _ENTRY.match(entry.name)))

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.durable import durable_file
+from pipelines.dataset.history import Holds
 from pipelines.dataset.names import masks_path
 from pipelines.dataset.shards import file_entry
 from schemas.arrow import MASKS, Split
@@ -68,7 +69,8 @@ def read_masks(root: Path, manifest: DatasetManifest) -> pa.Table:
 
 def retracted_ordinals(dataset: Dataset) -> Ids:
     """Numbers, counted over all kept documents in commit order, of those that versions 1..N took out; ascending."""
-    found = [read_masks(dataset.root, manifest)["ordinal"].to_numpy() for manifest in dataset.manifests() if manifest.masks]
+    masking = map(dataset.read, dataset.versions_with(Holds.MASKS))
+    found = [read_masks(dataset.root, manifest)["ordinal"].to_numpy() for manifest in masking]
     return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
 
 

@@ -57,6 +57,17 @@ def data_files(root: Path) -> list[str]:
     return sorted(found)
 
 
+def is_base(path: str) -> bool:
+    """Whether one of the ``data_files`` is a compacted index. Its version is the first that can list it; a later one may."""
+    return path.endswith(".index")
+
+
+def attempt_of(path: str) -> int | None:
+    """Attempt, as a number, in the name of one of the ``data_files``; none if the name is a temporary one."""
+    found = re.search(rf"/v.*-({_ATTEMPT})\.\w+$", path)
+    return int(found[1], 16) if found else None
+
+
 def version_of(path: str) -> int:
     """Version in the name of one of the ``data_files``."""
     found = re.search(r"v(\d{8})-", Path(path).name)

@@ -195,7 +195,7 @@ class Retractions:
 
     def _kept_rows(self, version: int, columns: list[str], documents: Path | None) -> pl.DataFrame:
         if self._dataset is not None and version <= self._dataset.version:
-            manifest = self._dataset.manifests()[version - 1]
+            manifest = self._dataset.read(version)
             return read_kept([self._dataset.root / entry.path for entry in manifest.documents], columns)
         assert documents is not None
         return read_kept([documents], columns)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.history import Holds
 from pipelines.dataset.known import hash_ids
 from schemas.arrow import Outcome
 
@@ -25,12 +26,8 @@ class Tombstones:
 
     def __init__(self, dataset: Dataset | None) -> None:
         """Those of versions 1..N."""
-        manifests = dataset.manifests() if dataset else []
-        paths = (
-            [dataset.root / entry.path for manifest in manifests if manifest.outcomes.get(Outcome.RETRACTED) for entry in manifest.documents]
-            if dataset
-            else []
-        )
+        versions = dataset.versions_with(Holds.RETRACTIONS) if dataset else []
+        paths = [dataset.root / entry.path for version in versions for entry in dataset.read(version).documents] if dataset else []
         self._seen = pl.DataFrame(schema={"doc_id": pl.String, "topic": pl.String, "partition": pl.Int32, "timestamp_ms": pl.Int64})
         self._hashes = np.empty(0, np.uint64)
         if paths:

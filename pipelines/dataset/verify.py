@@ -2,8 +2,8 @@
 
 For each version: files are there and hash to what is listed; the audit trail has each offset of the ranges exactly once and adds up to
 the outcomes; the spans tile each shard without gap or overlap, end in the end-of-text token, and padding follows the last; a sample of
-documents decodes to the text whose hash the index keeps. Between versions: offsets join, topics and tokenizer stay, totals add up. If all
-that is in order: the masks are those that the retractions ask for.
+documents decodes to the text whose hash the index keeps; the statistics are those of the audit trail. Between versions: offsets join, topics
+and tokenizer stay, totals add up. If all that is in order: the masks are those that the retractions ask for, and the history says what the log says.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,12 +14,15 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipelines.dataset.dataset import Dataset, latest_version, read_manifest
+from pipelines.dataset.dataset import Dataset, dataset_log, latest_version, read_manifest
 from pipelines.dataset.durable import sha256_file
 from pipelines.dataset.gc import orphans
+from pipelines.dataset.history import FOLDER as HISTORY
+from pipelines.dataset.history import load_chunks, rows_of
 from pipelines.dataset.shards import open_shard, read_batch, read_span
 from pipelines.dataset.verify_masks import checked_masks
 from pipelines.dedup.fingerprint import content_hashes
+from pipelines.statistics import statistics_of
 from pipelines.tokenizer import BatchTokenizer, load_tokenizer
 from pipelines.tokenizer_folders import loses_nothing
 from schemas.arrow import Outcome, Split
@@ -75,6 +78,7 @@ def verify(root: Path, on_version: Callable[[int, int], None] | None = None) -> 
             on_version(version, newest)
     if not report.problems:
         report.problems += [Problem(*found) for found in checked_masks(Dataset(root, newest))]
+        report.problems += _history_problems(Dataset(root, newest))
     report.orphans = len(orphans(root))
     return report
 
@@ -126,6 +130,7 @@ def _version_problems(root: Path, manifest: DatasetManifest, report: Report) -> 
     found += _count_problems(manifest, documents)
     kept = documents.filter(pl.col("outcome") == Outcome.KEPT)
     found += [problem for entry in manifest.shards for problem in _shard_problems(root, manifest, entry, kept)]
+    found += _statistics_problems(root, manifest)
     return found or list(_text_problems(root, manifest, kept, report))
 
 
@@ -147,6 +152,18 @@ def _count_problems(manifest: DatasetManifest, documents: pl.DataFrame) -> Itera
             rows = documents.filter((pl.col("topic") == topic) & (pl.col("partition") == partition))
             if not np.array_equal(rows["offset"].to_numpy(), np.arange(span.start, span.end)):
                 yield path, f"{topic}[{partition}]: rows are not the offsets {span.start} to {span.end - 1}, each once", START_AGAIN
+
+
+def _statistics_problems(root: Path, manifest: DatasetManifest) -> Iterator[Found]:
+    """Those of a dataset that was derived from another are sums over the other's versions (pipelines/switch.py): not compared."""
+    if manifest.statistics is not None and manifest.derived_from is None and manifest.statistics != statistics_of(root, manifest.version):
+        yield f"log/{manifest.version:08d}.json", "statistics are not those of the audit trail", START_AGAIN
+
+
+def _history_problems(dataset: Dataset) -> Iterator[Problem]:
+    chunks = load_chunks(dataset.root, dataset_log(dataset.root), dataset.version)
+    if not np.array_equal(chunks, rows_of(map(dataset.read, range(1, len(chunks) + 1)))):
+        yield Problem(dataset.version, HISTORY, "the history does not say what the log says", "remove the folder: it is written again from the log")
 
 
 def _shard_problems(root: Path, manifest: DatasetManifest, entry: ShardEntry, kept: pl.DataFrame) -> Iterator[Found]:

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from ops.cli.trace import sentence
+from pipelines.dataset import history
 from pipelines.dataset.dataset import Dataset, dataset_log
 from pipelines.dataset.durable import sha256_file
 from pipelines.dataset.gc import collect_garbage, orphans
@@ -157,6 +158,20 @@ def test_verify_sees_an_audit_trail_that_does_not_add_up(root: Path, damage: pl.
 def test_verify_sees_manifests_that_do_not_join(root: Path, change: Callable[[dict[str, Any]], None], what: str) -> None:
     edit_manifest(root, 2, change)
     assert what in problems(root)
+
+
+def test_verify_sees_statistics_that_are_not_those_of_the_audit_trail(root: Path) -> None:
+    edit_manifest(root, 2, lambda manifest: manifest["statistics"]["total"]["chars"].update({"40": 1}))
+    assert "statistics are not those of the audit trail" in problems(root)
+
+
+def test_verify_sees_a_history_that_is_not_that_of_the_log(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "CHUNK", 2)
+    rows = Dataset(root).history
+    history.save_chunks(root, dataset_log(root), rows, 0)
+    assert problems(root) == ""
+    history.save_chunks(root, dataset_log(root), rows[::-1], 0)
+    assert "the history does not say what the log says" in problems(root)
 
 
 def test_verify_sees_another_tokenizer(root: Path) -> None:

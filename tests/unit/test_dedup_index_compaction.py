@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.dataset.compaction import GROWTH, MAX_SEGMENTS_FACTOR, BackgroundBase, IndexFiles, compact, index_files, is_due, publish_base
+from pipelines.dataset.compaction import GROWTH, MAX_SEGMENTS_FACTOR, BackgroundBase, compact, index_files, is_due, pays_off, publish_base
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.lineage import trace
@@ -13,7 +13,6 @@ from pipelines.dataset.loader import TokenRows
 from pipelines.dataset.verify import verify
 from schemas.arrow import Outcome, Split
 from schemas.errors import CommitConflict
-from schemas.manifest import FileEntry
 from schemas.settings import data_fingerprint
 from tests.factories import TOPIC, clock, commit_records, text_settings
 
@@ -30,21 +29,18 @@ def story(number: int) -> str:
     return f"Story number {number} of the river valley. " + ", then ".join(words) + "."
 
 
-def entry(rows: int) -> FileEntry:
-    return FileEntry(path="dedup/x", rows=rows, size_bytes=0, sha256="0" * 64)
-
-
-def segments(number: int, rows: int) -> list[FileEntry]:
-    return [entry(rows)] * number
-
-
 def test_a_compaction_is_due_when_enough_segments_hold_enough_documents() -> None:
-    assert not is_due(IndexFiles(None, segments(3, 10)), 4)
-    assert is_due(IndexFiles(None, segments(4, 10)), 4)
-    assert not is_due(IndexFiles(None, segments(4, 10)), 0)
-    assert is_due(IndexFiles(entry(40 * GROWTH), segments(4, 10)), 4)
-    assert not is_due(IndexFiles(entry(40 * GROWTH + 1), segments(4, 10)), 4)
-    assert is_due(IndexFiles(entry(10**9), segments(4 * MAX_SEGMENTS_FACTOR, 1)), 4)
+    assert not pays_off(0, 3, 30, 4)
+    assert pays_off(0, 4, 40, 4)
+    assert not pays_off(0, 4, 40, 0)
+    assert pays_off(40 * GROWTH, 4, 40, 4)
+    assert not pays_off(40 * GROWTH + 1, 4, 40, 4)
+    assert pays_off(10**9, 4 * MAX_SEGMENTS_FACTOR, 4 * MAX_SEGMENTS_FACTOR, 4)
+
+
+def test_what_is_due_follows_from_the_segments_that_no_base_covers(compacted: Path) -> None:
+    assert [is_due(Dataset(compacted, version), 2) for version in (1, 2, 3, 4, 5)] == [False, True, False, False, False]
+    assert [is_due(Dataset(compacted, version), 1) for version in (1, 2, 3, 4, 5)] == [True, True, False, True, False]
 
 
 def test_how_the_index_is_kept_is_not_part_of_the_data_fingerprint(tmp_path: Path) -> None:

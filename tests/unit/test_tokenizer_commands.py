@@ -170,7 +170,7 @@ def test_a_tokenizer_that_was_fitted_for_a_switch_is_garbage_only_when_a_person_
     fitted = tokenizer.json("fit", corpus, "--vocab-size", "330")
     assert collect_garbage(tokenizer.root, grace_s=0) == []
     assert len(tokenizer.json("list")["tokenizers"]) == 2
-    removed = collect_garbage(tokenizer.root, grace_s=0, tokenizers=True)
+    removed = collect_garbage(tokenizer.root, grace_s=0, by_hand=True)
     assert {path.split("/")[1] for path in removed} == {fitted["sha256"]}
     assert len(tokenizer.json("list")["tokenizers"]) == 1
 
