@@ -27,7 +27,7 @@ CALM = 0.25
 """Share of the time, at its end, in which the ingester is not killed any more."""
 START_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 600.0
-RIVAL_TIMEOUT_S = 180.0
+RIVAL_TIMEOUT_S = 600.0
 PATIENCE_S = 45.0
 """After so long without a commit nothing is struck until there is one: on a slow machine nothing would ever come to its end otherwise."""
 SMALL = {
@@ -172,12 +172,7 @@ class Soak:
 
     def _turn(self) -> None:
         """Start what is due, look for what ended by itself, and see what has been committed."""
-        due = [item for item in self._pending if item[0] <= self.at_s]
-        self._pending = [item for item in self._pending if item[0] > self.at_s]
-        for _, child in due:
-            child.resume()
-            if not child.is_running:
-                child.start()
+        self._start_due()
         for child in self.children:
             if (code := child.ended_by_itself()) is not None:
                 self.findings.append(f"at {self.at_s:.0f} s the {child.name} ended by itself with {code}; the end of its log:\n{child.last_words()}")
@@ -188,6 +183,15 @@ class Soak:
         done = [watch for watch in self._watches if _covers(committed, watch.ends)]
         self._watches = [watch for watch in self._watches if watch not in done]
         self.caught_up += [(f"{watch.strike.action} {watch.strike.victim}", self.at_s - watch.strike.at_s) for watch in done]
+
+    def _start_due(self) -> None:
+        """What was killed or suspended for a while goes on."""
+        due = [item for item in self._pending if item[0] <= self.at_s]
+        self._pending = [item for item in self._pending if item[0] > self.at_s]
+        for _, child in due:
+            child.resume()
+            if not child.is_running:
+                child.start()
 
     def _strike(self, strike: Strike) -> None:
         child: Child = getattr(self, strike.victim)
@@ -212,6 +216,7 @@ class Soak:
         rival.start()
         deadline = time.monotonic() + RIVAL_TIMEOUT_S
         while (codes := (self.ingester.ended_by_itself(), rival.ended_by_itself())) == (None, None) and time.monotonic() < deadline:
+            self._start_due()
             time.sleep(TICK_S)
         if codes not in ((1, None), (None, 1)) or "was published by another writer" not in rival.last_words(30):
             self.findings.append(f"at {self.at_s:.0f} s two ingesters ended with {codes} and not one with 1:\n{rival.last_words(30)}")
