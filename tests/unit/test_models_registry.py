@@ -137,6 +137,31 @@ def test_a_child_starts_from_its_parents_weights(trained: tuple[Path, ModelManif
     assert all(bool((parameter == weights[name]).all()) for name, parameter in build_model(run, root).named_parameters())
 
 
+def test_a_child_brings_its_parents_loss_on_its_own_dataset_so_that_a_trial_has_nothing_to_measure(tmp_path: Path) -> None:
+    from ray_apps.loop.evaluations import Evaluations
+    from ray_apps.training.parallel import Process
+    from ray_apps.training.run import plan_run
+    from tests.training_runs import train_until
+
+    settings = tiny_settings(tmp_path)
+    tiny_dataset(tmp_path)
+    register_run(run_alone(settings), tmp_path, lambda: NOW)
+    tiny_dataset(tmp_path)
+    run = plan_run(settings, parent_model=1)
+    train_until(run, tmp_path, Process(), stop_at=3)  # what goes on has other weights; the parent's loss is still the parent's
+    train_until(run, tmp_path, Process(), None)
+    child = register_run(run, tmp_path, lambda: NOW)
+    assert child.parent_evaluation == evaluate_model(settings, 1, 2) != child.evaluation
+
+    evaluations = Evaluations(tmp_path, settings.training.evaluate_rows)
+    set_rollout(tmp_path, 1, 2)
+    state = RolloutState.model_validate_json(CommitLog(tmp_path / "rollout").read(1))
+    assert evaluations.wanted(state) is None
+    assert child.parent_evaluation and evaluations.validation(state).champion_loss == child.parent_evaluation.loss
+    stranger = make_model(tmp_path, version=3).version
+    assert evaluations.wanted(state.model_copy(update={"champion": stranger})) == (stranger, 2), "another champion is measured"
+
+
 def test_the_card_has_a_header_that_hugging_face_reads(trained: tuple[Path, ModelManifest]) -> None:
     root, manifest = trained
     text = (root / "models/00000001/README.md").read_text(encoding="utf-8")
