@@ -8,6 +8,7 @@ and the others wait and load. Where it has been done, asking costs a look at the
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numba
 import pyarrow as pa
+import pyarrow.ipc
 
 from pipelines.dataset.writer import kept_rows
 from pipelines.dedup.paragraphs import distinct_paragraphs, remove_paragraphs
@@ -29,6 +31,7 @@ from schemas.settings import Settings
 from schemas.settings_data import TokenizerSettings
 from schemas.settings_quality import QualitySettings
 
+logger = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parent
 ALL_SETS = ("headrace", "gopher_quality", "gopher_repetition", "c4", "fineweb")
 SAMPLE = (
@@ -46,6 +49,7 @@ def ensure_compiled() -> None:
         return
     with _locked(ready.with_suffix(".lock")):
         if not ready.exists():
+            logger.warning("compiling the kernels of the pipeline: once per machine and release, about a minute of one core")
             compile_all()
             ready.touch()
 
@@ -58,10 +62,20 @@ def compile_all() -> None:
         tokenizer = load_tokenizer(Path(folder), ref)
         for chosen in (settings, Settings()):
             block = prepare(_records(), chosen, tokenizer)
+        _find_duplicates(block, settings, Path(folder) / "segment.arrow")
     texts = pa.array(SAMPLE, pa.large_string())
     known = distinct_paragraphs(texts, 1).flatten().to_numpy()
     remove_paragraphs(texts, known, 1)
-    Resolver(settings.dedup, []).resolve(kept_rows(block))
+
+
+def _find_duplicates(block: pa.Table, settings: Settings, path: Path) -> None:
+    """As for the first version, and as for the one after it, which knows the first one's documents from a file."""
+    first = Resolver(settings.dedup, [])
+    first.resolve(kept_rows(block))
+    segment = first.new_segment()
+    with pyarrow.ipc.new_file(str(path), segment.schema) as writer:
+        writer.write_table(segment)
+    Resolver(settings.dedup, [path]).resolve(kept_rows(block))
 
 
 def _records() -> pa.Table:

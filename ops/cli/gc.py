@@ -10,10 +10,17 @@ from schemas.settings import Settings
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the command."""
     parser = subparsers.add_parser("gc", parents=[common], help="remove files that no dataset version lists nor ever can")
-    parser.add_argument("--grace-s", type=float, metavar="SECONDS", help="spare what is younger (default: ingest.gc_grace_s)")
+    parser.add_argument("--grace-s", type=_seconds, metavar="SECONDS", help="spare what is younger (default: ingest.gc_grace_s)")
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0 seconds or more")
+    return value
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
