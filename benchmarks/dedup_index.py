@@ -29,7 +29,6 @@ import simhash
 from pipelines.dataset.compaction import GROWTH
 from pipelines.dedup.base import Part, open_base, write_base
 from pipelines.dedup.kept import Columns
-from pipelines.dedup.layout import choose_layout
 from pipelines.dedup.tables import find_within
 from schemas.arrow import SEGMENT, SKETCH_BYTES
 
@@ -106,11 +105,12 @@ def measure(path: Path, max_hamming: int, built_s: float) -> None:
     wanted = np.ones(len(queries), bool)
     num_pairs = check_against_brute_force(path, max_hamming, queries)
     rate = len(queries) / median_seconds(lambda: find_within(base.near, max_hamming, queries, wanted), time.thread_time)
-    tables, layout = base.near, choose_layout(base.num_rows, max_hamming)
+    tables = base.near
+    num_compared = sum(tables.num_rows / (int(mask) + 1) for mask in tables.key_masks[tables.probe_tables])
     size_bytes = tables.starts.nbytes + tables.fingerprints.nbytes + tables.rows.nbytes
     print(
-        f"{base.num_rows:>12,}  k <= {max_hamming}: {rate:>11,.0f} queries/s  {len(tables.shifts)} tables; {layout.num_probes:>3} probes and "
-        f"{layout.num_compared(base.num_rows):>6,.0f} comparisons a query  {size_bytes / base.num_rows:5.1f} B per fingerprint, "
+        f"{base.num_rows:>12,}  k <= {max_hamming}: {rate:>11,.0f} queries/s  {len(tables.shifts)} tables; {len(tables.probe_tables):>3} probes and "
+        f"{num_compared:>6,.0f} comparisons a query  {size_bytes / base.num_rows:5.1f} B per fingerprint, "
         f"{path.stat().st_size / base.num_rows:5.1f} B per document in the file  built in {built_s:6.2f} s  opened in {open_s * 1e3:6.1f} ms  "
         f"{NUM_SAMPLED} answers with {num_pairs} pairs are exact",
         flush=True,

@@ -49,21 +49,10 @@ class Layout(NamedTuple):
     radii: tuple[int, ...]
     """Bits in which a query's block may differ."""
 
-    @property
-    def num_probes(self) -> int:
-        """Buckets that one query looks at."""
-        return sum(self._num_probes_by_table())
-
-    def num_compared(self, num_rows: int) -> float:
-        """Fingerprints in them, if they are uniform."""
-        return sum(num_probes * num_rows / (1 << bits) for num_probes, bits in zip(self._num_probes_by_table(), self.key_bits, strict=True))
-
     def cost_ns(self, num_rows: int) -> float:
-        """What a query costs by the model."""
-        return PROBE_NS * self.num_probes + COMPARE_NS * self.num_compared(num_rows) + TABLE_BYTES_NS * 12 * len(self.shifts)
-
-    def _num_probes_by_table(self) -> list[int]:
-        return [_num_probes(bits, radius) for bits, radius in zip(self.key_bits, self.radii, strict=True)]
+        """What a query costs by the model, for uniform fingerprints."""
+        costs = [_table_cost_ns(num_rows, bits, radius) for bits, radius in zip(self.key_bits, self.radii, strict=True)]
+        return sum(costs) + TABLE_BYTES_NS * 12 * len(costs)
 
 
 @functools.lru_cache(64)

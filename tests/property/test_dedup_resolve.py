@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -123,7 +124,7 @@ OPTIONS = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ROWS, OPTIONS, st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=4))
 def test_verdicts_equal_the_quadratic_reference_for_any_cut_into_batches_and_versions(
     rows: list[Row], options: DedupSettings, cuts: list[tuple[int, bool]]
@@ -150,14 +151,15 @@ EVENTS = st.lists(st.one_of(st.tuples(DOCUMENT, IDS), st.tuples(DOCUMENT, IDS), 
 CUTS = st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["batch", "reopen", "compact", "compact for 2 bits"])), max_size=5)
 
 
-@settings(max_examples=120, deadline=None)
-@given(EVENTS, OPTIONS, CUTS)
+@settings(max_examples=80, deadline=None)
+@given(EVENTS, OPTIONS, CUTS, st.sampled_from([(8_192, 65_536), (3, 7)]))
 def test_retractions_compactions_and_reopenings_anywhere_leave_the_verdicts_of_the_quadratic_reference(
-    events: list[Event], options: DedupSettings, cuts: list[tuple[int, str]]
+    events: list[Event], options: DedupSettings, cuts: list[tuple[int, str]], sizes: tuple[int, int]
 ) -> None:
     table = table_of_events(events)
     parts = []
-    with tempfile.TemporaryDirectory() as name:
+    looked_up_together = patch.multiple("pipelines.dedup.resolve", CHUNK_ROWS=sizes[0], BASE_LOOKUP_ROWS=sizes[1])
+    with tempfile.TemporaryDirectory() as name, looked_up_together:
         versions = Versions(Path(name), options)
         start = 0
         for cut, what in [*sorted(cuts), (len(events), "batch")]:
