@@ -15,8 +15,8 @@ class DedupSettings(Section):
     min_similarity: float = Field(0.7, ge=0, le=1)
     """Jaccard similarity of their pairs of words, estimated from the sketches, that confirms a candidate."""
     compact_segments: int = Field(64, ge=0)
-    """So many versions after the last compaction the duplicate index is merged into one memory-mapped file, if they hold an eighth of its documents;
-    0: never."""
+    """So many versions (or 500,000 documents) after the last compaction the duplicate index is merged into one memory-mapped file, if they hold an
+    eighth of its documents; 0: never."""
     index_shards: int = Field(1, ge=1, le=1024)
     """Ray actors that share the compacted index, each with a part of every table; 1: the ingesting process alone."""
     feature_cap: int = Field(5, ge=1, le=255)

@@ -38,6 +38,10 @@ GROWTH = 8
 MAX_SEGMENTS_FACTOR = 32
 """… but not beyond this many times ``dedup.compact_segments``: opening many small files takes time too."""
 
+MANY_ROWS = 500_000
+"""So many documents in the segments are compacted however few versions they are of: what no base maps is in the writer's own memory, some
+200 bytes each, and a large backlog makes versions of 100,000."""
+
 
 class IndexFiles(NamedTuple):
     """What the duplicate index of a version consists of."""
@@ -71,7 +75,7 @@ def is_due(dataset: Dataset, compact_segments: int) -> bool:
 
 def pays_off(num_base_rows: int, num_segments: int, num_rows: int, compact_segments: int) -> bool:
     """The rule, for so many segments with so many rows together."""
-    if not 0 < compact_segments <= num_segments:
+    if not compact_segments or (num_segments < compact_segments and num_rows < MANY_ROWS):
         return False
     return GROWTH * num_rows >= num_base_rows or num_segments >= MAX_SEGMENTS_FACTOR * compact_segments
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.dataset.compaction import GROWTH, MAX_SEGMENTS_FACTOR, BackgroundBase, compact, index_files, is_due, pays_off, publish_base
+from pipelines.dataset.compaction import GROWTH, MANY_ROWS, MAX_SEGMENTS_FACTOR, BackgroundBase, compact, index_files, is_due, pays_off, publish_base
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.lineage import trace
@@ -33,6 +33,9 @@ def test_a_compaction_is_due_when_enough_segments_hold_enough_documents() -> Non
     assert not pays_off(0, 3, 30, 4)
     assert pays_off(0, 4, 40, 4)
     assert not pays_off(0, 4, 40, 0)
+    assert pays_off(0, 3, MANY_ROWS, 4)
+    assert not pays_off(0, 3, MANY_ROWS, 0)
+    assert not pays_off(MANY_ROWS * GROWTH + 1, 3, MANY_ROWS, 4)
     assert pays_off(40 * GROWTH, 4, 40, 4)
     assert not pays_off(40 * GROWTH + 1, 4, 40, 4)
     assert pays_off(10**9, 4 * MAX_SEGMENTS_FACTOR, 4 * MAX_SEGMENTS_FACTOR, 4)
