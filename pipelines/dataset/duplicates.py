@@ -31,8 +31,6 @@ class Duplicates:
         self._shards: Shards | None = None
         self._clean_at: int | None = None
         """Version whose state the resolver holds, none while a batch is in it."""
-        self._num_written = 0
-        """Rows of the resolver's new segment that earlier versions of this writer have written."""
 
     def is_compaction_due(self, dataset: Dataset) -> bool:
         """Whether the next version should be a compaction (dataset/compaction.py)."""
@@ -43,7 +41,7 @@ class Duplicates:
         version = dataset.version if dataset else 0
         if self._resolver is None or self._clean_at != version:
             self.close()
-            self._resolver, self._num_written = self._opened(dataset), 0
+            self._resolver = self._opened(dataset)
         self._clean_at = None
 
     def resolve(self, rows: pa.Table) -> pa.Table:
@@ -59,12 +57,12 @@ class Duplicates:
     def new_segment(self) -> pa.Table:
         """Rows kept since ``open``."""
         assert self._resolver is not None
-        return self._resolver.new_segment().slice(self._num_written)
+        return self._resolver.new_segment()
 
     def committed(self, version: int) -> None:
         """The batch became that version: its rows belong to the past now."""
         assert self._resolver is not None
-        self._num_written = len(self._resolver.new_segment())
+        self._resolver.segment_taken()
         self._clean_at = version
 
     def close(self) -> None:

@@ -150,8 +150,12 @@ class Resolver:
         return pa.concat_tables(parts)
 
     def new_segment(self) -> pa.Table:
-        """The rows kept since this resolver was opened, as the next segment."""
+        """The rows kept since this resolver was opened, or since the last segment was taken, as the next segment."""
         return pa.concat_tables([SEGMENT.empty_table(), *self._new_rows]).combine_chunks()
+
+    def segment_taken(self) -> None:
+        """What ``new_segment`` gave is written down for good: it need not be kept for the next one."""
+        self._new_rows = []
 
     def retracted_rows(self) -> tuple[_Rows, pa.Array]:
         """(row numbers, document ids) retracted since this resolver was opened, in the order in which that happened."""
