@@ -1,9 +1,9 @@
 """Removing what crashed or fenced attempts left behind.
 
 Invariant: a file is removed only if it carries a name of ours, no manifest lists it, and none ever can: its version number is already
-committed by another attempt, so its own writer, should it still live, is fenced. Tokenizers that no dataset version and no model names, and
-temporary files of what is made beside the versions, go only when a person asks for it. Costs one listing of a few folders and the history
-(dataset/history.py); what that calls garbage is compared with the manifests themselves before it goes.
+committed by another attempt, so its own writer, should it still live, is fenced. Tokenizers that no dataset version and no model names and
+no person made, and temporary files of what is made beside the versions, go only when a person asks for it. Costs one listing of a few
+folders and the history (dataset/history.py); what that calls garbage is compared with the manifests themselves before it goes.
 """
 
 import re
@@ -17,6 +17,7 @@ from pipelines.dataset.history import Holds
 from pipelines.dataset.lineage import MODEL_LOG, read_model
 from pipelines.dataset.log import CommitLog
 from pipelines.dataset.names import attempt_of, data_files, is_base, version_of
+from pipelines.tokenizer_folders import CARD_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
 UNNUMBERED = ("history", "quality", "views")
@@ -75,13 +76,17 @@ def _leftovers(root: Path) -> list[str]:
 
 
 def _orphan_tokenizers(root: Path) -> list[str]:
-    """Files in the folders of tokenizers that neither a dataset version nor a model names; none as long as there is no dataset."""
+    """Files in the folders of tokenizers that neither a dataset version nor a model names; none as long as there is no dataset.
+
+    One that a person fitted or imported stays: it may be waiting for `headrace tokenizer switch`.
+    """
     if not latest_version(root):
         return []
     named = {read_manifest(root, version).tokenizer.sha256 for version in range(1, latest_version(root) + 1)}
     models = CommitLog(root / MODEL_LOG)
     named |= {read_model(models, number).tokenizer.sha256 for number in range(1, models.latest() + 1)}
     folders = [path for path in sorted((root / TOKENIZER_FOLDER).glob("*")) if _SHA256.fullmatch(path.name) and path.name not in named]
+    folders = [folder for folder in folders if not (folder / CARD_FILE).exists()]
     return [path.relative_to(root).as_posix() for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
 
 

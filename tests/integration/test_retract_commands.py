@@ -138,8 +138,10 @@ def test_gc_removes_what_crashes_left_and_says_so_first(ingest: Ingest, headrace
     ingest.once()
     leftover = ingest.root / "log" / f".tmp-00000001.json-{'0' * 12}"
     other = ingest.root / "tokenizer" / ("0" * 64) / "tokenizer.json"
-    other.parent.mkdir()
-    for path in (leftover, other):
+    fitted = ingest.root / "tokenizer" / ("1" * 64) / "headrace.json"
+    for path in (other, fitted):
+        path.parent.mkdir()
+    for path in (leftover, other, fitted):
         path.write_bytes(b"{}")
         os.utime(path, (0, 0))
     would_go = headrace.json("gc", "--grace-s", "0", "--dry-run")["removed"]
@@ -147,5 +149,6 @@ def test_gc_removes_what_crashes_left_and_says_so_first(ingest: Ingest, headrace
     assert headrace.json("gc", "--grace-s", "0")["removed"] == would_go
     assert not leftover.exists()
     assert not other.parent.exists()
+    assert fitted.exists()  # a person's tokenizer may wait for its dataset
     assert headrace.json("gc", "--grace-s", "0")["removed"] == []
     assert verify(ingest.root).problems == []
