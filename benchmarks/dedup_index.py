@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -137,7 +138,8 @@ def measure_recovery(path: Path) -> None:
     segments = [path.with_name(f"segment-{number}") for number in range(NUM_SEGMENTS)]
     for number, segment in enumerate(segments):
         part = documents(num_rows, np.random.default_rng(number))
-        arrays = [pa.array(part.columns.fingerprint), *map(fixed_size, part.columns[1:]), part.doc_ids.cast(pa.string())]
+        fixed = [fixed_size(part.columns.content_hash), fixed_size(part.columns.sketch)]
+        arrays = [pa.array(part.columns.fingerprint), *fixed, part.doc_ids.cast(pa.string())]
         with pa.OSFile(str(segment), "wb") as sink, pa.ipc.new_file(sink, SEGMENT) as writer:
             writer.write_table(pa.table(arrays, schema=SEGMENT))
     for replayed in ([], segments):
@@ -146,7 +148,7 @@ def measure_recovery(path: Path) -> None:
         segment.unlink()
 
 
-def fixed_size(rows: npt.NDArray[np.generic]) -> pa.FixedSizeBinaryArray:
+def fixed_size(rows: npt.NDArray[Any]) -> pa.FixedSizeBinaryArray:
     """The bytes of each row."""
     width = rows.shape[1] * rows.itemsize
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))])

@@ -15,7 +15,8 @@ fingerprint. A query among uniform fingerprints:
     50,000,000    3 tables, 25 probes,   322 compared         3 tables, 298 probes, 4,077 compared
 
 It cannot be flat: of all radii and widths of blocks that are exact for k = 6, none has less than five times the cost at 50 million that the
-best has at 1 million, because 64 bits in m blocks leave keys of 64/m bits and n / 2^(64/m) fingerprints for each of their probes.
+best has at 1 million, because 64 bits in m blocks leave keys of 64/m bits and n / 2^(64/m) fingerprints for each of their probes. Measured
+on a busy machine, a core's time for each of 65,536 queries asked together: 2.1 µs at 1 million, 11.7 µs at 50 million.
 """
 
 import functools
