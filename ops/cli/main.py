@@ -86,9 +86,19 @@ def start_logging(level: str) -> None:
         logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes names and files in one run only: `inspect SHA --against OTHER FILE` leaves FILE over, and that is said."""
+    parser = build_parser()
+    args, left = parser.parse_known_args(argv)
+    if left:
+        hint = "" if left[0].startswith("-") else "; names and files go together, before or after the flags"
+        parser.error(f"unrecognized arguments: {' '.join(left)}{hint}")
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    args = build_parser().parse_args(argv)
+    args = _parsed(argv)
     try:
         settings = settings_from(args)
         start_logging(settings.telemetry.log_level)
