@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import polars as pl
 
@@ -25,6 +25,7 @@ from pipelines.stream import ingest_once
 from schemas.manifest import DatasetManifest
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
+from tests.commands import Command
 
 SMALL: Mapping[str, object] = {
     "ingest.runner": "local",
@@ -42,6 +43,7 @@ SMALL: Mapping[str, object] = {
 }
 """A few hundred documents make several versions, slices and shards."""
 CHILD_TIMEOUT_S = 120
+Child: TypeAlias = "subprocess.Popen[str] | Command"
 _ATTEMPT = re.compile("-[0-9a-f]{12}(?=[.]arrow$)")
 ENGLISH = "the mill turns when water comes down from the hill and grain is ground between two stones that people cut by hand long ago"
 CHINESE = "水从山上流下来推动石磨转动人们用它把谷物磨成面粉这是很久以前的事情村子里的人都记得"
@@ -128,15 +130,18 @@ class Ingest:
         """Ingest in this process, without interruption."""
         return ingest_once(self.settings)
 
-    def start(self, *arguments: str, crash_at: str | None = None) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str, crash_at: str | None = None) -> Child:
         """The real command as a child process: ``--once`` unless told otherwise."""
-        command = [sys.executable, "-m", "ops.cli.main", "ingest", *(arguments or ("--once",)), "--json"]
+        command = ["ingest", *(arguments or ("--once",)), "--json"]
         for name, value in self.values.items():
             command += ["--set", f"{name}={json.dumps(value) if not isinstance(value, str) else value}"]
         environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
         if crash_at is not None:
             environment[VARIABLE] = crash_at
         self.root.mkdir(parents=True, exist_ok=True)  # where no headrace.toml adds settings of its own
+        if self.settings.ingest.runner == "local" and "PYTHONPATH" not in os.environ:
+            return Command(command, self.root, environment, self.root.with_name(f"{self.root.name}.output"))
+        command = [sys.executable, "-m", "ops.cli.main", *command]  # Ray's workers, and what PYTHONPATH changes, start from nothing
         return subprocess.Popen(command, cwd=self.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def run(self, *arguments: str, crash_at: str | None = None) -> "subprocess.CompletedProcess[str]":
@@ -144,7 +149,7 @@ class Ingest:
         return finish(self.start(*arguments, crash_at=crash_at))
 
 
-def finish(child: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
+def finish(child: Child) -> "subprocess.CompletedProcess[str]":
     """Wait for a child; a child that does not end in time is killed and fails the test."""
     try:
         stdout, stderr = child.communicate(timeout=CHILD_TIMEOUT_S)

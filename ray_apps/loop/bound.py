@@ -19,11 +19,16 @@ def bound(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", "-m", "ray_apps.loop.bound", str(os.getpid()), *command]
 
 
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends; does nothing elsewhere than on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Bind, then become the command. Does not return."""
     parent, *command = arguments
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
     if os.getppid() != int(parent):  # it died before the kernel knew
         sys.exit(1)
     os.execvp(command[0], command)  # noqa: S606 - the command line is our own
