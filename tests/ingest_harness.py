@@ -157,7 +157,7 @@ def finish(child: Child) -> "subprocess.CompletedProcess[str]":
         child.kill()
         stdout, stderr = child.communicate()
         raise AssertionError(f"the child did not end in {CHILD_TIMEOUT_S} s:\n{stdout}\n{stderr}") from None
-    return subprocess.CompletedProcess(child.args, child.returncode, stdout, stderr)
+    return subprocess.CompletedProcess(child.args, child.wait(), stdout, stderr)
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
