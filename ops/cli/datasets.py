@@ -47,6 +47,10 @@ def summary(manifest: "DatasetManifest") -> dict[str, Any]:
     return {name: value[name] for name in first} | {name: value[name] for name in value if name not in first}
 
 
+def _what_it_did(manifest: "DatasetManifest") -> str:
+    return "compacted the duplicate index" if manifest.dedup_base else outcome_counts(manifest)
+
+
 def run_list(args: argparse.Namespace, settings: Settings) -> int:
     """All versions, oldest first."""
     from pipelines.dataset.dataset import Dataset
@@ -56,7 +60,7 @@ def run_list(args: argparse.Namespace, settings: Settings) -> int:
         print_json({"versions": [summary(manifest) for manifest in dataset.manifests()]})
         return 0
     rows = [
-        (manifest.version, f"{manifest.created_at:%Y-%m-%d %H:%M:%S}", manifest.num_records, outcome_counts(manifest), manifest.num_tokens)
+        (manifest.version, f"{manifest.created_at:%Y-%m-%d %H:%M:%S}", manifest.num_records, _what_it_did(manifest), manifest.num_tokens)
         for manifest in dataset.manifests()
     ]
     print_table(("version", "created (UTC)", "records", "outcomes", "tokens"), rows, title=f"dataset {dataset.root}")

@@ -75,15 +75,16 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 
 def start_logging(level: str) -> None:
-    """Log lines go to standard error. Left out: each request to an OpenLineage receiver, and what kafka-python logs of its sockets, event
-    loop, metadata and retries: what matters of it raises.
+    """Log lines go to standard error. Left out: each request to an OpenLineage receiver, what faiss tries, and what kafka-python logs of its
+    sockets, event loop, metadata and retries: what matters of it raises.
     """
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if level != "DEBUG":
         logging.getLogger("kafka").setLevel(logging.WARNING)
         for name in ("kafka.net", "kafka.cluster", "kafka.coordinator"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+        for name in ("httpx", "faiss"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
