@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from pipelines.compiled import ensure_compiled
 from pipelines.kafka.reading import Slice, read_blocks
 from pipelines.poison import isolated
-from pipelines.quarantine import TrainingMark, quarantine
+from pipelines.quarantine import Quarantine, TrainingMark
 from pipelines.steps.prepare import clean
 from pipelines.tokenizer import TOKENIZER_FILE, read_tokenizer, write_tokenizer
 from schemas.errors import SettingsError, TokenizerMismatch
@@ -40,11 +41,12 @@ def create_tokenizer(parts: Sequence[Slice], settings: Settings) -> TokenizerRef
 
 def first_texts(parts: Sequence[Slice], settings: Settings) -> Iterator[str]:
     """Cleaned texts in the order of the slices; reads no further than the caller asks."""
+    ensure_compiled()
     step = partial(clean, settings=settings)
-    with TrainingMark(Path(settings.root)) as mark:
+    with TrainingMark(Path(settings.root)) as mark, Quarantine(pickle.dumps(step)) as quarantine:
         for part in parts:
             for records in read_blocks(part, settings):
-                cleaned = quarantine(pickle.dumps(step))(records) if mark.is_suspect(records) else isolated(step, records)
+                cleaned = quarantine(records) if mark.is_suspect(records) else isolated(step, records)
                 yield from cleaned["text"].drop_null().to_pylist()
 
 

@@ -18,10 +18,14 @@ from functools import cache
 from pathlib import Path
 
 import numba
+import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
+from pipelines.dataset.shards import with_end_of_text
 from pipelines.dataset.writer import kept_rows
+from pipelines.dedup.base import write_base
+from pipelines.dedup.opening import kept_parts
 from pipelines.dedup.paragraphs import distinct_paragraphs, remove_paragraphs
 from pipelines.dedup.resolve import Resolver
 from pipelines.steps.prepare import prepare
@@ -62,20 +66,25 @@ def compile_all() -> None:
         tokenizer = load_tokenizer(Path(folder), ref)
         for chosen in (settings, Settings()):
             block = prepare(_records(), chosen, tokenizer)
-        _find_duplicates(block, settings, Path(folder) / "segment.arrow")
+        _find_duplicates(block, settings, Path(folder))
+    with_end_of_text(block["tokens"].chunk(0), np.arange(len(block)), ref.eos_token_id)
     texts = pa.array(SAMPLE, pa.large_string())
     known = distinct_paragraphs(texts, 1).flatten().to_numpy()
     remove_paragraphs(texts, known, 1)
 
 
-def _find_duplicates(block: pa.Table, settings: Settings, path: Path) -> None:
-    """As for the first version, and as for the one after it, which knows the first one's documents from a file."""
+def _find_duplicates(block: pa.Table, settings: Settings, folder: Path) -> None:
+    """As for the first version, for the one after it, which knows the first one's documents from a segment, and for one after a compaction."""
+    path, base = folder / "segment.arrow", folder / "base"
     first = Resolver(settings.dedup, [])
     first.resolve(kept_rows(block))
     segment = first.new_segment()
     with pyarrow.ipc.new_file(str(path), segment.schema) as writer:
         writer.write_table(segment)
     Resolver(settings.dedup, [path]).resolve(kept_rows(block))
+    with base.open("w+b") as file:
+        write_base(file, kept_parts(None, [path]), settings.dedup.max_hamming)
+    Resolver(settings.dedup, [], base=base).resolve(kept_rows(block))
 
 
 def _records() -> pa.Table:

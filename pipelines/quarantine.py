@@ -83,7 +83,10 @@ class Quarantine:
         self._child = child
         return child
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """End the child."""
         if self._child is not None:
             self._child.kill()
@@ -93,7 +96,7 @@ class Quarantine:
 
 @lru_cache(maxsize=1)
 def quarantine(step: bytes) -> Quarantine:
-    """The one of this process for a pickled step."""
+    """The one of this worker process for a pickled step; its child ends with it."""
     return Quarantine(step)
 
 

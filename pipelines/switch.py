@@ -34,10 +34,9 @@ from pipelines.dataset.audit import Live, audit_blocks, decode_rows
 from pipelines.dataset.boilerplate import carry_over
 from pipelines.dataset.compaction import compact, index_files
 from pipelines.dataset.dataset import Dataset, latest_version, read_manifest
-from pipelines.dataset.durable import durable_file, replace_durably, sha256_file
+from pipelines.dataset.durable import durable_file, file_entry, replace_durably, sha256_file
 from pipelines.dataset.masks import Mask, is_train_shard
 from pipelines.dataset.names import segment_path
-from pipelines.dataset.shards import file_entry
 from pipelines.dataset.writer import ResolvedBlock, VersionPlan, build_manifest, publish, write_version
 from pipelines.dedup.fingerprint import content_hashes
 from pipelines.quality.models import FOLDER as QUALITY_FOLDER

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.durable import file_entry
 from pipelines.dataset.history import Holds
 from pipelines.dataset.names import boilerplate_path
-from pipelines.dataset.shards import file_entry
 from pipelines.dedup.paragraphs import EMPTY, ParagraphCounts
 from schemas.arrow import Outcome
 from schemas.manifest import FileEntry

@@ -22,10 +22,9 @@ import numpy as np
 
 from pipelines.crash import crash_point
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.durable import durable_file
+from pipelines.dataset.durable import durable_file, file_entry
 from pipelines.dataset.history import Holds
 from pipelines.dataset.names import base_path
-from pipelines.dataset.shards import file_entry
 from pipelines.dataset.writer import publish
 from pipelines.dedup.base import write_base
 from pipelines.dedup.opening import kept_parts

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from schemas.manifest import FileEntry
+
 TEMPORARY_PREFIX = ".tmp-"
 
 
@@ -75,3 +77,8 @@ def sha256_file(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes; reads it once, in constant memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_entry(root: Path, path: Path, rows: int) -> FileEntry:
+    """Entry of a finished file, for a manifest."""
+    return FileEntry(path=path.relative_to(root).as_posix(), rows=rows, size_bytes=path.stat().st_size, sha256=sha256_file(path))

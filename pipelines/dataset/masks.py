@@ -16,10 +16,9 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.durable import durable_file
+from pipelines.dataset.durable import durable_file, file_entry
 from pipelines.dataset.history import Holds
 from pipelines.dataset.names import masks_path
-from pipelines.dataset.shards import file_entry
 from schemas.arrow import MASKS, Split
 from schemas.manifest import DatasetManifest, FileEntry
 

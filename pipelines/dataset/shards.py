@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.dataset.durable import durable_file, sha256_file
+from pipelines.dataset.durable import durable_file, file_entry
 from schemas.arrow import Split, shard, token_type
 from schemas.errors import ShardCorrupt
-from schemas.manifest import FileEntry, ShardEntry, TokenizerRef
+from schemas.manifest import ShardEntry, TokenizerRef
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 """Token ids: uint16 up to a vocabulary of 65,536, else uint32."""
@@ -40,11 +40,6 @@ class Spans:
     """… and its position in that row."""
     length: npt.NDArray[np.int64]
     """Tokens, the end-of-text token included."""
-
-
-def file_entry(root: Path, path: Path, rows: int) -> FileEntry:
-    """Entry of a finished file, for a manifest."""
-    return FileEntry(path=path.relative_to(root).as_posix(), rows=rows, size_bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
 def with_end_of_text(tokens: pa.LargeListArray, rows: Rows, eos_token_id: int) -> tuple[Tokens, npt.NDArray[np.int64]]:

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from pipelines.crash import crash_point
 from pipelines.dataset.boilerplate import NOTHING, Boilerplate, Written
 from pipelines.dataset.dataset import dataset_log
-from pipelines.dataset.durable import durable_file
+from pipelines.dataset.durable import durable_file, file_entry
 from pipelines.dataset.masks import FindMasks, Masked, write_masks
 from pipelines.dataset.names import documents_path, segment_path, shard_path
-from pipelines.dataset.shards import Rows, ShardWriter, file_entry
+from pipelines.dataset.shards import Rows, ShardWriter
 from pipelines.statistics import Statistics
 from schemas.arrow import DOCUMENTS, Outcome, Split
 from schemas.manifest import DatasetManifest, FileEntry, OffsetRange, ShardEntry, TokenizerRef, Totals

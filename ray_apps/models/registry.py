@@ -22,9 +22,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipelines.crash import crash_point
-from pipelines.dataset.durable import TEMPORARY_PREFIX, create_durably, sync_folder
+from pipelines.dataset.durable import TEMPORARY_PREFIX, create_durably, file_entry, sync_folder
 from pipelines.dataset.log import CommitLog
-from pipelines.dataset.shards import file_entry
 from ray_apps.models.card import CARD_FILE, model_card
 from ray_apps.models.lineage import language_counts
 from schemas.errors import DatasetNotFound, ManifestCorrupt, ModelNotFound
