@@ -65,6 +65,7 @@ def test_on_ray_a_document_that_crashes_its_worker_is_the_only_one_that_is_dead(
     assert_only_these_are_dead(ingest, {"31": ""})
 
 
+@pytest.mark.slow
 def test_alone_a_process_that_died_twice_of_a_block_prepares_it_in_another(
     broker: BrokerProcess, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
