@@ -1,8 +1,10 @@
 """Memory that was freed goes back to the machine.
 
 The C library keeps freed memory for later, in pieces that the next block rarely fits into, and one store of them per thread: a process
-that takes in a long backlog would grow by half in the first gigabyte, though it holds no more. Cost: about a millisecond per call.
-Source: https://man7.org/linux/man-pages/man3/malloc_trim.3.html (glibc; other C libraries have no such call and need none here).
+that takes in a long backlog would grow by half in the first gigabyte, though it holds no more. And the first large block that is freed teaches it
+to take blocks of that size, too, from those stores: after one compaction of the duplicate index an ingest held 200 MB more for good (measured;
+none with LARGE_BYTES fixed). Cost: about a millisecond per call.
+Source: https://man7.org/linux/man-pages/man3/malloc_trim.3.html, mallopt.3.html (glibc; other C libraries have no such calls and need none here).
 """
 
 import ctypes
@@ -12,9 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 
+M_MMAP_THRESHOLD = -3
+LARGE_BYTES = 2**20
+"""Blocks of this size have pages of their own, which go back when they are freed."""
+
 
 def release() -> None:
-    """Give back what is free, Arrow's pool included."""
+    """Give back what is free, Arrow's pool included; from the first call on large blocks go back by themselves."""
     pa.default_memory_pool().release_unused()
     trim = _malloc_trim()
     if trim is not None:
@@ -23,4 +29,9 @@ def release() -> None:
 
 @cache
 def _malloc_trim() -> Any:
-    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    """The C library's function where it has one; fixes what counts as large on the way."""
+    library = ctypes.CDLL(None)
+    if sys.platform != "linux" or not hasattr(library, "malloc_trim"):
+        return None
+    library.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+    return library.malloc_trim
