@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.steps.quality import judge, measure
 from pipelines.steps.rules.columns import NUM_WORDS
+from pipelines.steps.rules.scratch import clear_table, empty_scratch
 from schemas.settings import Settings
 from schemas.settings_quality import QualitySettings
 
@@ -92,6 +93,12 @@ def test_the_verdict_on_a_text_does_not_depend_on_its_batch() -> None:
     together = counts_of(texts)
     alone = np.concatenate([counts_of([text]) for text in texts])
     assert (together == alone).all()
+
+
+@pytest.mark.parametrize("num_chars", range(40))
+def test_a_table_is_never_probed_beyond_its_end(num_chars: int) -> None:
+    scratch = empty_scratch(num_chars)
+    assert clear_table(scratch, num_chars + 2) < len(scratch.keys) == len(scratch.counts) == len(scratch.firsts)
 
 
 def counts_of(texts: list[str]) -> Any:

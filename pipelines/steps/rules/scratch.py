@@ -12,6 +12,8 @@ from numba import njit
 
 FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 FNV_PRIME = np.uint64(0x100000001B3)
+_MIN_SLOTS = 16
+"""Of a hash table: how few its users clear and probe at least, so how few there must be."""
 
 I32 = npt.NDArray[np.int32]
 U64 = npt.NDArray[np.uint64]
@@ -56,7 +58,7 @@ class Scratch(NamedTuple):
 def empty_scratch(num_chars: int) -> Scratch:
     """Room for documents of up to ``num_chars`` characters."""
     size = num_chars + 2
-    num_slots = 1 << (2 * size).bit_length()
+    num_slots = max(_MIN_SLOTS, 1 << (2 * size).bit_length())
     keys = np.zeros(num_slots, np.uint64)
     slot_counts, slot_firsts = np.zeros((2, num_slots), np.int32)
     words, lines, grams = np.zeros((3, size), np.uint64)
@@ -148,7 +150,7 @@ def split_lines(scratch: Any, num_chars: Any) -> Any:
 @njit(cache=True, nogil=True)
 def clear_table(scratch: Any, num_entries: Any) -> Any:
     """An empty table with room for ``num_entries``; the mask of its slots. Short documents use the first slots only, which stay in the cache."""
-    mask = 15
+    mask = _MIN_SLOTS - 1
     while mask < 2 * num_entries:
         mask = 2 * mask + 1
     scratch.keys[: mask + 1] = 0
