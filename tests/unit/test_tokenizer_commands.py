@@ -9,7 +9,6 @@ import pytest
 from ops.cli.main import main
 from pipelines.dataset.audit import live_texts
 from pipelines.dataset.dataset import Dataset, latest_version
-from pipelines.dataset.gc import collect_garbage
 from pipelines.dataset.verify import verify
 from pipelines.fertility import level, vocabulary_of
 from pipelines.tokenizer import TOKENIZER_FILE, train_tokenizer
@@ -163,16 +162,6 @@ def test_a_switch_from_an_imported_tokenizer_needs_every_text_back(tokenizer: Co
     assert [block["text"].to_pylist() for block in live_texts(Dataset(target))] == [[ENGLISH, CHINESE]]
     assert verify(target).problems == []
     assert verify(target).documents_decoded == 2
-
-
-def test_a_tokenizer_that_was_fitted_for_a_switch_is_garbage_only_when_a_person_says_so(tokenizer: Command, corpus: str) -> None:
-    commit(tokenizer.root, ENGLISH)
-    fitted = tokenizer.json("fit", corpus, "--vocab-size", "330")
-    assert collect_garbage(tokenizer.root, grace_s=0) == []
-    assert len(tokenizer.json("list")["tokenizers"]) == 2
-    removed = collect_garbage(tokenizer.root, grace_s=0, by_hand=True)
-    assert {path.split("/")[1] for path in removed} == {fitted["sha256"]}
-    assert len(tokenizer.json("list")["tokenizers"]) == 1
 
 
 def test_every_field_of_a_manifest_has_its_place_in_a_new_lineage() -> None:
