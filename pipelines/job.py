@@ -9,6 +9,7 @@ A document on which a step fails is found and dead-lettered (poison.py), also if
 """
 
 import logging
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -112,15 +113,30 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
 
     from pipelines.kafka.datasource import KafkaDatasource
 
+    at_once = tasks_at_once()
     # Without the override Ray would split the slices' output again when it has more processors than slices.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ray_remote_args is to go, but nothing else sets the retries of these tasks yet
-        records = ray.data.read_datasource(KafkaDatasource(parts, settings), override_num_blocks=len(parts), ray_remote_args=RETRIES)
+        source = KafkaDatasource(parts, settings)
+        records = ray.data.read_datasource(source, override_num_blocks=len(parts), concurrency=at_once, ray_remote_args=RETRIES)
         options = records.context.execution_options
         options.preserve_order = True
         options.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes)
-        blocks = records.map_batches(step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, **RETRIES)
+        blocks = records.map_batches(step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, concurrency=at_once, **RETRIES)
     return iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+
+
+def tasks_at_once() -> int | None:
+    """Where Ray is this machine alone, no more than it has cores: Ray's CPUs are a setting there, and a worker that prepares holds some 400 MB.
+
+    None on a cluster: what its nodes say that they have is what they have.
+    """
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    if any(node["Alive"] and node["NodeID"] != own for node in ray.nodes()):  # type: ignore[no-untyped-call]
+        return None
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _without_first(parts: Sequence[Slice], num_records: int) -> list[Slice]:
