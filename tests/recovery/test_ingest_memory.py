@@ -21,10 +21,10 @@ from tests.poisoned import poisoned_environment
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:DeprecationWarning")  # Ray Data, about its own defaults
 SLICE_RECORDS = 50
-QUIET_S = {run_local: 0.1, run_ray: 3.0}
+QUIET_S: dict[Runner, float] = {run_local: 0.1, run_ray: 3.0}
 """So long without a new block, and reading counts as stopped. The local runner works only while it is asked for a block."""
-SIZE_BYTES = {run_local: 1e6, run_ray: 8e6}
-MOST_AHEAD = {run_local: 0, run_ray: 40}
+SIZE_BYTES: dict[Runner, float] = {run_local: 1e6, run_ray: 8e6}
+MOST_AHEAD: dict[Runner, int] = {run_local: 0, run_ray: 40}
 """Blocks that may be read before the committer asks for them, of several times as many."""
 
 
