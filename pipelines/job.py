@@ -25,7 +25,7 @@ from pipelines.dedup.paragraphs import EMPTY
 from pipelines.kafka.reading import Slice, read_blocks
 from pipelines.memory import release
 from pipelines.poison import isolated, sizes
-from pipelines.quarantine import DeathMark, quarantine
+from pipelines.quarantine import DeathMark, Quarantine, quarantine
 from pipelines.steps.prepare import prepare
 from pipelines.tokenizer import BatchTokenizer, load_tokenizer
 from schemas.errors import HeadraceError
@@ -65,7 +65,7 @@ class Prepare:
         return rows
 
     def in_quarantine(self, records: pa.Table) -> pa.Table:
-        """The same in a child process, for records that may end it."""
+        """The same in a child of this worker process, for records that may end it."""
         return quarantine(pickle.dumps(self.prepared))(records).append_column(SIZE, sizes(records))
 
     def prepared(self, records: pa.Table) -> pa.Table:
@@ -80,10 +80,10 @@ class Prepare:
 def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
     """One slice after the other in this process; blocks of which it died twice, in another."""
     step = Prepare(settings, tokenizer, known)
-    with DeathMark(Path(settings.root)) as mark:
+    with DeathMark(Path(settings.root)) as mark, Quarantine(pickle.dumps(step.prepared)) as quarantined:
         for part in parts:
             for records in read_blocks(part, settings):
-                yield step.in_quarantine(records) if mark.is_suspect(records) else step(records)
+                yield quarantined(records).append_column(SIZE, sizes(records)) if mark.is_suspect(records) else step(records)
 
 
 def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
