@@ -8,7 +8,7 @@
    (pipelines/kafka/records.py). A batch whose CRC is wrong is SourceError: its bytes are not those that were produced.
 5. An offset that is out of range is OffsetsLost; no progress for ``ingest.stall_timeout_s`` is SourceStalled. Nothing is skipped.
 
-Cost: one bootstrap per slice (about 0.1 s), then about 100 MB/s; memory is bounded by BLOCK_BYTES plus three fetches, whatever the range.
+Cost: one bootstrap per slice (about 0.05 s), then about 100 MB/s; memory is bounded by BLOCK_BYTES plus three fetches, whatever the range.
 """
 
 import time

@@ -74,7 +74,6 @@ class KafkaPython:
     @contextmanager
     def reader(self, topic: str, group: str) -> Iterator[Reader]:
         consumer = KafkaConsumer(
-            topic,
             bootstrap_servers=self.servers,
             group_id=group,
             auto_offset_reset="earliest",
@@ -84,6 +83,8 @@ class KafkaPython:
             metadata_max_age_ms=1_000,
         )
         try:
+            consumer.partitions_for_topic(topic)  # a member that leads its group before it knows the topic assigns nothing, and stays with that
+            consumer.subscribe([topic])
             yield _KafkaPythonReader(consumer)
         finally:
             consumer.close()
