@@ -11,9 +11,10 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 MINUTES ?= 30
 SOAK_ARGS ?=
-# Tests wait more than they compute: two processes keep two cores busy. A file's tests share its servers, so a file stays in one process.
+# Tests wait more than they compute: two processes keep two cores busy. A file's tests share its servers, so a file stays in one process; files go in
+# their order, the long ones first.
 TEST_WORKERS ?= 2
-PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -r fExR
+PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -r fExR
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow soak lint format schemas bench lock clean
