@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from pipelines.compiled import ensure_compiled
 from pipelines.dedup.paragraphs import EMPTY
-from pipelines.kafka.reading import Slice, read_blocks
+from pipelines.kafka.reading import BLOCK_BYTES, Slice, read_blocks
 from pipelines.memory import release
 from pipelines.poison import isolated, sizes
 from pipelines.quarantine import DeathMark, Quarantine, quarantine
@@ -40,6 +40,8 @@ Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.
 """Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in slice order, offset order within each; every offset of the slices is in one row."""
 RETRIES = {"max_retries": 1}
 """Ray repeats a task whose process died once (by default three times) before its records come under suspicion. Equal for both steps: they fuse."""
+MAX_SLICES_PER_TASK, MIN_ROUNDS = 4, 4
+"""Slices of a task on Ray, and how many tasks there should be at least for each that runs at once, so that all end at about the same time."""
 SIZE = "size_bytes"
 """A column of its own behind the prepared ones: bytes of each record's key and value."""
 
@@ -87,7 +89,7 @@ def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRe
 
 
 def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
-    """One Ray task per slice. Ray must be running (pipelines.cluster.ray_session). Raises what the tasks raised, not Ray's wrapping of it."""
+    """Ray tasks of a few slices each. Ray must be running (pipelines.cluster.ray_session). Raises what the tasks raised, not Ray's wrapping of it."""
     import ray
 
     quiet_ray_data()
@@ -114,11 +116,13 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
     from pipelines.kafka.datasource import KafkaDatasource
 
     at_once = tasks_at_once()
+    groups = grouped(parts, at_once or int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
     # Without the override Ray would split the slices' output again when it has more processors than slices.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ray_remote_args is to go, but nothing else sets the retries of these tasks yet
-        source = KafkaDatasource(parts, settings)
-        records = ray.data.read_datasource(source, override_num_blocks=len(parts), concurrency=at_once, ray_remote_args=RETRIES)
+        source = KafkaDatasource(groups, settings)
+        records = ray.data.read_datasource(source, override_num_blocks=len(groups), concurrency=at_once, ray_remote_args=RETRIES)
+        records.context.target_max_block_size = BLOCK_BYTES  # up to which Ray joins a task's blocks
         options = records.context.execution_options
         options.preserve_order = True
         options.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes)
@@ -137,6 +141,12 @@ def tasks_at_once() -> int | None:
     if any(node["Alive"] and node["NodeID"] != own for node in ray.nodes()):  # type: ignore[no-untyped-call]
         return None
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def grouped(parts: Sequence[Slice], at_once: int) -> list[Sequence[Slice]]:
+    """The slices of each task, in order: a few where there are many, since Ray Data looks for finished tasks ten times a second only."""
+    size = max(1, min(MAX_SLICES_PER_TASK, len(parts) // (MIN_ROUNDS * at_once)))
+    return [parts[first : first + size] for first in range(0, len(parts), size)]
 
 
 def _without_first(parts: Sequence[Slice], num_records: int) -> list[Slice]:

@@ -1,4 +1,4 @@
-"""Kafka as a source of Ray Data: one read task per slice of offsets.
+"""Kafka as a source of Ray Data: one read task per few slices of offsets.
 
 ``ray.data.read_kafka`` is not used: it waits for ever where a partition ends in a transaction marker or a compaction gap, and resolves
 "latest" per task. Here the driver fixes every range beforehand (planning.py) and tasks only read them (reading.py).
@@ -29,9 +29,10 @@ class KafkaDatasource(Datasource):
     With ``preserve_order`` in the execution options they come out in the order of the slices, and in offset order within each.
     """
 
-    def __init__(self, parts: Sequence[Slice], settings: Settings) -> None:
+    def __init__(self, groups: Sequence[Sequence[Slice]], settings: Settings) -> None:
+        """``groups``: the slices of each read task, at least one."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._parts = list(parts)
+        self._groups = [tuple(parts) for parts in groups]
         self._settings = settings
 
     def get_name(self) -> str:
@@ -40,20 +41,29 @@ class KafkaDatasource(Datasource):
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes, guessed from the number of offsets."""
-        return sum(part.end - part.start for part in self._parts) * EXPECTED_RECORD_BYTES
+        return sum(map(_num_rows, self._groups)) * EXPECTED_RECORD_BYTES
 
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:  # noqa: ARG002
-        """One task per slice, whatever parallelism Ray would like: the slices decide it."""
-        return [_read_task(part, self._settings, per_task_row_limit) for part in self._parts]
+        """One task per group, whatever parallelism Ray would like."""
+        return [_read_task(parts, self._settings, per_task_row_limit) for parts in self._groups]
 
 
-def _read_task(part: Slice, settings: Settings, row_limit: int | None) -> ReadTask:
-    num_rows = part.end - part.start
+def _read_task(parts: Sequence[Slice], settings: Settings, row_limit: int | None) -> ReadTask:
+    num_rows = _num_rows(parts)
     metadata = BlockMetadata(
         num_rows=num_rows,
         size_bytes=num_rows * EXPECTED_RECORD_BYTES,
-        input_files=(f"{part.topic}/{part.partition}/{part.start}-{part.end}",),
+        input_files=tuple(f"{part.topic}/{part.partition}/{part.start}-{part.end}" for part in parts),
         exec_stats=None,
     )
-    read: Callable[[], Iterator[pa.Table]] = partial(read_blocks, part, settings)
+    read: Callable[[], Iterator[pa.Table]] = partial(_read_all, parts, settings)
     return ReadTask(read, metadata, schema=RECORDS, per_task_row_limit=row_limit)
+
+
+def _read_all(parts: Sequence[Slice], settings: Settings) -> Iterator[pa.Table]:
+    for part in parts:
+        yield from read_blocks(part, settings)
+
+
+def _num_rows(parts: Sequence[Slice]) -> int:
+    return sum(part.end - part.start for part in parts)

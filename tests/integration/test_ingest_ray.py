@@ -13,7 +13,7 @@ from ops.broker.app import BrokerProcess
 from pipelines.bootstrap import create_tokenizer
 from pipelines.cluster import ray_session
 from pipelines.dataset.verify import verify
-from pipelines.job import run_local, run_ray
+from pipelines.job import grouped, run_local, run_ray, tasks_at_once
 from pipelines.kafka.planning import plan_ranges
 from pipelines.kafka.reading import Slice, slices
 from schemas.errors import OffsetsLost
@@ -40,12 +40,17 @@ def test_ray_gives_the_rows_of_a_local_run_in_the_order_of_the_slices_and_raises
     parts = slices(source.topic, plan_ranges(settings, source.topic, {}, 10**6), 20)
     tokenizer = create_tokenizer(parts, settings)
     with ray_session(settings.ray):
+        tasks = tasks_at_once()
+        assert tasks is not None
         blocks = list(run_ray(parts, settings, tokenizer))
         lost = Slice(source.topic, 0, 10**6, 10**6 + 5)
         with pytest.raises(OffsetsLost, match="no longer holds offsets 1000000") as caught:
             list(run_ray([*parts[:2], lost], settings, tokenizer))
     assert "\n" not in str(caught.value)
-    assert [(block["partition"][0].as_py(), block["offset"][0].as_py()) for block in blocks] == [(part.partition, part.start) for part in parts]
+    firsts = [group[0] for group in grouped(parts, tasks)]
+    assert [(block["partition"][0].as_py(), block["offset"][0].as_py()) for block in blocks] == [
+        (group[0].partition, group[0].start) for group in groups
+    ]
     assert pa.concat_tables(blocks).equals(pa.concat_tables(run_local(parts, settings, tokenizer)))
 
 

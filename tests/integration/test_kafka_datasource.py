@@ -38,7 +38,7 @@ def test_a_ray_data_job_reads_every_offset_once_and_in_order(stream: Stream) -> 
             producer.send(topic, b"%d" % position, partition=position % 2, headers=[("h", b"x")])
     parts = slices(topic, plan_ranges(stream.settings, topic, {}, 1000), 40)
     assert len(parts) == 8
-    blocks = tables(KafkaDatasource(parts, stream.settings))
+    blocks = tables(KafkaDatasource([parts[:3], parts[3:5], parts[5:]], stream.settings))
     assert all(block.schema.equals(RECORDS) for block in blocks)
     whole = pa.concat_tables(blocks)
     places = list(zip(whole.column("partition").to_pylist(), whole.column("offset").to_pylist(), strict=True))
@@ -50,4 +50,4 @@ def test_a_ray_data_job_reads_every_offset_once_and_in_order(stream: Stream) -> 
 def test_a_source_error_of_a_task_reaches_the_driver_with_its_sentence(stream: Stream) -> None:
     topic = stream.create()
     with pytest.raises(Exception, match="no longer holds offsets 5 to 8"):
-        tables(KafkaDatasource([Slice(topic, 0, 5, 9)], stream.settings))
+        tables(KafkaDatasource([[Slice(topic, 0, 5, 9)]], stream.settings))
