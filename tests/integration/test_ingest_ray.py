@@ -48,9 +48,7 @@ def test_ray_gives_the_rows_of_a_local_run_in_the_order_of_the_slices_and_raises
             list(run_ray([*parts[:2], lost], settings, tokenizer))
     assert "\n" not in str(caught.value)
     firsts = [group[0] for group in grouped(parts, tasks)]
-    assert [(block["partition"][0].as_py(), block["offset"][0].as_py()) for block in blocks] == [
-        (group[0].partition, group[0].start) for group in groups
-    ]
+    assert [(block["partition"][0].as_py(), block["offset"][0].as_py()) for block in blocks] == [(part.partition, part.start) for part in firsts]
     assert pa.concat_tables(blocks).equals(pa.concat_tables(run_local(parts, settings, tokenizer)))
 
 
