@@ -95,6 +95,11 @@ async def until(condition: Any, timeout_s: float = 60.0) -> None:
             await asyncio.sleep(0.01)
 
 
+async def ready(client: httpx.AsyncClient) -> bool:
+    """Whether a champion answers."""
+    return (await client.get("/health")).status_code == 200
+
+
 async def generate(engine: Engine, request: GenerationRequest) -> tuple[list[str], list[list[int]], list[str | None]]:
     """Texts, token ids and finish reasons of all sequences of a request."""
     texts: dict[int, str] = {}

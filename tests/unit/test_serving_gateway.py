@@ -17,7 +17,7 @@ from ray_apps.serving.engine.torch_engine import TorchEngine
 from ray_apps.serving.engines import unavailable
 from schemas.settings import ServingSettings
 from tests.model_factory import make_model
-from tests.serving_harness import EventList, publish_state, running_gateway, until
+from tests.serving_harness import EventList, publish_state, ready, running_gateway, until
 
 ASK = {"model": "headrace", "prompt": "水渠", "max_tokens": 8, "temperature": 0}
 LONG = ASK | {"max_tokens": 500, "prompt": ["x"] * 4, "temperature": 1, "seed": 5}
@@ -107,10 +107,6 @@ class Buggy(Misbehaving):
 def events_of(response: httpx.Response) -> list[Any]:
     data = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
     return [json.loads(item) for item in data if item != "[DONE]"]
-
-
-async def ready(client: httpx.AsyncClient) -> bool:
-    return (await client.get("/health")).status_code == 200
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
@@ -239,47 +235,6 @@ async def test_a_full_engine_answers_429_with_retry_after(engines: dict[int, Eng
         response = await client.post("/v1/completions", json=ASK)
         assert (response.status_code, error_of(response)["code"], response.headers["retry-after"]) == (429, "queue_full", "1")
         assert [(await task).status_code for task in busy] == [200] * 3
-
-
-async def test_a_client_that_goes_away_cancels_its_generation(engines: dict[int, Engine], tmp_path: Path) -> None:
-    publish_state(tmp_path, champion=1)
-    sink = EventList()
-    async with running_gateway(tmp_path, engines, sink=sink) as client:
-        await until(lambda: ready(client))
-        for body in (LONG, LONG | {"stream": True}):
-            task = asyncio.create_task(client.post("/v1/completions", json=body))
-            await until(lambda: engines[1].stats().num_running == 4)
-            task.cancel()
-            await asyncio.wait([task])
-            await until(lambda: engines[1].stats().num_running == 0)
-        await until(lambda: [data.finish_reason for data in sink.data] == ["cancelled"] * 2)
-
-
-async def test_a_client_that_goes_away_while_it_is_sent_to_cancels_its_generation(engines: dict[int, Engine], tmp_path: Path) -> None:
-    publish_state(tmp_path, champion=1)
-    sink, asked = EventList(), [{"type": "http.request", "body": json.dumps(LONG | {"stream": True}).encode()}]
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": "/v1/completions", "headers": headers}
-    is_full, never = asyncio.Event(), asyncio.Event()
-
-    async def receive() -> dict[str, Any]:
-        if not asked:
-            await never.wait()
-        return asked.pop()
-
-    async def send(message: dict[str, Any]) -> None:
-        if message.get("body"):
-            is_full.set()
-            await never.wait()
-
-    async with running_gateway(tmp_path, engines, sink=sink) as client:
-        await until(lambda: ready(client))
-        app = client._transport.app  # type: ignore[attr-defined]
-        task = asyncio.create_task(app(scope | {"query_string": b"", "raw_path": b"/v1/completions", "root_path": ""}, receive, send))
-        await is_full.wait()
-        task.cancel()
-        await asyncio.wait([task])
-        assert [data.finish_reason for data in sink.data] == ["cancelled"]
 
 
 async def test_an_answer_that_takes_too_long_is_a_504_and_an_error_of_the_model(tmp_path: Path) -> None:
