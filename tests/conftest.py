@@ -26,6 +26,12 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    """Asynchronous tests (``pytest.mark.anyio``) run on asyncio, as the services do."""
+    return "asyncio"
+
+
+@pytest.fixture
 def topic_prefix() -> str:
     """A topic prefix that no other test has."""
     return f"test-{uuid.uuid4().hex[:12]}"

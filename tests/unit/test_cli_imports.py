@@ -3,35 +3,17 @@
 Counted are the imports that are done on import, through all of Headrace's own modules; those inside functions wait until they are needed.
 """
 
-import ast
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from ops.cli.main import COMMANDS
+from tests.source_imports import imported_modules
 
 REPOSITORY = Path(__file__).parents[2]
 LIBRARIES = {"ray", "torch", "transformers", "tokenizers", "numba", "polars", "kafka"}
 TORCH = {"torch", "transformers", "tokenizers"}
-
-
-def on_import(path: Path) -> Iterator[str]:
-    """Names that the file imports while it is imported; of ``from a import b`` also ``a.b``, which may be a module."""
-    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            nodes.extend(node.orelse)
-            continue
-        nodes.extend(ast.iter_child_nodes(node))
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
 
 
 def file_of(name: str) -> Path | None:
@@ -49,7 +31,7 @@ def loaded_by(start: str) -> frozenset[str]:
             continue
         seen.add(name)
         if path := file_of(name):
-            names += on_import(path)
+            names += imported_modules(path, in_functions=False)
     return frozenset({name.partition(".")[0] for name in seen} & LIBRARIES)
 
 

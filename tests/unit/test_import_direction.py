@@ -3,12 +3,12 @@
 Imports inside functions count too; imports for type checking only do not.
 """
 
-import ast
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.source_imports import imported_modules
 
 REPOSITORY = Path(__file__).parents[2]
 ROOMS = ("schemas", "pipelines", "ray_apps", "ops")
@@ -40,22 +40,7 @@ def modules(path: Path) -> list[Path]:
 @cache
 def imports(path: Path) -> tuple[str, ...]:
     """Every module name that the file imports at run time, dotted."""
-    return tuple(walk_imports(path))
-
-
-def walk_imports(path: Path) -> Iterator[str]:
-    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            nodes.extend(node.orelse)
-            continue
-        nodes.extend(ast.iter_child_nodes(node))
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide the direction"
-            yield node.module or ""
+    return tuple(imported_modules(path, in_functions=True))
 
 
 def offences(places: tuple[str, ...], forbidden: set[str]) -> list[str]:

@@ -18,11 +18,6 @@ LONG = {"model": "headrace", "max_tokens": 500, "prompt": ["x"] * 4, "temperatur
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Engine]]:
     root = tmp_path_factory.mktemp("models")

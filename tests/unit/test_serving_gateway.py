@@ -25,11 +25,6 @@ pytestmark = pytest.mark.anyio
 SETTINGS = ServingSettings(max_concurrent_sequences=4, max_queued_requests=8)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Engine]]:
     root = tmp_path_factory.mktemp("models")
