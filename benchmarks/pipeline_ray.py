@@ -1,17 +1,20 @@
-"""Ray's price: the same slices from an embedded broker, prepared in this process, by Ray on one core, and by Ray on two.
+"""Ray's price: the same slices from an embedded broker, prepared in this process and by Ray, on one core and on two.
 
     python -m benchmarks.pipeline --ray [--megabytes 200]
 
-The three runs use the product's own runners (pipelines/job.py) and read the same offsets; each is warmed up with the first slices, so that
-starting Ray and compiling are not counted. The broker is a process of its own and works in all three.
+All runs use the product's own runners (pipelines/job.py) and read the same offsets; each is warmed up with the first slices, so that
+starting Ray and compiling are not counted. On one core means everything on it: the broker, this process, and Ray's own processes. Beside them
+a run of Ray with one task at a time on two cores, where all but the task can use the second core.
 """
 
 import argparse
 import itertools
 import json
+import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,14 @@ from schemas.settings import Settings
 from schemas.settings_sources import load_settings
 
 WARM_UP_SLICES = 2
+RUNS: tuple[tuple[str, Runner, int, int], ...] = (
+    ("one process, one core", run_local, 1, 1),
+    ("one process, two cores", run_local, 1, 2),
+    ("Ray, one core", run_ray, 1, 1),
+    ("Ray, two cores, one task at a time", run_ray, 1, 2),
+    ("Ray, two cores", run_ray, 2, 2),
+)
+"""Name, runner, Ray's logical CPUs, cores for everything together."""
 
 
 def publish(settings: Settings, corpus: Path, megabytes: float) -> tuple[list[Slice], float]:
@@ -67,11 +78,29 @@ def measure(corpus: Path, megabytes: float) -> dict[str, Any]:
             settings = load_settings("", {}, base)
             parts, size = publish(settings, corpus, megabytes)
             ref = write_tokenizer(Path(name), texts_of(corpus), settings.tokenizer)
-            result: dict[str, Any] = {"megabytes": size, "slices": len(parts), "local": timed(run_local, parts, settings, ref)}
-            for num_cpus in (1, 2):
-                with ray_session(settings.ray.model_copy(update={"num_cpus": num_cpus})):
-                    result[f"ray {num_cpus}"] = timed(run_ray, parts, settings, ref)
+            result: dict[str, Any] = {"megabytes": size, "slices": len(parts)}
+            for title, runner, num_cpus, cores in RUNS:
+                with on_cores(broker.pid, cores), ray_session(settings.ray.model_copy(update={"num_cpus": num_cpus})):
+                    result[title] = timed(runner, parts, settings, ref)
     return result
+
+
+@contextmanager
+def on_cores(broker_pid: int, number: int) -> Iterator[None]:
+    """All threads of this process and of the broker, and what they start, on the first ``number`` of the cores that they have."""
+    cores = os.sched_getaffinity(0)
+    _move((os.getpid(), broker_pid), set(sorted(cores)[:number]))
+    try:
+        yield
+    finally:
+        _move((os.getpid(), broker_pid), cores)
+
+
+def _move(processes: Iterable[int], cores: set[int]) -> None:
+    for process in processes:
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setaffinity(int(thread.name), cores)
 
 
 def texts_of(corpus: Path) -> Iterator[str]:
@@ -80,12 +109,13 @@ def texts_of(corpus: Path) -> Iterator[str]:
 
 def show(result: dict[str, Any]) -> None:
     """Side by side, with the two ratios that matter."""
-    for name in ("local", "ray 1", "ray 2"):
+    for name, *_ in RUNS:
         seconds = result[name]["wall_s"]
-        print(f"{name:8} {result['megabytes'] / seconds:7.2f} MB/s  {result[name]['rows'] / seconds:8,.0f} documents/s  wall {seconds:7.2f} s")
-    local_s, one_s, two_s = (result[name]["wall_s"] for name in ("local", "ray 1", "ray 2"))
-    print(f"Ray's overhead on one core: {100 * (one_s / local_s - 1):.1f} % (goal <= 15 %)")
-    print(f"two cores: {one_s / two_s:.2f} times one with Ray, {local_s / two_s:.2f} times the same steps in one process (goal >= 1.7)")
+        print(f"{name:40} {result['megabytes'] / seconds:7.2f} MB/s  {result[name]['rows'] / seconds:8,.0f} documents/s  wall {seconds:7.2f} s")
+    local_s, local_two_s, ray_s, ray_one_task_s, ray_two_s = (result[name]["wall_s"] for name, *_ in RUNS)
+    for where, overhead in (("on one core", ray_s / local_s), ("on two cores with one task at a time", ray_one_task_s / local_two_s)):
+        print(f"Ray's overhead {where}: {100 * (overhead - 1):.1f} % (goal <= 15 %)")
+    print(f"two cores: {ray_s / ray_two_s:.2f} times one with Ray, {local_s / ray_two_s:.2f} times one process on one (goal >= 1.7)")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ A document on which a step fails is found and dead-lettered (poison.py), also if
 """
 
 import logging
+import math
 import os
 import pickle
 import warnings
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from pipelines.compiled import ensure_compiled
 from pipelines.dedup.paragraphs import EMPTY
-from pipelines.kafka.reading import BLOCK_BYTES, Slice, read_blocks
+from pipelines.kafka.reading import BLOCK_BYTES, EXPECTED_RECORD_BYTES, Slice, read_blocks
 from pipelines.memory import release
 from pipelines.poison import isolated, sizes
 from pipelines.quarantine import DeathMark, Quarantine, quarantine
@@ -31,7 +32,7 @@ from pipelines.tokenizer import BatchTokenizer, load_tokenizer
 from schemas.errors import HeadraceError
 from schemas.manifest import TokenizerRef
 from schemas.settings import Settings
-from schemas.settings_data import TokenizerSettings
+from schemas.settings_data import IngestSettings, TokenizerSettings
 
 _log = logging.getLogger(__name__)
 Lines = npt.NDArray[np.uint64]
@@ -40,8 +41,10 @@ Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.
 """Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in slice order, offset order within each; every offset of the slices is in one row."""
 RETRIES = {"max_retries": 1}
 """Ray repeats a task whose process died once (by default three times) before its records come under suspicion. Equal for both steps: they fuse."""
-MAX_SLICES_PER_TASK, MIN_ROUNDS = 4, 4
-"""Slices of a task on Ray, and how many tasks there should be at least for each that runs at once, so that all end at about the same time."""
+MAX_SLICES_PER_TASK, LAST_ROUND_SLICES = 16, 6
+"""Slices of a task on Ray, and of a task that is one of the last: what such tasks wait for each other."""
+LIMITS_INTERVAL_S = 0.05
+"""How often Ray Data asks what the cluster has. The first answer is always "nothing", with which it starts one task, and left alone it waits 1 s."""
 SIZE = "size_bytes"
 """A column of its own behind the prepared ones: bytes of each record's key and value."""
 
@@ -93,6 +96,7 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef,
     import ray
 
     quiet_ray_data()
+    _ask_for_limits_often()
     step, num_done = Prepare(settings, tokenizer, known), 0
     try:
         for block in _ray_blocks(parts, settings, step):
@@ -116,7 +120,7 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
     from pipelines.kafka.datasource import KafkaDatasource
 
     at_once = tasks_at_once()
-    groups = grouped(parts, at_once or int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+    groups = grouped(parts, at_once or int(ray.cluster_resources().get("CPU", 1)), settings.ingest)  # type: ignore[no-untyped-call]
     # Without the override Ray would split the slices' output again when it has more processors than slices.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ray_remote_args is to go, but nothing else sets the retries of these tasks yet
@@ -143,10 +147,22 @@ def tasks_at_once() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def grouped(parts: Sequence[Slice], at_once: int) -> list[Sequence[Slice]]:
-    """The slices of each task, in order: a few where there are many, since Ray Data looks for finished tasks ten times a second only."""
-    size = max(1, min(MAX_SLICES_PER_TASK, len(parts) // (MIN_ROUNDS * at_once)))
-    return [parts[first : first + size] for first in range(0, len(parts), size)]
+def grouped(parts: Sequence[Slice], at_once: int, settings: IngestSettings) -> list[Sequence[Slice]]:
+    """The slices of each task, in order: many at first, since Ray Data looks for finished tasks ten times a second only, and fewer towards the end.
+
+    What the tasks that run at once prepare fits into what may wait for the committer, so that no later task stands still for an earlier one.
+    """
+    waiting_bytes = at_once * settings.slice_records * EXPECTED_RECORD_BYTES
+    most = max(1, min(MAX_SLICES_PER_TASK, settings.read_ahead_bytes // waiting_bytes))
+    groups: list[Sequence[Slice]] = []
+    first = 0
+    while first < len(parts):
+        left = len(parts) - first
+        size = min(most, math.ceil((left if left <= LAST_ROUND_SLICES * at_once else left * 2 / 3) / at_once))
+        end = min(len(parts), first + size * at_once)
+        groups += [parts[start : min(end, start + size)] for start in range(first, end, size)]
+        first = end
+    return groups
 
 
 def _without_first(parts: Sequence[Slice], num_records: int) -> list[Slice]:
@@ -177,6 +193,13 @@ def quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def _ask_for_limits_often() -> None:
+    """It has no setting of its own."""
+    from ray.data._internal.execution.resource_manager import ResourceManager
+
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_INTERVAL_S  # type: ignore[assignment]
 
 
 def _original(error: BaseException) -> BaseException:

@@ -13,14 +13,11 @@ import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from pipelines.kafka.reading import Slice, read_blocks, read_slice, slices
+from pipelines.kafka.reading import EXPECTED_RECORD_BYTES, Slice, read_blocks, read_slice, slices
 from schemas.arrow import RECORDS
 from schemas.settings import Settings
 
 __all__ = ["KafkaDatasource", "Slice", "read_slice", "slices"]
-
-EXPECTED_RECORD_BYTES = 2_048
-"""Guess at a record's size, for Ray's memory planning only."""
 
 
 class KafkaDatasource(Datasource):

@@ -31,6 +31,8 @@ from schemas.settings import Settings
 
 BLOCK_BYTES = 32 * 2**20
 """A block is handed on when its keys and values reach this size."""
+EXPECTED_RECORD_BYTES = 2_048
+"""Guess at a record's size, for planning memory only."""
 POLL_TIMEOUT_MS = 500
 
 

@@ -47,14 +47,14 @@ def test_ray_gives_the_rows_of_a_local_run_in_the_order_of_the_slices_and_raises
         with pytest.raises(OffsetsLost, match="no longer holds offsets 1000000") as caught:
             list(run_ray([*parts[:2], lost], settings, tokenizer))
     assert "\n" not in str(caught.value)
-    firsts = [group[0] for group in grouped(parts, tasks)]
+    firsts = [group[0] for group in grouped(parts, tasks, settings.ingest)]
     assert [(block["partition"][0].as_py(), block["offset"][0].as_py()) for block in blocks] == [(part.partition, part.start) for part in firsts]
     assert pa.concat_tables(blocks).equals(pa.concat_tables(run_local(parts, settings, tokenizer)))
 
 
 def test_ingest_on_ray_survives_a_crash_in_the_middle_of_a_job_and_makes_the_dataset_of_a_local_run(source: Ingest, tmp_path: Path) -> None:
     ingest = on_ray(source, tmp_path / "data")
-    assert ingest.run(crash_at="block_taken:6").returncode == -signal.SIGKILL
+    assert ingest.run(crash_at="block_taken:3").returncode == -signal.SIGKILL
     assert len(state(ingest.root)) == 1
     done = ingest.run()
     assert done.returncode == 0, done.stderr
