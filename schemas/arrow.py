@@ -75,7 +75,7 @@ def prepared(vocab_size: int) -> pa.Schema:
             pa.field("outcome", pa.string(), nullable=False),  # "kept" here means: kept unless it is a duplicate
             pa.field("reason", pa.string()),  # rule name for rejected and dead rows
             pa.field("error", pa.string()),  # sentence for dead rows
-            pa.field("is_replay", pa.bool_()),  # whether a dead letter was published again
+            pa.field("replay_of", pa.string()),  # of a dead letter that was published again: topic/partition/offset of the record that died
             pa.field("source", pa.string()),
             pa.field("domain", pa.string()),
             pa.field("language", pa.string()),
@@ -122,6 +122,7 @@ DOCUMENTS = pa.schema(
         pa.field("perplexity", pa.float32()),
         pa.field("informativeness", pa.float32()),
         pa.field("pii", PII_COUNTS),
+        pa.field("replay_of", pa.string()),  # topic/partition/offset of the record that died and was published again as this one
     ]
 )
 

@@ -14,6 +14,7 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from pipelines.dataset.lineage import Replay
     from pipelines.kafka.letters import Letter
     from schemas.envelope import KafkaRecord
 
@@ -63,7 +64,8 @@ def _number(text: str) -> int:
 
 
 def run_list(args: argparse.Namespace, settings: Settings) -> int:
-    """The newest letters, oldest first, and how many there are of each rule."""
+    """The newest letters, oldest first, what became of their replays, and how many letters there are of each rule."""
+    from pipelines.dataset.lineage import replays
     from pipelines.kafka.letters import read_letters
 
     rules: Counter[str] = Counter()
@@ -72,21 +74,29 @@ def run_list(args: argparse.Namespace, settings: Settings) -> int:
         if args.rule in (None, letter.rule):
             rules[letter.rule] += 1
             newest.append((f"{letter.died_at:%Y-%m-%d %H:%M:%S}", letter.place, letter.rule, letter.error, letter.size_bytes, _printable(letter.key)))
-    rows = sorted(newest)
+    rows, replayed = sorted(newest), replays(Path(settings.root)) if newest else {}
     if args.json:
         names = ("died_at", "position", "rule", "error", "size_bytes", "key")
-        print_json(
-            {"num_letters": rules.total(), "rules": dict(rules.most_common()), "letters": [dict(zip(names, row, strict=True)) for row in rows]}
-        )
+        letters = [dict(zip(names, row, strict=True)) | {"replays": [at._asdict() for at in replayed.get(row[1], [])]} for row in rows]
+        print_json({"num_letters": rules.total(), "rules": dict(rules.most_common()), "letters": letters})
         return 0
-    columns = ("died (UTC)", "position", "rule", "error", "bytes", "key")
-    print_table(columns, [(*row[:-1], row[-1] or "") for row in rows], unbroken=("position",))
+    columns = ("died (UTC)", "position", "rule", "error", "bytes", "key", "replayed")
+    shown = [(*row[:-1], row[-1] or "", _replayed(replayed.get(row[1], []))) for row in rows]
+    print_table(columns, shown, unbroken=("position",))
     say(f"{rules.total():,} dead letters{_listed(': ', rules)}{_of_what(args)}")
     return 0
 
 
 def _listed(before: str, rules: "Counter[str]") -> str:
     return before + ", ".join(f"{rule} {count:,}" for rule, count in rules.most_common()) if rules else ""
+
+
+def _replayed(found: "list[Replay]") -> str:
+    """The replay that counts: the one that is kept, else the newest."""
+    if not found:
+        return ""
+    counts = next((at for at in found if at.outcome == "kept"), found[-1])
+    return f"{counts.position} {counts.outcome}" + (f" ({counts.reason})" if counts.reason else "")
 
 
 def _of_what(args: argparse.Namespace) -> str:
@@ -186,7 +196,7 @@ def _print_replayed(topic: str, replayed: list[dict[str, Any]], refused: list[di
 
 
 def _outcomes(settings: Settings, letter: "Letter") -> list[str]:
-    """What the dataset says of the record, and of a replay that bears its position as id."""
+    """What the dataset says of the record and of its replays."""
     from ops.cli.trace import sentence
     from pipelines.dataset.lineage import trace
     from pipelines.kafka.topics import topic_names

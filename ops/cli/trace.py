@@ -42,7 +42,8 @@ def _as_json(query: str, fates: "list[Fate]") -> dict[str, Any]:
 
 def sentence(fate: "Fate") -> str:
     """One record's fate in words."""
-    name = f"{fate.topic}/{fate.partition}/{fate.offset}" + (f" (document {fate.doc_id})" if fate.doc_id else "")
+    known = ([f"document {fate.doc_id}"] if fate.doc_id else []) + ([f"a replay of {fate.replay_of}"] if fate.replay_of else [])
+    name = f"{fate.topic}/{fate.partition}/{fate.offset}" + (f" ({', '.join(known)})" if known else "")
     return f"{name}, dataset version {fate.dataset_version}: {_outcome(fate)}"
 
 

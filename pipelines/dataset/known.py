@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.trail import scan_trail
 from schemas.arrow import Outcome
 
 MAX_RUNS = 32
@@ -37,7 +38,7 @@ def hash_ids(doc_ids: pl.Series) -> Hashes:
 
 def read_kept(paths: list[Path], columns: Sequence[str]) -> pl.DataFrame:
     """Columns of the kept documents in these parts of the audit trail, in commit order."""
-    return pl.scan_parquet(paths).filter(pl.col("outcome") == Outcome.KEPT).select(columns).collect()
+    return scan_trail(paths).filter(pl.col("outcome") == Outcome.KEPT).select(columns).collect()
 
 
 def first_ordinals(dataset: Dataset) -> Ordinals:

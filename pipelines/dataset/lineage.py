@@ -20,9 +20,10 @@ from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.log import CommitLog
 from pipelines.dataset.masks import read_masks
 from pipelines.dataset.names import version_of
+from pipelines.dataset.trail import scan_trail
 from pipelines.views.selection import OpenView, holds, open_view
 from schemas.arrow import DOCUMENTS, Outcome, Split
-from schemas.errors import DatasetError, ManifestCorrupt, ViewNotFound
+from schemas.errors import DatasetError, DatasetNotFound, ManifestCorrupt, ViewNotFound
 from schemas.manifest import DatasetManifest, DatasetRef, ModelManifest
 
 MODEL_LOG = "models/log"
@@ -31,7 +32,7 @@ _POSITION = re.compile(r"^(?P<topic>.+)/(?P<partition>\d{1,9})/(?P<offset>\d{1,1
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of one record. The fields up to ``pii`` are those of the audit trail."""
+    """What became of one record. The fields up to ``replay_of`` are those of the audit trail."""
 
     doc_id: str | None
     topic: str
@@ -56,6 +57,7 @@ class Fate:
     perplexity: float | None
     informativeness: float | None
     pii: list[dict[str, Any]] | None
+    replay_of: str | None
     dataset_version: int
     """Version that took the record in."""
     split: str | None
@@ -78,6 +80,15 @@ class Fate:
         return asdict(self)
 
 
+class Replay(NamedTuple):
+    """What became of a dead letter that was published again."""
+
+    position: str
+    outcome: str
+    reason: str | None
+    dataset_version: int
+
+
 _Place = tuple[str, int, int]
 """Shard, row and start of a document."""
 
@@ -90,7 +101,7 @@ class _Mask(NamedTuple):
 
 
 def trace(root: Path, query: str, *, deadletter_topic: str) -> list[Fate]:
-    """Every record that carried this document id or stood at this ``topic/partition/offset``, in commit order.
+    """Every record that carried this document id, stood at this ``topic/partition/offset`` or replayed what did, in commit order.
 
     Raises DatasetNotFound if there is no dataset, DatasetError if no committed version knows the document.
     """
@@ -106,8 +117,26 @@ def trace(root: Path, query: str, *, deadletter_topic: str) -> list[Fate]:
     return [_fate(dataset, row, models, masks, deadletter_topic) for row in rows.to_dicts()]
 
 
+def replays(root: Path) -> dict[str, list[Replay]]:
+    """What the versions say of dead letters that were published again, by the place where the letter's record stood, in commit order.
+
+    Empty where there is no dataset: a replay is known once it was ingested. Cost: one column of the audit trail.
+    """
+    try:
+        dataset = Dataset(root)
+    except DatasetNotFound:
+        return {}
+    names = ("topic", "partition", "offset", "outcome", "reason")
+    rows = _scan(dataset, dataset.manifests()).filter(pl.col("replay_of").is_not_null()).select("replay_of", *names, "file").collect()
+    found: dict[str, list[Replay]] = {}
+    for row in rows.to_dicts():
+        place, version = f"{row['topic']}/{row['partition']}/{row['offset']}", version_of(row["file"])
+        found.setdefault(row["replay_of"], []).append(Replay(place, row["outcome"], row["reason"], version))
+    return found
+
+
 def _rows(dataset: Dataset, query: str) -> pl.DataFrame:
-    by_id = _scan(dataset, dataset.manifests()).filter(pl.col("doc_id") == query)
+    by_id = _scan(dataset, dataset.manifests()).filter((pl.col("doc_id") == query) | (pl.col("replay_of") == query))
     found = [by_id.collect()]
     if match := _POSITION.match(query):
         topic, partition, offset = match["topic"], int(match["partition"]), int(match["offset"])
@@ -119,7 +148,7 @@ def _rows(dataset: Dataset, query: str) -> pl.DataFrame:
 
 def _scan(dataset: Dataset, manifests: list[DatasetManifest]) -> pl.LazyFrame:
     paths = [dataset.root / entry.path for manifest in manifests for entry in manifest.documents]
-    return pl.scan_parquet(paths, include_file_paths="file").select(*DOCUMENTS.names, "file")
+    return scan_trail(paths, "file").select(*DOCUMENTS.names, "file")
 
 
 def _covers(manifest: DatasetManifest, topic: str, partition: int, offset: int) -> bool:

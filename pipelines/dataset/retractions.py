@@ -57,7 +57,7 @@ class _Out(NamedTuple):
     offset: int
 
 
-_ASKED = ["topic", "partition", "offset", "doc_id", "is_replay", "fingerprint", "content_hash", "sketch"]
+_ASKED = ["topic", "partition", "offset", "doc_id", "replay_of", "fingerprint", "content_hash", "sketch"]
 """What the verdicts are made from."""
 
 
@@ -157,7 +157,7 @@ class Retractions:
 
     def _suspects(self, rows: pa.Table) -> list[tuple[int, str]]:
         """Replays whose id is known, or stands in an earlier row: (row, id)."""
-        replays = np.flatnonzero(pc.and_(rows["is_replay"].fill_null(False), pc.invert(rows["is_retraction"])).to_numpy())
+        replays = np.flatnonzero(pc.and_(rows["replay_of"].is_valid(), pc.invert(rows["is_retraction"])).to_numpy())
         if not len(replays):
             return []
         doc_ids = rows["doc_id"].to_pylist()

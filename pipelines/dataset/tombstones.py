@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.history import Holds
 from pipelines.dataset.known import hash_ids
+from pipelines.dataset.trail import scan_trail
 from schemas.arrow import Outcome
 
 RULE = "retracted"
@@ -33,7 +34,7 @@ class Tombstones:
         if paths:
             # A reason says that it is no retraction but a document that one took out before the tokenizer was switched (pipelines/switch.py).
             is_retraction = (pl.col("outcome") == Outcome.RETRACTED) & pl.col("reason").is_null()
-            self._append(pl.scan_parquet(paths).filter(is_retraction).select(_COLUMNS).collect())
+            self._append(scan_trail(paths).filter(is_retraction).select(_COLUMNS).collect())
 
     def add(self, block: pa.Table) -> None:
         """Remember the retractions of a block."""

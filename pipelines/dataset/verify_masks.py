@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.masks import is_train_shard, read_masks
 from pipelines.dataset.names import version_of
+from pipelines.dataset.trail import scan_trail
 from schemas.arrow import MASKS, Outcome
 from schemas.errors import DatasetError
 from schemas.manifest import DatasetManifest
@@ -60,9 +61,9 @@ def _count_problems(dataset: Dataset, manifest: DatasetManifest, masks: pl.DataF
 def _expected(dataset: Dataset) -> pl.DataFrame:
     """The masks that the audit trail asks for: each kept document of a retracted id with the first retraction behind it."""
     paths = [dataset.root / entry.path for manifest in dataset.manifests() for entry in manifest.documents]
-    trail = pl.scan_parquet(paths, include_file_paths="file").filter(pl.col("outcome").is_in([str(Outcome.KEPT), str(Outcome.RETRACTED)]))
+    trail = scan_trail(paths, "file").filter(pl.col("outcome").is_in([str(Outcome.KEPT), str(Outcome.RETRACTED)]))
     trail = trail.with_columns(ordinal=(pl.col("outcome") == Outcome.KEPT).cast(pl.Int64).cum_sum() - 1).with_row_index("place")
-    retracted = pl.scan_parquet(paths).filter(pl.col("outcome") == Outcome.RETRACTED).select("doc_id").unique()
+    retracted = scan_trail(paths).filter(pl.col("outcome") == Outcome.RETRACTED).select("doc_id").unique()
     rows = trail.join(retracted, on="doc_id", how="semi").select("place", "outcome", "file", *set(_SPAN) - {"version"}, *_RETRACTION).collect()
     rows = rows.with_columns(version=pl.col("file").map_elements(version_of, pl.Int64)).sort("place")
     kept = rows.filter(pl.col("outcome") == Outcome.KEPT).drop("outcome", "file", *_RETRACTION)

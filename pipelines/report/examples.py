@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.shards import read_span
+from pipelines.dataset.trail import scan_trail
 from pipelines.kafka.reading import Slice, read_slice
 from pipelines.kafka.topics import topic_ids
 from pipelines.steps.decode import decode
 from pipelines.steps.pii.redact import redact
 from pipelines.tokenizer import load_tokenizer
-from schemas.arrow import DOCUMENTS, Outcome
+from schemas.arrow import Outcome
 from schemas.errors import BrokerError, DatasetError, HeadraceError, SourceError
 from schemas.manifest import DatasetManifest
 from schemas.settings import Settings
@@ -66,12 +67,7 @@ def cut(value: str) -> str:
 
 def scan(root: Path, manifests: Sequence[DatasetManifest]) -> pl.LazyFrame:
     """The audit trail of these versions; a version that compacts the index has none."""
-    paths = [root / entry.path for manifest in manifests for entry in manifest.documents]
-    if paths:
-        return pl.scan_parquet(paths)
-    empty = pl.from_arrow(DOCUMENTS.empty_table())
-    assert isinstance(empty, pl.DataFrame)
-    return empty.lazy()
+    return scan_trail([root / entry.path for manifest in manifests for entry in manifest.documents])
 
 
 def retracted_ids(dataset: Dataset) -> frozenset[str]:

@@ -29,6 +29,8 @@ NO_CONTENT = "html/no_content"
 """The rule that rejects a page of which nothing is left."""
 CHUNK_RECORDS = 256
 """Headers become Python objects this many records at a time: more of them alive at once keep the garbage collector busy."""
+MAX_PLACE_BYTES = 300
+"""Of a header that names a place: a topic's name has at most 249 characters."""
 _HOST = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?:www\.)?([^/?#:@]{1,253})", re.IGNORECASE)
 
 
@@ -43,7 +45,7 @@ class Verdict(NamedTuple):
     domain: str | None = None
     declared_language: str | None = None
     text: str | None = None
-    is_replay: bool = False
+    replay_of: str | None = None
 
 
 SCHEMA = pa.schema(
@@ -56,7 +58,7 @@ SCHEMA = pa.schema(
         pa.field("domain", pa.string()),
         pa.field("declared_language", pa.string()),
         pa.field("text", pa.large_string()),
-        pa.field("is_replay", pa.bool_()),
+        pa.field("replay_of", pa.string()),
     ]
 )
 """The verdicts of a batch, one row per record."""
@@ -100,11 +102,9 @@ def _verdicts(batch: pa.RecordBatch, events: KnownEvents, settings: Settings, re
                 _check_marks(pairs)
             found = decode_document(key, value, pairs, topic, partition, offset, max_bytes=max_bytes, read_reference=reader)
             verdict = Verdict(Outcome.RETRACTED, found.doc_id) if isinstance(found, Retraction) else _document(found, settings)
-            if has_marks and any(name.lower() == REPLAY_HEADER for name, _ in pairs):
-                verdict = verdict._replace(is_replay=verdict.outcome is None)
-            yield verdict
         except EnvelopeError as error:
-            yield Verdict(Outcome.DEAD, reason=error.rule, error=str(error))
+            verdict = Verdict(Outcome.DEAD, reason=error.rule, error=str(error))
+        yield verdict._replace(replay_of=_replay_of(pairs)) if has_marks else verdict
 
 
 def _values(column: pa.LargeBinaryArray) -> Iterator[memoryview | None]:
@@ -129,6 +129,12 @@ def _has_marks(headers: pa.ListArray) -> bool:
     """Whether any record of the chunk has a header that somebody of us added: one look at all names instead of one at each record."""
     names = headers.flatten().field("key")
     return bool(pc.any(pc.or_(pc.starts_with(names, BAD_NAME), pc.equal(pc.utf8_lower(names), REPLAY_HEADER))).as_py())
+
+
+def _replay_of(headers: Headers) -> str | None:
+    """The place that a replay names; none if the record is no replay."""
+    named = (value or b"" for name, value in headers if name.lower() == REPLAY_HEADER)
+    return next((value[:MAX_PLACE_BYTES].decode("utf-8", "replace") for value in named), None)
 
 
 def _check_marks(headers: Headers) -> None:

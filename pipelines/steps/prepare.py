@@ -31,7 +31,7 @@ CLEANED = pa.schema(
         pa.field("outcome", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("error", pa.string()),
-        pa.field("is_replay", pa.bool_()),
+        pa.field("replay_of", pa.string()),
         pa.field("source", pa.string()),
         pa.field("domain", pa.string()),
         pa.field("language", pa.string()),
@@ -61,7 +61,7 @@ def clean(records: pa.Table, settings: Settings, known: npt.NDArray[np.uint64] =
     dead = pc.equal(decoded["outcome"], Outcome.DEAD).fill_null(False)
     columns = {
         **{name: records[name] for name in ("topic", "partition", "offset", "timestamp_ms")},
-        **{name: decoded[name] for name in ("doc_id", "error", "is_replay", "source", "domain")},
+        **{name: decoded[name] for name in ("doc_id", "error", "replay_of", "source", "domain")},
         "outcome": pc.coalesce(decoded["outcome"], outcomes.take(at)),
         "reason": pc.coalesce(decoded["reason"], assessed.rules.take(at)),
         "language": assessed.languages.take(at),

@@ -108,6 +108,16 @@ def test_dead_letters_are_listed_shown_mended_and_enter_once(ingest: Ingest, hea
         [(place, "kept", None), (place, "duplicate", "replayed"), ("mine", "kept", None), ("mine", "duplicate", "replayed")]
     )
     assert "is kept already" in headrace("trace", place)
+    mine = f"{ingest.topic}/0/2"  # mended, and replayed under an id of its own
+    (letter,) = headrace.json("deadletter", "list", "--rule", "wrong_type")["letters"]
+    assert sorted((at["outcome"], at["reason"], at["dataset_version"]) for at in letter["replays"]) == [
+        ("duplicate", "replayed", 2),
+        ("kept", None, 2),
+    ]
+    kept = next(at["position"] for at in letter["replays"] if at["outcome"] == "kept")
+    assert f"{kept} kept" in headrace("deadletter", "list", "--rule", "wrong_type")
+    assert f"{kept} (document mine, a replay of {mine}), dataset version 2: kept" in headrace("deadletter", "show", mine)
+    assert headrace.json("deadletter", "list", "--rule", "bad_json")["letters"][0]["replays"] == []
 
 
 def test_a_replay_that_is_mended_in_two_ways_around_a_crash_enters_once(ingest: Ingest, headrace: Command, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def block_of(records: list[Item], partition: int, first_offset: int) -> pa.Table
             "timestamp_ms": item.at,
             "doc_id": item.doc_id,
             "outcome": "retracted" if item.kind == "retraction" else "kept",
-            "is_replay": item.kind == "replay",
+            "replay_of": f"{TOPIC}/0/7" if item.kind == "replay" else None,
             "fingerprint": item.text,
             "content_hash": bytes([item.text]) * 16,
             "sketch": bytes(32),

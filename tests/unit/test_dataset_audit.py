@@ -224,6 +224,15 @@ def test_trace_of_an_unknown_document_is_an_error(made: Path, query: str) -> Non
         one(made, query)
 
 
+def test_an_audit_trail_without_a_column_that_came_later_is_read_as_if_it_said_nothing_there(root: Path) -> None:
+    entry = Dataset(root, 1).manifest.documents[0]
+    pl.read_parquet(root / entry.path).drop("replay_of").write_parquet(root / entry.path)
+    relist(root, entry.path)
+    fates = [trace(root, name, deadletter_topic=DEADLETTER)[0] for name in ("doc-1", "doc-31")]
+    assert [(fate.dataset_version, fate.outcome, fate.replay_of) for fate in fates] == [(1, "kept", None), (2, "kept", None)]
+    assert verify(root).problems == []
+
+
 def test_trace_names_the_models_that_trained_on_a_document_and_none_for_one_held_out(root: Path) -> None:
     log = CommitLog(root / MODEL_LOG)
     for number, dataset_version in enumerate((1, 2, 2), 1):
