@@ -15,6 +15,7 @@ from schemas.settings import Settings
 
 if TYPE_CHECKING:
     from pipelines.tokenizer_folders import Opened
+    from pipelines.views.carrying import Carried
 
 LANGUAGE_COLUMNS = ("lang", "docs", "tokens", "/word", "/char", "bytes/token", "1 byte", "fragments")
 """Documents; tokens, per word and per character; bytes per token; shares of the tokens that are one byte, and that are part of a character."""
@@ -268,6 +269,7 @@ def run_switch(args: argparse.Namespace, settings: Settings) -> int:
     from pipelines.dataset.dataset import Dataset
     from pipelines.switch import switch
     from pipelines.tokenizer_folders import find_tokenizer, read_files
+    from pipelines.views.carrying import carry_views
 
     root, new_root = Path(settings.root).resolve(), Path(args.into).resolve()
     files = read_files(find_tokenizer(root, args.tokenizer))
@@ -275,9 +277,9 @@ def run_switch(args: argparse.Namespace, settings: Settings) -> int:
     with progress_bar() as bar:
         task = bar.add_task("switch", total=source.manifest.totals.num_records)
         switched = switch(source, files, new_root, settings, datetime.now(UTC), lambda number: bar.advance(task, number))
-    manifest = switched.manifest
+    manifest, views = switched.manifest, carry_views(source, new_root)
     if args.json:
-        print_json({"root": str(new_root), "is_new": switched.is_new} | summary(manifest))
+        print_json({"root": str(new_root), "is_new": switched.is_new, "views": [view._asdict() for view in views]} | summary(manifest))
         return 0
     what = "was switched" if switched.is_new else "had been switched before"
     before = source.manifest.totals.num_tokens - source.manifest.totals.num_masked_tokens
@@ -285,5 +287,14 @@ def run_switch(args: argparse.Namespace, settings: Settings) -> int:
         f"{root} {what} to tokenizer {manifest.tokenizer.sha256[:12]}: versions 1 to {source.version} are version 1 of {new_root}, "
         f"{manifest.outcomes['kept']:,} documents, {before:,} tokens before, {manifest.num_tokens:,} now"  # type: ignore[index]
     )
+    for view in views:
+        print(_view_sentence(view, new_root))
     say(f"go on with `headrace ingest --root {new_root}`; leave tokenizer.path empty, or name this tokenizer there")
     return 0
+
+
+def _view_sentence(view: "Carried", new_root: Path) -> str:
+    if view.label is not None:
+        return f"view {view.view} is {view.label} there"
+    name = view.view.partition("@")[0]
+    return f"view {view.view} stays behind: {view.why}; if you need it, make it again: `headrace datasets view create {name} … --root {new_root}`"

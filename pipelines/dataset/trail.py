@@ -3,7 +3,6 @@
 Cost: nothing until it is collected; predicates and columns are pushed down into Parquet.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +10,7 @@ import polars as pl
 from schemas.arrow import DOCUMENTS
 
 
-def scan_trail(paths: Sequence[Path], file_column: str | None = None) -> pl.LazyFrame:
+def scan_trail(paths: list[Path], file_column: str | None = None) -> pl.LazyFrame:
     """Rows of DOCUMENTS, in the order of the files and of their rows; ``file_column`` names the file of each."""
     empty = pl.from_arrow(DOCUMENTS.empty_table())
     assert isinstance(empty, pl.DataFrame)

@@ -70,10 +70,10 @@ def keep_evaluations(
     passages = None
     if min_passage_tokens:
         tokens = load_tokenizer(dataset.root, dataset.tokenizer).encode(pa.concat_arrays(texts))
-        passages = _stored_table(dataset.root, view_name, "passages", pa.table({"tokens": tokens}))
+        passages = stored_table(dataset.root, view_name, "passages", pa.table({"tokens": tokens}))
     return Decontamination(
         sets=tuple(EvaluationSet(name=part.name, documents=len(part.texts)) for part in sets),
-        file=_stored_table(dataset.root, view_name, "evaluation", pa.concat_tables([SEGMENT.empty_table(), *segments])),
+        file=stored_table(dataset.root, view_name, "evaluation", pa.concat_tables([SEGMENT.empty_table(), *segments])),
         min_passage_tokens=min_passage_tokens,
         passages=passages,
         tokenizer_sha256=dataset.tokenizer.sha256 if passages else None,
@@ -84,14 +84,16 @@ def keep_evaluations(
     )
 
 
-def _stored_table(root: Path, view_name: str, kind: str, table: pa.Table) -> FileEntry:
+def stored_table(root: Path, view_name: str, kind: str, table: pa.Table) -> FileEntry:
+    """Keep a table in the view."""
     buffer = io.BytesIO()
     with pa.ipc.new_file(buffer, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     return store_file(root, view_name, kind, ".arrow", buffer.getvalue(), len(table))
 
 
-def _read_table(root: Path, entry: FileEntry) -> pa.Table:
+def read_table(root: Path, entry: FileEntry) -> pa.Table:
+    """A table that a view names. Raises ManifestCorrupt."""
     return pa.ipc.open_file(pa.py_buffer(checked_file(root, entry))).read_all()
 
 
@@ -146,7 +148,7 @@ def _open_passages(dataset: Dataset, view: View) -> Passages:
             f"view {view.label} looks for passages in tokens of tokenizer {str(settings.tokenizer_sha256)[:12]}, dataset version "
             f"{dataset.version} has {dataset.tokenizer.sha256[:12]}; make the view again"
         )
-    return open_passages(_read_table(dataset.root, settings.passages)["tokens"].combine_chunks())
+    return open_passages(read_table(dataset.root, settings.passages)["tokens"].combine_chunks())
 
 
 class _Matcher:
@@ -157,7 +159,7 @@ class _Matcher:
         self._root = root = dataset.root
         self._settings = settings = view.decontamination
         self._passages = _open_passages(dataset, view) if settings.passages else None
-        segment = _read_table(root, settings.file)
+        segment = read_table(root, settings.file)
         self._doc_ids = segment["doc_id"].to_pylist()
         self._columns = columns_of(segment)
         names = [part.name for part in settings.sets for _ in range(part.documents)]

@@ -1,6 +1,7 @@
 """``headrace datasets view | diff | export`` on a small dataset of real text, and what training makes of a view."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,29 @@ def test_a_file_that_a_view_rests_on_cannot_change_unnoticed(headrace: Run, root
     pl.DataFrame({"doc_id": ["doc-2"]}).write_parquet(root / entry.path)
     headrace("datasets", "view", "show", "listed", code=1)
     assert "restore it from a copy" in headrace.err
+
+
+def test_a_switch_of_the_tokenizer_takes_views_along_and_names_those_that_stay_behind(headrace: Run, root: Path, tmp_path: Path) -> None:
+    old, new = (Run(tmp_path / name, headrace.capsys) for name in ("old", "new"))
+    shutil.copytree(root, old.root, ignore=shutil.ignore_patterns("views"))
+    quiz, listed = tmp_path / "quiz.jsonl", tmp_path / "listed.parquet"
+    passage = " ".join(text(16).split()[5:45])
+    quiz.write_text("".join(json.dumps({"id": name, "text": value}) + "\n" for name, value in (("q1", passage), ("q2", text(13)))))
+    pl.DataFrame({"doc_id": ["doc-1"]}).write_parquet(listed)
+    view = ("datasets", "view")
+    old(*view, "create", "mix", "--weight", "domain=tech:1", "--weight", "rest:3")
+    made = ("--evaluation", str(quiz), "--exclude", str(listed), "--holdout", "h:domain=humanities", "--dataset", "2")
+    old(*view, "create", "clean", "--filter", "language=en", *made)
+    old(*view, "create", "clean", *made)
+    old(*view, "create", "early", "--dataset", "1")
+    switch = ("tokenizer", "switch", old.json("tokenizer", "fit", "--from-dataset", "--vocab-size", "320")["sha256"], "--into", str(new.root))
+    told = old(*switch)
+    assert "view mix@1 is mix@1 there" in told and "view clean@2 is clean@1 there" in told
+    assert "view early@1 stays behind: it is bound to dataset version 1" in told and f"view create early … --root {new.root}" in told
+    assert [carried["label"] for carried in old.json(*switch)["views"]] == ["clean@1", None, "mix@1"]
+    shown = [run.json(*view, "show", "clean") for run in (old, new)]
+    hits = [[(hit["doc_id"], hit["evaluation_document"], hit["reason"]) for hit in one["contaminated"]] for one in shown]
+    assert hits[0] == hits[1] == [("doc-13", "q2", "exact"), ("doc-16", "q1", "passage")]
+    splits = [{name: counts["documents"] for name, counts in one["splits"].items()} for one in shown]
+    assert splits[0] == splits[1]
+    assert new.json(*view, "show", "mix")["dataset_version"] == 1
