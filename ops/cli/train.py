@@ -33,12 +33,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Train and print what came out."""
+    from pipelines.views.store import parse_label, read_view
     from ray_apps.models.registry import Registry
-    from ray_apps.training.app import train
 
     registry = Registry(Path(settings.root))
     known = registry.versions()
     parent = registry.resolve(args.parent) if args.parent else None
+    if args.view:
+        read_view(registry.root, *parse_label(args.view))
+
+    from ray_apps.training.app import train  # brings torch: seconds in which a wrong name is told already
+
     shown = _Progress()
     interrupted = _interruptions()
     try:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,17 @@ def test_views_and_versions_that_are_not_there_are_named(headrace: Run) -> None:
     headrace("datasets", "view", "create", "one", "--filter", "language=en")
     headrace("datasets", "view", "show", "one@7", code=1)
     assert "has no version 7; versions 1 to 1 exist" in headrace.err
+
+
+def test_training_on_a_view_that_is_not_there_is_refused_before_anything_big_is_loaded(headrace: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("ray_apps.training.app", "torch", "ray"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it is an error
+    headrace("datasets", "view", "create", "there", "--filter", "language=en")
+    headrace("train", "--view", "nowhere", code=1)
+    assert "there is no view 'nowhere'" in headrace.err
+    headrace("train", "--view", "there@9", code=1)
+    assert "view 'there' has no version 9" in headrace.err
+    headrace("train", "--view", "Not a name", code=2)
 
 
 def test_a_file_that_a_view_rests_on_cannot_change_unnoticed(headrace: Run, root: Path, tmp_path: Path) -> None:
