@@ -80,8 +80,8 @@ def run_list(args: argparse.Namespace, settings: Settings) -> int:
         letters = [dict(zip(names, row, strict=True)) | {"replays": [at._asdict() for at in replayed.get(row[1], [])]} for row in rows]
         print_json({"num_letters": rules.total(), "rules": dict(rules.most_common()), "letters": letters})
         return 0
-    columns = ("died (UTC)", "position", "rule", "error", "bytes", "key", "replayed")
-    shown = [(*row[:-1], row[-1] or "", _replayed(replayed.get(row[1], []))) for row in rows]
+    columns = ("died (UTC)", "position", "rule", "error", "replayed")
+    shown = [(*row[:4], _replayed(replayed.get(row[1], []))) for row in rows]
     print_table(columns, shown, unbroken=("position",))
     say(f"{rules.total():,} dead letters{_listed(': ', rules)}{_of_what(args)}")
     return 0

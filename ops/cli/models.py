@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from ray_apps.models.registry import Registry
     from schemas.manifest import ModelManifest
 
+COLUMNS = ("model", "aliases", "data", "params", "val. loss", "registered")
+"""Of ``list`` where 80 characters must do: the dataset version, parameters, loss on its validation rows, UTC."""
+WIDE_COLUMNS = ("model", "aliases", "data", "view", "parameters", "steps", "train loss", "validation loss", "perplexity", "registered (UTC)")
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Define the command and its actions."""
     parser = subparsers.add_parser("models", help="registered model versions")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _add_action(actions, common, "list", "all versions", show_list)
+    listing = _add_action(actions, common, "list", "all versions", show_list)
+    listing.add_argument("--wide", action="store_true", help="more columns than 80 characters hold")
     _add_version(_add_action(actions, common, "show", "one version's manifest", show))
     _add_version(_add_action(actions, common, "lineage", "from a version back to shards and Kafka offsets", show_lineage))
     evaluate = _add_action(actions, common, "evaluate", "validation loss and perplexity on a dataset version", evaluate_version)
@@ -53,28 +58,29 @@ def show_list(args: argparse.Namespace, settings: Settings) -> int:
     if args.json:
         print_json({"aliases": aliases, "models": [manifest.model_dump(mode="json") for manifest in manifests]})
     elif manifests:
-        columns = ("version", "aliases", "dataset", "parameters", "steps", "train loss", "validation loss", "perplexity", "registered")
-        print_table(columns, [_row(manifest, aliases) for manifest in manifests])
+        rows = [_row(manifest, aliases, wide=args.wide) for manifest in manifests]
+        print_table(WIDE_COLUMNS if args.wide else COLUMNS, rows)
     else:
         say(f"no model is registered under {settings.root}; run `headrace train`")
     return 0
 
 
-def _row(manifest: "ModelManifest", aliases: dict[str, int]) -> list[object]:
+def _row(manifest: "ModelManifest", aliases: dict[str, int], *, wide: bool) -> list[object]:
     names = ", ".join(name for name, version in aliases.items() if version == manifest.version)
-    result, training = manifest.evaluation, manifest.training
-    quality = [f"{result.loss:.4f}", f"{result.perplexity:.2f}"] if result else ["-", "-"]
+    result, training, view = manifest.evaluation, manifest.training, manifest.dataset.view
+    loss, perplexity = (f"{result.loss:.4f}", f"{result.perplexity:.2f}") if result else ("-", "-")
+    first = [manifest.version, names, manifest.dataset.version]
+    if not wide:
+        return [*first, _short(manifest.num_parameters), loss, f"{manifest.created_at:%Y-%m-%d %H:%M}"]
     losses = f"{training.first_loss:.3f} -> {training.last_loss:.3f}"
-    return [
-        manifest.version,
-        names,
-        manifest.dataset.version,
-        manifest.num_parameters,
-        training.steps,
-        losses,
-        *quality,
-        f"{manifest.created_at:%Y-%m-%d %H:%M:%S}",
-    ]
+    size = [f"{view.name}@{view.version}" if view else "", manifest.num_parameters, training.steps, losses]
+    return [*first, *size, loss, perplexity, f"{manifest.created_at:%Y-%m-%d %H:%M:%S}"]
+
+
+def _short(number: int) -> str:
+    """A number of parameters as people say it: 124.4 M."""
+    unit, name = next(((unit, name) for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")) if number >= unit), (1, ""))
+    return f"{number / unit:.1f} {name}" if name else str(number)
 
 
 def show(args: argparse.Namespace, settings: Settings) -> int:

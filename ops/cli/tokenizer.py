@@ -162,7 +162,7 @@ def run_list(args: argparse.Namespace, settings: Settings) -> int:
     if args.json:
         print_json({"tokenizers": listed})
         return 0
-    rows = [(row["sha256"], row["name"] or "", row["origin"], row["vocab_size"], _used(row["dataset_version"])) for row in listed]
+    rows = [(row["sha256"][:12], row["name"] or "", row["origin"], row["vocab_size"], _used(row["dataset_version"])) for row in listed]
     print_table(("sha256", "name", "origin", "ids", "used by"), rows, title=f"tokenizers of {root}")
     return 0
 

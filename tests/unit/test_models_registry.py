@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ops.cli.main import main
 from pipelines.dataset.durable import sha256_file
 from pipelines.dataset.log import CommitLog
 from ray_apps.models.card import model_card
@@ -71,6 +72,19 @@ def test_aliases_are_those_of_the_newest_rollout(tmp_path: Path) -> None:
         registry.resolve("challenger")
     with pytest.raises(ModelNotFound, match="versions 1 to 3"):
         registry.resolve("4")
+
+
+def test_the_list_of_models_fits_into_80_columns_and_tells_the_rest_when_asked(
+    trained: tuple[Path, ModelManifest], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["models", "list", "--root", str(trained[0])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and all(len(line) <= 80 for line in lines), "one line for the model"
+    assert "latest" in lines[3] and "2026-01-02 03:04" in lines[3]
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["models", "list", "--wide", "--root", str(trained[0])]) == 0
+    assert "perplexity" in capsys.readouterr().out
 
 
 def test_a_broken_entry_is_named(tmp_path: Path) -> None:
