@@ -41,6 +41,8 @@ PII_COUNTS = pa.list_(pa.struct([pa.field("type", pa.string(), nullable=False), 
 """How many of each type of personal data and secret were found in a document; types that were not found are not listed."""
 PARAGRAPHS = pa.large_list(pa.uint64())
 """Distinct hashes of a document's lines (pipelines/dedup/paragraphs.py); null where ``dedup.boilerplate`` is off."""
+MAX_URL_CHARS = 2048
+"""Of a document's URL the audit trail keeps so much."""
 CONTENT_HASH_BYTES = 16
 """xxh3-128 of the normalized text, big-endian."""
 
@@ -78,6 +80,7 @@ def prepared(vocab_size: int) -> pa.Schema:
             pa.field("replay_of", pa.string()),  # of a dead letter that was published again: topic/partition/offset of the record that died
             pa.field("source", pa.string()),
             pa.field("domain", pa.string()),
+            pa.field("url", pa.string()),
             pa.field("language", pa.string()),
             pa.field("num_chars", pa.int64()),
             pa.field("quality", pa.float32()),  # the classifier's probability of good; null without a model, as the next two
@@ -123,6 +126,7 @@ DOCUMENTS = pa.schema(
         pa.field("informativeness", pa.float32()),
         pa.field("pii", PII_COUNTS),
         pa.field("replay_of", pa.string()),  # topic/partition/offset of the record that died and was published again as this one
+        pa.field("url", pa.string()),  # where the document came from, as its event says; its first MAX_URL_CHARS characters
     ]
 )
 

@@ -11,7 +11,7 @@ from schemas.settings import Settings
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the command."""
     parser = subparsers.add_parser("retract", parents=[common], help="take documents out of all later dataset versions")
-    parser.add_argument("document", nargs="+", help="a document id")
+    parser.add_argument("document", nargs="+", help="a document id; `headrace trace` finds it by URL or by place")
     parser.add_argument("--reason", help="why, for people; stands in the event")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.set_defaults(run=run)
@@ -49,11 +49,13 @@ def _known(settings: Settings, doc_id: str) -> dict[str, Any]:
         fates = trace(Path(settings.root), doc_id, deadletter_topic=topic_names(settings).deadletter)
     except DatasetError:
         fates = []
-    kept = [fate for fate in fates if fate.outcome == "kept" and fate.retracted_in is None]
+    of_id = [fate for fate in fates if fate.doc_id == doc_id and fate.outcome != "retracted"]
+    kept = [fate for fate in of_id if fate.outcome == "kept" and fate.retracted_in is None]
     return {
         "kept_in": [fate.dataset_version for fate in kept],
-        "retracted_in": [fate.retracted_in for fate in fates if fate.retracted_in is not None],
-        "duplicate_of": sorted({fate.duplicate_of for fate in fates if fate.duplicate_of} - {doc_id}),
+        "retracted_in": [fate.retracted_in for fate in of_id if fate.retracted_in is not None],
+        "duplicate_of": sorted({fate.duplicate_of for fate in of_id if fate.duplicate_of} - {doc_id}),
+        "stands_for": [] if of_id else sorted({fate.doc_id for fate in fates if fate.doc_id}),
     }
 
 
@@ -65,4 +67,7 @@ def _advice(entry: dict[str, Any]) -> str:
         return f"kept in version {', '.join(map(str, entry['kept_in']))}, to be masked from the next one on"
     if entry["retracted_in"]:
         return f"it is retracted already, since version {', '.join(map(str, entry['retracted_in']))}"
+    if entry["stands_for"]:
+        ids = " ".join(entry["stands_for"])
+        return f"nothing has this id; as a URL or a place it stands for {ids}: give that to `headrace retract`"
     return "no committed version keeps a document of this id"

@@ -1,4 +1,4 @@
-"""``headrace trace <document id | topic/partition/offset>``: what became of a document, and which models trained on it."""
+"""``headrace trace <document id | URL | topic/partition/offset>``: what became of a document, and which models trained on it."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the command."""
     parser = subparsers.add_parser("trace", parents=[common], help="tell a document's fate, from offset to model")
-    parser.add_argument("document", help="a document id, or topic/partition/offset")
+    parser.add_argument("document", help="a document id, the URL that it came from, or topic/partition/offset")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.set_defaults(run=run)
 
@@ -42,7 +42,8 @@ def _as_json(query: str, fates: "list[Fate]") -> dict[str, Any]:
 
 def sentence(fate: "Fate") -> str:
     """One record's fate in words."""
-    known = ([f"document {fate.doc_id}"] if fate.doc_id else []) + ([f"a replay of {fate.replay_of}"] if fate.replay_of else [])
+    told = (("document", fate.doc_id), ("from", fate.url), ("a replay of", fate.replay_of))
+    known = [f"{what} {name}" for what, name in told if name]
     name = f"{fate.topic}/{fate.partition}/{fate.offset}" + (f" ({', '.join(known)})" if known else "")
     return f"{name}, dataset version {fate.dataset_version}: {_outcome(fate)}"
 

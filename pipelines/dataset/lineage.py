@@ -1,4 +1,4 @@
-"""The fate of a document: from its id, or from where it stood in Kafka, to its outcome, its tokens and the models that trained on them.
+"""The fate of a document: from its id, its URL, or from where it stood in Kafka, to its outcome, its tokens and the models that trained on them.
 
 A model that was trained on a view has seen what the view holds: its rules are applied to the document's row of the audit trail.
 
@@ -22,7 +22,7 @@ from pipelines.dataset.masks import read_masks
 from pipelines.dataset.names import version_of
 from pipelines.dataset.trail import scan_trail
 from pipelines.views.selection import OpenView, holds, open_view
-from schemas.arrow import DOCUMENTS, Outcome, Split
+from schemas.arrow import DOCUMENTS, MAX_URL_CHARS, Outcome, Split
 from schemas.errors import DatasetError, DatasetNotFound, ManifestCorrupt, ViewNotFound
 from schemas.manifest import DatasetManifest, DatasetRef, ModelManifest
 
@@ -32,7 +32,7 @@ _POSITION = re.compile(r"^(?P<topic>.+)/(?P<partition>\d{1,9})/(?P<offset>\d{1,1
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of one record. The fields up to ``replay_of`` are those of the audit trail."""
+    """What became of one record. The fields up to ``url`` are those of the audit trail."""
 
     doc_id: str | None
     topic: str
@@ -58,6 +58,7 @@ class Fate:
     informativeness: float | None
     pii: list[dict[str, Any]] | None
     replay_of: str | None
+    url: str | None
     dataset_version: int
     """Version that took the record in."""
     split: str | None
@@ -101,7 +102,8 @@ class _Mask(NamedTuple):
 
 
 def trace(root: Path, query: str, *, deadletter_topic: str) -> list[Fate]:
-    """Every record that carried this document id, stood at this ``topic/partition/offset`` or replayed what did, in commit order.
+    """Every record that carried this document id, came from this URL, stood at this ``topic/partition/offset`` or replayed what did,
+    in commit order.
 
     Raises DatasetNotFound if there is no dataset, DatasetError if no committed version knows the document.
     """
@@ -109,7 +111,8 @@ def trace(root: Path, query: str, *, deadletter_topic: str) -> list[Fate]:
     rows = _rows(dataset, query)
     if rows.is_empty():
         raise DatasetError(
-            f"no document or position {query!r} in versions 1 to {dataset.version} of {root}: give a document id or topic/partition/offset; "
+            f"no document, URL or position {query!r} in versions 1 to {dataset.version} of {root}: give a document id, the URL that a document came "
+            "from, letter by letter, or topic/partition/offset; "
             "what was published after the last ingest is not known yet"
         )
     models = _trained_models(root)
@@ -136,8 +139,8 @@ def replays(root: Path) -> dict[str, list[Replay]]:
 
 
 def _rows(dataset: Dataset, query: str) -> pl.DataFrame:
-    by_id = _scan(dataset, dataset.manifests()).filter((pl.col("doc_id") == query) | (pl.col("replay_of") == query))
-    found = [by_id.collect()]
+    is_named = (pl.col("doc_id") == query) | (pl.col("replay_of") == query) | (pl.col("url") == query[:MAX_URL_CHARS])
+    found = [_scan(dataset, dataset.manifests()).filter(is_named).collect()]
     if match := _POSITION.match(query):
         topic, partition, offset = match["topic"], int(match["partition"]), int(match["offset"])
         covering = [manifest for manifest in dataset.manifests() if _covers(manifest, topic, partition, offset)]

@@ -18,7 +18,7 @@ from pipelines.steps.formats.attributes import KnownEvents, known_events
 from pipelines.steps.formats.charset import decode_text
 from pipelines.steps.formats.html import looks_like_page, read_page
 from pipelines.steps.formats.references import read_reference
-from schemas.arrow import Outcome
+from schemas.arrow import MAX_URL_CHARS, Outcome
 from schemas.documents import Attributes, Document, Retraction, decode_document, decode_json_document
 from schemas.envelope import DataReference, Headers
 from schemas.errors import EnvelopeError
@@ -46,6 +46,7 @@ class Verdict(NamedTuple):
     declared_language: str | None = None
     text: str | None = None
     replay_of: str | None = None
+    url: str | None = None
 
 
 SCHEMA = pa.schema(
@@ -59,6 +60,7 @@ SCHEMA = pa.schema(
         pa.field("declared_language", pa.string()),
         pa.field("text", pa.large_string()),
         pa.field("replay_of", pa.string()),
+        pa.field("url", pa.string()),
     ]
 )
 """The verdicts of a batch, one row per record."""
@@ -151,16 +153,17 @@ def _check_marks(headers: Headers) -> None:
 def _document(found: Document, settings: Settings) -> Verdict:
     """The verdict on a document, its text decoded and taken out of its page where that is needed."""
     domain = found.domain or (_host(found.url) if found.url else None)
+    url = found.url[:MAX_URL_CHARS] if found.url else None
     text = found.text
     if found.raw is not None:
         text = decode_text(found.raw.data, found.raw.charset)
     if found.format == "html" or (found.format == "auto" and looks_like_page(text)):
         text = read_page(text, settings.formats.html_max_depth).text
         if not text:
-            return Verdict(Outcome.REJECTED, found.doc_id, NO_CONTENT, None, found.source, domain, found.lang)
+            return Verdict(Outcome.REJECTED, found.doc_id, NO_CONTENT, None, found.source, domain, found.lang, url=url)
     elif found.raw is not None and (not text or text.isspace()):
         raise EnvelopeError("empty_text", f"the text has {len(text)} characters and all are white space")
-    return Verdict(None, found.doc_id, None, None, found.source, domain, found.lang, text)
+    return Verdict(None, found.doc_id, None, None, found.source, domain, found.lang, text, url=url)
 
 
 def _host(url: str) -> str | None:

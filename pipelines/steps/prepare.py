@@ -34,6 +34,7 @@ CLEANED = pa.schema(
         pa.field("replay_of", pa.string()),
         pa.field("source", pa.string()),
         pa.field("domain", pa.string()),
+        pa.field("url", pa.string()),
         pa.field("language", pa.string()),
         pa.field("num_chars", pa.int64()),
         pa.field("quality", pa.float32()),
@@ -61,7 +62,7 @@ def clean(records: pa.Table, settings: Settings, known: npt.NDArray[np.uint64] =
     dead = pc.equal(decoded["outcome"], Outcome.DEAD).fill_null(False)
     columns = {
         **{name: records[name] for name in ("topic", "partition", "offset", "timestamp_ms")},
-        **{name: decoded[name] for name in ("doc_id", "error", "replay_of", "source", "domain")},
+        **{name: decoded[name] for name in ("doc_id", "error", "replay_of", "source", "domain", "url")},
         "outcome": pc.coalesce(decoded["outcome"], outcomes.take(at)),
         "reason": pc.coalesce(decoded["reason"], assessed.rules.take(at)),
         "language": assessed.languages.take(at),

@@ -41,6 +41,7 @@ METADATA = {
     "language": pa.string(),
     "source": pa.string(),
     "domain": pa.string(),
+    "url": pa.string(),
     "group": pa.string(),
     "timestamp_ms": pa.int64(),
     "num_chars": pa.int64(),

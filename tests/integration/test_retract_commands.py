@@ -73,6 +73,7 @@ def test_a_retracted_document_leaves_and_a_near_duplicate_enters_behind_it(inges
     assert (fate["retracted_in"], fate["dataset_versions"], fate["models"]) == (2, {"first": 1, "last": 1}, [])
     assert "retracted in version 2 by" in headrace("trace", "a")
     assert "retracted already, since version 2" in headrace("retract", "a")
+    assert "it stands for a: give that" in headrace("retract", f"{ingest.topic}/0/0")
     ingest.publish([document("c", NEAR, 0), document("a", TEXT, 1)])
     ingest.once()
     fates = {entry for entry in outcomes(ingest) if entry[1] != "retracted"}

@@ -224,9 +224,21 @@ def test_trace_of_an_unknown_document_is_an_error(made: Path, query: str) -> Non
         one(made, query)
 
 
+def test_trace_finds_every_document_of_a_url_whatever_their_ids(tmp_path: Path) -> None:
+    page, far = "https://www.example.org/磨坊?a=1", f"https://www.example.org/{'x' * 3000}"
+    pages = [json.dumps({"id": f"page-{index}", "text": text_of(index), "url": url}).encode() for index, url in enumerate((page, far, page))]
+    commit_records(tmp_path, [*values(10), *((None, sent) for sent in pages)])
+    fates = trace(tmp_path, page, deadletter_topic=DEADLETTER)
+    assert [(fate.doc_id, fate.outcome, fate.url) for fate in fates] == [("page-0", "kept", page), ("page-2", "kept", page)]
+    assert f"(document page-0, from {page})" in sentence(fates[0])
+    assert [fate.doc_id for fate in trace(tmp_path, far, deadletter_topic=DEADLETTER)] == ["page-1"]
+    with pytest.raises(DatasetError, match="URL"):
+        trace(tmp_path, "https://www.example.org/", deadletter_topic=DEADLETTER)
+
+
 def test_an_audit_trail_without_a_column_that_came_later_is_read_as_if_it_said_nothing_there(root: Path) -> None:
     entry = Dataset(root, 1).manifest.documents[0]
-    pl.read_parquet(root / entry.path).drop("replay_of").write_parquet(root / entry.path)
+    pl.read_parquet(root / entry.path).drop("replay_of", "url").write_parquet(root / entry.path)
     relist(root, entry.path)
     fates = [trace(root, name, deadletter_topic=DEADLETTER)[0] for name in ("doc-1", "doc-31")]
     assert [(fate.dataset_version, fate.outcome, fate.replay_of) for fate in fates] == [(1, "kept", None), (2, "kept", None)]

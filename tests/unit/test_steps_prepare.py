@@ -15,7 +15,7 @@ import pytest
 
 from pipelines.steps.prepare import CLEANED, clean, prepare, splits
 from pipelines.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
-from schemas.arrow import RECORDS, Outcome, prepared
+from schemas.arrow import MAX_URL_CHARS, RECORDS, Outcome, prepared
 from schemas.settings import Settings
 from schemas.settings_data import IngestSettings, TokenizerSettings
 
@@ -103,6 +103,19 @@ def test_clean_hands_out_the_normalized_text_of_kept_documents_only(mixed: pa.Ta
     cleaned = clean(mixed, SMALL)
     assert cleaned.schema.equals(CLEANED)
     assert cleaned["text"].to_pylist() == [ENGLISH, *[None] * 6, CHINESE]
+
+
+def test_a_row_keeps_the_url_that_its_event_names_and_no_more_than_the_trail_has_room_for() -> None:
+    far = f"https://example.org/{'x' * 3000}"
+    pages = [
+        document(ENGLISH, url="https://example.org/a"),
+        document("No.", url=far),
+        document("<script></script>", format="html", url="u"),
+        document("x"),
+    ]
+    rows = clean(records(pages), Settings())
+    assert rows["outcome"].to_pylist() == ["kept", "rejected", "rejected", "rejected"]
+    assert rows["url"].to_pylist() == ["https://example.org/a", far[:MAX_URL_CHARS], "u", None]
 
 
 def test_the_declared_language_counts_where_detection_is_unsure() -> None:
