@@ -7,6 +7,7 @@ in their manifest cost a pass over their audit trail.
 
 import re
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -26,7 +27,7 @@ _RELEASE = re.compile(r"^(\d{8})\.json$")
 
 
 class Release(Record):
-    """A person's word that a version may be trained on as it is."""
+    """A person's word that a version may be trained on as it is, with all before it."""
 
     version: int
     """The version."""
@@ -57,12 +58,15 @@ class Watch:
             self._version = number
         return self._judge.verdicts()
 
-    def held(self, version: int) -> str | None:
-        """Why training on this version has to wait: ``drift.hold_training`` says so and the newest sample up to it has drifted."""
+    def held(self, version: int, trained: int = 0) -> str | None:
+        """Why training on this version has to wait: ``drift.hold_training`` says so, and a sample that has drifted would be trained on for the
+        first time (``trained`` is the newest version that was trained on). A release of a version lets in what came before it too.
+        """
         if not self._settings.hold_training:
             return None
-        newest = self.verdicts(version).newest
-        return f"{newest.sentence()}; {_remedy(newest)}" if newest is not None and newest.is_drifting else None
+        new = takewhile(lambda report: report.version > trained and not report.is_released, reversed(self.verdicts(version).reports))
+        newest = next((report for report in new if report.is_drifting), None)
+        return f"{newest.sentence()}; {_remedy(newest)}" if newest is not None else None
 
 
 def released_versions(root: Path) -> frozenset[int]:

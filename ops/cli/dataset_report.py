@@ -68,13 +68,18 @@ def run_drift(args: argparse.Namespace, settings: Settings) -> int:
         print_json(report.as_json())
         return 0
     print_table(("feature", "PSI", "JS", "by chance", "verdict", "largest change"), _rows(report), title=_title(report))
-    say(report.sentence() + ("; a person released it" if report.is_released else ""))
+    remedy = f"; if it is meant, `headrace datasets release {report.version}`" if report.is_drifting else ""
+    say(report.sentence() + ("; a person released it" if report.is_released else remedy))
     return 0
 
 
 def _title(report: "DriftReport") -> str:
-    compared = f"versions {report.baseline[0]} to {report.baseline[-1]}" if report.baseline else "nothing: it is the first"
-    return f"versions {report.first} to {report.version} against {compared}"
+    compared = _versions(report.baseline[0], report.baseline[-1]) if report.baseline else "nothing: it is the first"
+    return f"{_versions(report.first, report.version)} against {compared}"
+
+
+def _versions(first: int, last: int) -> str:
+    return f"version {last}" if first == last else f"versions {first} to {last}"
 
 
 def _rows(report: "DriftReport") -> list[tuple[object, ...]]:

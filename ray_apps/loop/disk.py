@@ -51,7 +51,7 @@ class Disk:
             tried=self._tried_models(),
             order=self._open_order(model),
             view=view,
-            held=problem or (self._watch.held(dataset.version) if self._watch and dataset else None),
+            held=problem or (self._watch.held(dataset.version, model.dataset.version if model else 0) if self._watch and dataset else None),
         )
 
     def dataset(self) -> DatasetManifest | None:

@@ -43,7 +43,7 @@ class View:
     view: str | None = None
     """View ``NAME@N`` that the next order is for; none: the dataset version as it is."""
     held: str | None = None
-    """Why no training run may be ordered: the newest dataset version drifted and nobody released it, or the view that is asked for is not there."""
+    """Why no training run may be ordered: a dataset version drifted that nobody released, or the view that is asked for is not there."""
 
 
 @dataclass(frozen=True)

@@ -116,11 +116,16 @@ def test_a_drifting_version_fires_one_alert_and_holds_training_until_it_is_relea
     assert isinstance(first.data, AlertFired) and first.data.name == "dataset_drift" and first.subject == "dataset/3"
     assert Watch(tmp_path, DriftSettings(min_documents=40)).held(3) is None, "holding is a choice"
     assert not orders(tmp_path, settings) and orders(tmp_path, DriftSettings())
+    commit_records(tmp_path, batch("d", 0.2))
+    assert watch.held(4) == held, "versions hold what came before them"
+    assert watch.held(4, trained=3) is None, "what was trained on already cannot be held back"
     written, is_new = release(tmp_path, 3, "we want Chinese", COMMIT)
     assert is_new and release(tmp_path, 3, "again", COMMIT) == (written, False)
-    assert watch.held(3) is None and drift_alert(Dataset(tmp_path), watch) is None
-    assert report_on(tmp_path, None, settings).is_released
-    assert orders(tmp_path, settings) == [TrainingOrder(dataset_version=3, parent_model=None)]
+    assert watch.held(3) is None and drift_alert(Dataset(tmp_path, 3), watch) is None
+    assert report_on(tmp_path, 3, settings).is_released
+    assert "headrace datasets release 4" in (watch.held(4) or ""), "version 4 is unlike the released one"
+    release(tmp_path, 4, "and all else", COMMIT)
+    assert orders(tmp_path, settings) == [TrainingOrder(dataset_version=4, parent_model=None)]
 
 
 def test_only_versions_that_exist_are_released_and_judged(tmp_path: Path) -> None:
