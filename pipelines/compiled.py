@@ -65,7 +65,7 @@ def compile_all() -> None:
         ref = write_tokenizer(Path(folder), SAMPLE, TokenizerSettings(vocab_size=300))
         tokenizer = load_tokenizer(Path(folder), ref)
         for chosen in (settings, Settings()):
-            block = prepare(_records(), chosen, tokenizer)
+            block = prepare(sample_records(), chosen, tokenizer)
         _find_duplicates(block, settings, Path(folder))
     with_end_of_text(block["tokens"].chunk(0), np.arange(len(block)), ref.eos_token_id)
     texts = pa.array(SAMPLE, pa.large_string())
@@ -87,7 +87,8 @@ def _find_duplicates(block: pa.Table, settings: Settings, folder: Path) -> None:
     Resolver(settings.dedup, [], base=base).resolve(kept_rows(block))
 
 
-def _records() -> pa.Table:
+def sample_records() -> pa.Table:
+    """The sample as Kafka records."""
     number = len(SAMPLE)
     columns = {
         "topic": ["sample"] * number,
@@ -126,3 +127,6 @@ def _locked(path: Path) -> Iterator[None]:
 
 if __name__ == "__main__":
     ensure_compiled()
+    from pipelines.compiled_choices import compile_choices
+
+    compile_choices()
