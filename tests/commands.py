@@ -30,6 +30,7 @@ IMPORTED = (
     "prometheus_client",
     "pyarrow.compute",
     "pyarrow.parquet",
+    "schemas.settings_sources",
 )
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(list(IMPORTED))

@@ -2,7 +2,8 @@
 
 Reads the settings (file, environment, flags), hands them to the command's ``run(args, settings) -> exit code``, and turns a
 HeadraceError into one line on standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted by Ctrl-C.
-Command modules import Ray and torch only when they run, so that ``headrace --help`` answers at once.
+Command modules import Ray and torch only when they run, so that ``headrace --help`` answers at once; this one imports nothing of ours before
+``main`` runs, so that Ctrl-C in the first second is one line too.
 """
 
 import argparse
@@ -12,10 +13,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from schemas.errors import HeadraceError, SettingsError
-from schemas.settings import Settings
-from schemas.settings_sources import load_settings
+if TYPE_CHECKING:
+    from schemas.settings import Settings
 
 COMMANDS = (
     "broker",
@@ -59,8 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def settings_from(args: argparse.Namespace) -> Settings:
+def settings_from(args: argparse.Namespace) -> "Settings":
     """File, then environment, then flags. Raises SettingsError if a named file is not there."""
+    from schemas.errors import SettingsError
+    from schemas.settings_sources import load_settings
+
     path = Path(args.config or DEFAULT_CONFIG)
     if args.config and not path.is_file():
         raise SettingsError(f"there is no settings file {path}; leave --config out to use the defaults")
@@ -99,6 +103,20 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    name = " ".join(["headrace", *(sys.argv[1:] if argv is None else argv)[:1]])
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from schemas.errors import HeadraceError
+
     args = _parsed(argv)
     try:
         settings = settings_from(args)
@@ -107,12 +125,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HeadraceError as error:
         print(f"headrace {args.command}: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"headrace {args.command}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 if __name__ == "__main__":

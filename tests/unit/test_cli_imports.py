@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.cli.main import COMMANDS
+from ops.cli.main import COMMANDS, main
 from tests.source_imports import imported_modules
 
 REPOSITORY = Path(__file__).parents[2]
@@ -49,3 +49,15 @@ def test_ingest_loads_no_torch_and_what_starts_a_training_no_transformers() -> N
     assert not loaded_by("pipelines.following") & {"ray", "torch", "transformers"}
     assert not loaded_by("ray_apps.training.app") & {"ray", "transformers"}
     assert "transformers" in loaded_by("ray_apps.training.export"), "this test sees what is loaded"
+
+
+def test_ctrl_c_while_a_command_is_still_being_imported_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = {name for name in imported_modules(REPOSITORY / "ops/cli/main.py", in_functions=False) if file_of(name)}
+    assert not ours, "what is imported before main runs, Ctrl-C ends with a traceback"
+
+    def interrupted(_name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    assert main(["datasets", "list"]) == 130
+    assert capsys.readouterr().err == "headrace datasets: interrupted\n"
