@@ -37,7 +37,7 @@ class VersionTimes:
     """What a version cost and how fresh it was."""
 
     size_bytes: int
-    """Keys and values read."""
+    """Keys and values read, and documents that lie outside their records."""
     commit_s: float
     """From fixing its ranges to its publication."""
     ages_s: Ages

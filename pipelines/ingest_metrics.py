@@ -65,7 +65,7 @@ class IngestMetrics:
         self._lag = Gauge("headrace_ingest_lag_records", "Offsets beyond the newest version", partition, registry=self.registry)
         self._lag_s = Gauge("headrace_ingest_lag_seconds", "Bound on the age of the oldest of them", partition, registry=self.registry)
         self._records = Counter("headrace_ingest_records", "Offsets taken in, by outcome", ("outcome",), registry=self.registry)
-        self._bytes = Counter("headrace_ingest_bytes", "Keys and values taken in", registry=self.registry)
+        self._bytes = Counter("headrace_ingest_bytes", "Keys, values and documents outside their records taken in", registry=self.registry)
         self._versions = Counter("headrace_ingest_versions", "Versions committed", registry=self.registry)
         self._commit = Histogram(
             "headrace_ingest_commit_seconds", "From fixing a version's ranges to its commit", buckets=COMMIT_BUCKETS_S, registry=self.registry

@@ -23,7 +23,7 @@ class Meter:
     def __init__(self, topic: str) -> None:
         self.metrics = IngestMetrics()
         self.size_bytes: Counter[int] = Counter()
-        """Keys and values of the version under way, by partition."""
+        """Keys and values of the version under way and what they refer to, by partition."""
         self._topic = topic
         self._lag = LagWatch()
         self._started_s = 0.0
@@ -46,7 +46,7 @@ class Meter:
         """Count a block, all of one partition; returns it without its sizes, which nobody else asks for."""
         if len(block):
             partition = block["partition"][0].as_py()
-            self.size_bytes[partition] += pc.sum(block[SIZE]).as_py()
+            self.size_bytes[partition] += pc.sum(block[SIZE]).as_py() + (pc.sum(block["outside_bytes"]).as_py() or 0)
             timestamps = block["timestamp_ms"].drop_null().to_numpy().astype(np.float64)
             if len(timestamps):
                 self._timestamps_ms.append(timestamps)

@@ -78,6 +78,7 @@ def prepared(vocab_size: int) -> pa.Schema:
             pa.field("reason", pa.string()),  # rule name for rejected and dead rows
             pa.field("error", pa.string()),  # sentence for dead rows
             pa.field("replay_of", pa.string()),  # of a dead letter that was published again: topic/partition/offset of the record that died
+            pa.field("outside_bytes", pa.int64()),  # that were read outside the record, where it refers to them
             pa.field("source", pa.string()),
             pa.field("domain", pa.string()),
             pa.field("url", pa.string()),

@@ -146,7 +146,7 @@ class DatasetManifest(Record):
     reasons: dict[str, int]
     """Offsets by ``outcome/reason``, for example ``rejected/too_short``."""
     record_bytes: dict[str, dict[int, int]] = Field(default_factory=dict)
-    """topic -> partition -> mean bytes (key and value) of the records last read from it: by this the next version's size is judged."""
+    """topic -> partition -> mean bytes (key, value and what it refers to) of the records last read from it, to judge the next version's size by."""
     num_records: int = Field(ge=0)
     """Offsets read: the sum of the ranges and of the outcomes."""
     num_tokens: int = Field(ge=0)

@@ -7,8 +7,7 @@ Cost: that of schemas.documents.decode_document; pages cost what steps.formats.h
 """
 
 import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -47,6 +46,7 @@ class Verdict(NamedTuple):
     text: str | None = None
     replay_of: str | None = None
     url: str | None = None
+    outside_bytes: int | None = None
 
 
 SCHEMA = pa.schema(
@@ -61,6 +61,7 @@ SCHEMA = pa.schema(
         pa.field("text", pa.large_string()),
         pa.field("replay_of", pa.string()),
         pa.field("url", pa.string()),
+        pa.field("outside_bytes", pa.int64()),
     ]
 )
 """The verdicts of a batch, one row per record."""
@@ -70,7 +71,7 @@ _CONTROL = Verdict(Outcome.CONTROL)
 
 def decode(records: pa.Table, settings: Settings) -> pa.Table:
     """One row of SCHEMA for each row of a schemas.arrow.RECORDS table, in the same order. Raises BlobsUnavailable."""
-    reader = partial(read_reference, settings=settings)
+    reader = _Outside(settings)
     verdicts: list[Verdict] = []
     for block in records.to_batches():
         events = known_events(block.column("headers"))
@@ -82,7 +83,7 @@ def decode(records: pa.Table, settings: Settings) -> pa.Table:
     return pa.table([pa.array(values, field.type) for values, field in zip(by_field, SCHEMA, strict=True)], schema=SCHEMA)
 
 
-def _verdicts(batch: pa.RecordBatch, events: KnownEvents, settings: Settings, reader: Callable[[DataReference], bytes]) -> Iterator[Verdict]:
+def _verdicts(batch: pa.RecordBatch, events: KnownEvents, settings: Settings, reader: "_Outside") -> Iterator[Verdict]:
     """The verdicts of one chunk, in its order."""
     names = ("is_control", "key", "topic", "partition", "offset")
     columns = [batch.column(name).to_pylist() for name in names]
@@ -98,15 +99,35 @@ def _verdicts(batch: pa.RecordBatch, events: KnownEvents, settings: Settings, re
             if value is not None and not pairs:
                 event = None if source is None else Attributes(source, event_id)
                 place = (topic, partition, offset)
-                yield _document(decode_json_document(key, value, event, place, max_bytes=max_bytes, read_reference=reader), settings)
-                continue
-            if has_marks:
-                _check_marks(pairs)
-            found = decode_document(key, value, pairs, topic, partition, offset, max_bytes=max_bytes, read_reference=reader)
-            verdict = Verdict(Outcome.RETRACTED, found.doc_id) if isinstance(found, Retraction) else _document(found, settings)
+                verdict = _document(decode_json_document(key, value, event, place, max_bytes=max_bytes, read_reference=reader), settings)
+            else:
+                if has_marks:
+                    _check_marks(pairs)
+                found = decode_document(key, value, pairs, topic, partition, offset, max_bytes=max_bytes, read_reference=reader)
+                verdict = Verdict(Outcome.RETRACTED, found.doc_id) if isinstance(found, Retraction) else _document(found, settings)
         except EnvelopeError as error:
             verdict = Verdict(Outcome.DEAD, reason=error.rule, error=str(error))
-        yield verdict._replace(replay_of=_replay_of(pairs)) if has_marks else verdict
+        if reader.size_bytes:
+            verdict = verdict._replace(outside_bytes=reader.taken())
+        yield verdict._replace(replay_of=_replay_of(pairs)) if has_marks and pairs else verdict
+
+
+class _Outside:
+    """Reads what lies outside the records, and counts its bytes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.size_bytes = 0
+
+    def __call__(self, reference: DataReference) -> bytes:
+        data = read_reference(reference, self._settings)
+        self.size_bytes += len(data)
+        return data
+
+    def taken(self) -> int:
+        """Bytes since this was asked last."""
+        size_bytes, self.size_bytes = self.size_bytes, 0
+        return size_bytes
 
 
 def _values(column: pa.LargeBinaryArray) -> Iterator[memoryview | None]:

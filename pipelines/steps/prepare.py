@@ -32,6 +32,7 @@ CLEANED = pa.schema(
         pa.field("reason", pa.string()),
         pa.field("error", pa.string()),
         pa.field("replay_of", pa.string()),
+        pa.field("outside_bytes", pa.int64()),
         pa.field("source", pa.string()),
         pa.field("domain", pa.string()),
         pa.field("url", pa.string()),
@@ -62,7 +63,7 @@ def clean(records: pa.Table, settings: Settings, known: npt.NDArray[np.uint64] =
     dead = pc.equal(decoded["outcome"], Outcome.DEAD).fill_null(False)
     columns = {
         **{name: records[name] for name in ("topic", "partition", "offset", "timestamp_ms")},
-        **{name: decoded[name] for name in ("doc_id", "error", "replay_of", "source", "domain", "url")},
+        **{name: decoded[name] for name in ("doc_id", "error", "replay_of", "outside_bytes", "source", "domain", "url")},
         "outcome": pc.coalesce(decoded["outcome"], outcomes.take(at)),
         "reason": pc.coalesce(decoded["reason"], assessed.rules.take(at)),
         "language": assessed.languages.take(at),

@@ -12,10 +12,13 @@ import pytest
 from ops.broker.app import BrokerProcess
 from ops.cli import produce
 from ops.cli.main import common_flags, settings_from
+from pipelines.freshness import VersionTimes
 from pipelines.kafka.clients import open_producer
 from pipelines.kafka.reading import Slice, read_slice
+from pipelines.progress import Progress
 from pipelines.steps.decode import decode
 from pipelines.stream import ingest_once
+from schemas.manifest import DatasetManifest
 from tests.ingest_harness import ENGLISH, Ingest
 from tests.integration.conftest import Stream
 from tests.unit.test_kafka_records import BytesName
@@ -58,6 +61,15 @@ def test_a_header_name_that_is_not_utf8_is_a_dead_letter_and_the_others_are_read
     assert table["text"].to_pylist() == ["water", "water", None, "water", "water"]
 
 
+class Told(Progress):
+    """Bytes of the versions that were committed."""
+
+    size_bytes = 0
+
+    def committed(self, manifest: DatasetManifest, times: VersionTimes) -> None:
+        self.size_bytes += times.size_bytes
+
+
 def check_document_outside_its_record(broker: BrokerProcess, prefix: str, tmp_path: Path, num_bytes: int, outcome: str, **values: int) -> None:
     named = {name.replace("__", "."): value for name, value in values.items()}
     ingest = Ingest(tmp_path / "root", broker.bootstrap_servers, prefix, {"tokenizer.max_training_bytes": 200_000} | named)
@@ -68,7 +80,9 @@ def check_document_outside_its_record(broker: BrokerProcess, prefix: str, tmp_pa
     assert run_produce(ingest, str(tmp_path / "docs.jsonl")) == 0
     (blob,) = (ingest.root / "blobs").iterdir()
     assert blob.stat().st_size > num_bytes
-    ingest_once(ingest.settings)
+    told = Told()
+    ingest_once(ingest.settings, progress=told)
+    assert told.size_bytes > blob.stat().st_size, "what lies outside the records counts"
     found = outcomes(ingest)
     assert found["large"] == (outcome, len(text))
     assert found["small"][0] in ("kept", "near")
