@@ -18,9 +18,11 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError, UnsupportedCodecError
 from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
+from kafka.record.legacy_records import LegacyRecordBatch
 from kafka.record.util import decode_varint
 
 from pipelines.kafka.codecs import unpack
+from pipelines.kafka.legacy import messages_of
 from schemas.envelope import Headers
 from schemas.headers import BAD_NAME, BROKEN_RECORD
 
@@ -168,10 +170,10 @@ def batches_of(max_unpacked_bytes: int) -> type[TolerantBatch]:
 @lru_cache
 def partition_records(max_unpacked_bytes: int) -> type[Fetcher.PartitionRecords]:
     """What a consumer's fetcher makes of one partition's part of a fetch; to be put in its ``_fetcher.PartitionRecords``."""
-    limited_batch = batches_of(max_unpacked_bytes)
+    limited_batch, limited_messages = batches_of(max_unpacked_bytes), messages_of(max_unpacked_bytes)
 
     class TolerantRecords(MemoryRecords):
-        """A fetch whose batches (format v2) are tolerant."""
+        """A fetch whose batches (format v2) and messages (v0, v1) are tolerant."""
 
         __slots__ = ()
 
@@ -179,6 +181,8 @@ def partition_records(max_unpacked_bytes: int) -> type[Fetcher.PartitionRecords]
             batch = super().next_batch(*arguments)
             if type(batch) is DefaultRecordBatch:
                 batch.__class__ = limited_batch  # the same slots: nothing is copied
+            elif type(batch) is LegacyRecordBatch:
+                batch.__class__ = limited_messages
             return batch
 
     class TolerantPartitionRecords(Fetcher.PartitionRecords):
