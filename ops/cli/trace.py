@@ -65,7 +65,10 @@ def _dropped(fate: "Fate") -> str:
     if fate.reason == "retracted":
         return "not taken in (retracted): it was published before its retraction, which was read first"
     if fate.outcome == "rejected":
-        return f"rejected by rule {fate.reason}"
+        from pipelines.steps.rules.why import why
+
+        reason = why(fate.reason or "")
+        return f"rejected by rule {fate.reason}" + (f": {reason}" if reason else "")
     if fate.similarity is None:
         return f"dropped ({fate.reason}): document {fate.duplicate_of} is kept already"
     return f"dropped as {fate.reason} duplicate of document {fate.duplicate_of} (similarity {fate.similarity:.2f})"

@@ -7,6 +7,7 @@ from pipelines.report.charts import Stream, bars, flow, histogram, key, share, s
 from pipelines.report.examples import Example
 from pipelines.report.facts import Facts
 from pipelines.report.html import Html, bilingual, joined, tag
+from pipelines.steps.rules.why import why
 from schemas.arrow import Outcome
 from schemas.statistics import HISTOGRAMS, Distribution, lower_bound
 
@@ -179,7 +180,9 @@ def rules(facts: Facts) -> Html | None:
     parts = []
     for number, rule in enumerate(facts.rules):
         summary = tag("summary", tag("span", tag("code", rule.name), class_="what"), tag("span", f"{rule.count:,}", class_="number"))
-        parts.append(tag("details", summary, [example(item) for item in rule.examples], open="open" if number == 0 else None))
+        reason = why(rule.name)
+        examples = [*([tag("div", reason, class_="small")] if reason else []), *(example(item) for item in rule.examples)]
+        parts.append(tag("details", summary, examples, open="open" if number == 0 else None))
     return card("Rejected, by rule", "过滤规则与示例", *parts)
 
 

@@ -1,15 +1,22 @@
 """Headrace's rules on boilerplate, code, logs, emoji and the two Chinese scripts: what they are for, and what comes close."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipelines.dedup.paragraphs import distinct_paragraphs
+from pipelines.steps.assess import assess
 from pipelines.steps.quality import Judged, judge
 from pipelines.steps.rules import marks
+from pipelines.steps.rules.columns import NUM_COLUMNS
+from pipelines.steps.rules.headrace import broken_rules
 from pipelines.steps.rules.marks import rule_flags
+from pipelines.steps.rules.why import why
 from schemas.settings import Settings
+from schemas.settings_dedup import DedupSettings
 from schemas.settings_quality import QualitySettings
 from tests.rule_documents import CHINESE, ENGLISH
 
@@ -121,3 +128,22 @@ def test_one_list_names_all_characters_that_tell_the_scripts_apart() -> None:
     assert not np.any(simplified & old)
     assert all(flags[ord(letter)] & marks.SIMPLIFIED for letter in "们这说时对发")
     assert all(flags[ord(letter)] & marks.TRADITIONAL for letter in "們這說時對發")
+
+
+def test_every_rule_says_which_setting_it_goes_by() -> None:
+    columns = np.zeros((1, NUM_COLUMNS), np.int64)
+    for rule in (*broken_rules(columns, np.zeros(1, np.int64), QualitySettings()), "too_long", "language_not_kept", "chinese_not_kept"):
+        named = re.findall(r"quality\.(\w+)", why(rule) or "")
+        assert named and set(named) <= set(QualitySettings.model_fields), rule
+    assert why("gopher_quality/too_few_words") == "a rule of the set gopher_quality: its thresholds are in the section [gopher_quality]"
+    assert why("html/no_content") is None
+
+
+def test_of_a_short_text_with_a_footer_the_footer_is_judged_until_it_is_known_and_the_rest_from_then_on() -> None:
+    footer = "Subscribe to our newsletter for more stories like this one, and follow us on all channels every day."
+    texts = pa.array([f"{body}\n{footer}" for body in ("The mill stands by the river and turns slowly.", "Bread again today.")], pa.large_string())
+    settings = Settings(dedup=DedupSettings(boilerplate=True))
+    known = distinct_paragraphs(pa.array([footer], pa.large_string()), 1).flatten().to_numpy()
+    undeclared = pa.chunked_array([pa.nulls(2, pa.string())])
+    assert assess(texts, undeclared, settings).rules.to_pylist() == ["boilerplate", "boilerplate"]
+    assert assess(texts, undeclared, settings, known).rules.to_pylist() == [None, "too_short"]
