@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.dataset.dataset import Dataset
 from schemas.arrow import DOCUMENTS
@@ -54,12 +55,14 @@ _MEANING = {
     "duplicate_of": "Id of the kept document that this one repeats.",
     "similarity": "Estimated Jaccard similarity with it.",
     "shard": "Path of the shard in which its tokens begin.",
+    "replay_of": "Where the record stood that died and was published again as this one.",
+    "url": "Where the document came from.",
     "num_tokens": "Tokens, the end-of-text token included.",
 }
 
 
 def croissant(dataset: Dataset) -> dict[str, Any]:
-    """The card of a dataset version as JSON values; a pure function of the manifests."""
+    """The card of a dataset version as JSON values; a pure function of the manifests and of the oldest file's columns."""
     manifests = dataset.manifests()
     manifest = dataset.manifest
     return {
@@ -75,7 +78,7 @@ def croissant(dataset: Dataset) -> dict[str, Any]:
         "inLanguage": sorted({language for part in manifests for language in part.languages}),
         "identifier": f"sha256:{dataset.sha256}",
         "distribution": [*_files(manifests), _file_set(manifests)],
-        "recordSet": [_documents(), _shards(manifests)],
+        "recordSet": [_documents(_columns(dataset)), _shards(manifests)],
     }
 
 
@@ -121,8 +124,14 @@ def _file_set(manifests: Iterable[DatasetManifest]) -> dict[str, Any]:
     }
 
 
-def _documents() -> dict[str, Any]:
-    columns = [field for field in DOCUMENTS if field.type in _TYPES]
+def _columns(dataset: Dataset) -> list[pa.Field]:
+    """What every file of the audit trail has: columns are only ever added, and a reader of Croissant wants each of them in each file."""
+    oldest = next(entry.path for manifest in dataset.manifests() for entry in manifest.documents)
+    there = set(pq.read_schema(dataset.root / oldest).names)
+    return [field for field in DOCUMENTS if field.type in _TYPES and field.name in there]
+
+
+def _documents(columns: Iterable[pa.Field]) -> dict[str, Any]:
     fields = [
         {
             "@type": "cr:Field",

@@ -36,7 +36,7 @@ def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     releasing.set_defaults(run=run_release)
     card = actions.add_parser("card", parents=[common], help="the Croissant 1.1 card (JSON-LD) of a version")
     card.add_argument("--version", type=int, help="default: the newest")
-    card.add_argument("--output", metavar="FILE.json", help="default: standard output")
+    card.add_argument("--output", metavar="FILE.json", help="default: standard output; paths in the card are relative to the root, where it belongs")
     card.set_defaults(run=run_card)
 
 

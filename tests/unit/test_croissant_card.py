@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.croissant import croissant
@@ -37,6 +38,14 @@ def test_every_file_stands_in_the_card_with_its_hash(root: Path, card: dict[str,
 
 def test_every_plain_column_of_the_audit_trail_is_described(card: dict[str, Any]) -> None:
     assert {field["name"] for field in card["recordSet"][0]["field"]} == set(DOCUMENTS.names) - {"pii"}
+
+
+def test_a_column_that_an_older_file_lacks_is_left_out(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        commit_records(tmp_path, [(record.key, record.value) for record in sample_records(20, seed)])
+    oldest = tmp_path / Dataset(tmp_path, 1).manifest.documents[0].path
+    pq.write_table(pq.read_table(oldest).drop_columns(["url"]), oldest)
+    assert {field["name"] for field in croissant(Dataset(tmp_path))["recordSet"][0]["field"]} == set(DOCUMENTS.names) - {"pii", "url"}
 
 
 def test_mlcroissant_finds_no_error_and_reads_the_rows(root: Path, card: dict[str, Any]) -> None:
