@@ -108,7 +108,7 @@ def measure(path: Path, max_hamming: int, built_s: float) -> None:
     rate = len(queries) / median_seconds(lambda: find_within(base.near, max_hamming, queries, wanted), time.thread_time)
     tables = base.near
     num_compared = sum(tables.num_rows / (int(mask) + 1) for mask in tables.key_masks[tables.probe_tables])
-    size_bytes = tables.starts.nbytes + tables.fingerprints.nbytes + tables.rows.nbytes
+    size_bytes = tables.starts.nbytes + tables.tags.nbytes + tables.rows.nbytes
     print(
         f"{base.num_rows:>12,}  k <= {max_hamming}: {rate:>11,.0f} queries/s  {len(tables.shifts)} tables; {len(tables.probe_tables):>3} probes and "
         f"{num_compared:>6,.0f} comparisons a query  {size_bytes / base.num_rows:5.1f} B per fingerprint, "

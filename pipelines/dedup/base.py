@@ -5,8 +5,8 @@ fingerprint tables (tables.py), and two more tables of the same form that find a
 Everything is in row order or bucket order, so the same rows give the same bytes.
 
 File: MAGIC, the header's length (uint64), the header (JSON: counts, the layout, and of every array its type, shape and place), and the
-arrays, each at a multiple of ALIGNMENT. Integers are little-endian. Bytes per document: 80 + 12 (m + 1) + the id's own, and some
-4 (m + 1) to 8 (m + 1) for where the buckets start, with m fingerprint tables.
+arrays, each at a multiple of ALIGNMENT. Integers are little-endian. Bytes per document: 80 + 8 m + the id's own, and some
+4 (m + 2) to 8 (m + 2) for where the buckets start in large ones, with m fingerprint tables.
 
 Building is sequential writes and one counting sort per table, straight in the mapped file; memory beyond that is 12 bytes per document
 while a table is sorted, and its cursors.
@@ -30,7 +30,7 @@ from pipelines.dedup.tables import Tables, fill_table, find_within, num_starts, 
 from schemas.arrow import SKETCH_BYTES
 from schemas.errors import ShardCorrupt
 
-MAGIC = b"HEADRACE-DEDUP-1"
+MAGIC = b"HEADRACE-DEDUP-2"
 ALIGNMENT = 4096
 ROWS_AT_ONCE = 1 << 20
 _DTYPES = {"<u8", "<u4", "<i8", "|u1"}
@@ -74,7 +74,7 @@ class Base:
     def rows_by_content(self, content_hash: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Latest row with each content hash [q, 2], -1 where there is none."""
         queries, rows = _pairs(self.exact, np.ascontiguousarray(content_hash[:, 1]))
-        is_equal = self.columns.content_hash[rows, 0] == content_hash[queries, 0]
+        is_equal = (self.columns.content_hash[rows] == content_hash[queries]).all(axis=1)
         latest = np.full(len(content_hash), -1, np.int64)
         np.maximum.at(latest, queries[is_equal], rows[is_equal])
         return latest
@@ -87,6 +87,7 @@ class Base:
 
 
 def _pairs(tables: Tables, values: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(positions, rows) that agree in the key and the tag, so nearly always in all 64 bits."""
     found = find_within(tables, 0, values, np.ones(len(values), bool))
     return np.repeat(np.arange(len(values)), np.diff(found.starts)), found.rows
 
@@ -148,7 +149,7 @@ def _plan(parts: Sequence[Part], max_hamming: int) -> dict[str, Any]:
 
 def _table_shapes(name: str, layout: Layout, num_rows: int) -> dict[str, tuple[str, list[int]]]:
     num_entries = num_rows * len(layout.shifts)
-    return {f"{name}.starts": ("<u4", [num_starts(layout)]), f"{name}.values": ("<u8", [num_entries]), f"{name}.rows": ("<u4", [num_entries])}
+    return {f"{name}.starts": ("<u4", [num_starts(layout)]), f"{name}.tags": ("<u4", [num_entries]), f"{name}.rows": ("<u4", [num_entries])}
 
 
 def _fill(mapping: mmap.mmap, header: dict[str, Any], parts: Sequence[Part]) -> None:
@@ -206,7 +207,8 @@ def _opened(path: Path, header: dict[str, Any], arrays: dict[str, _Array]) -> Ba
 
 
 def _tables(arrays: dict[str, _Array], name: str, layout: Layout) -> Tables:
-    return tables_over(layout, arrays[f"{name}.starts"], arrays[f"{name}.values"], arrays[f"{name}.rows"])
+    fingerprints = arrays["fingerprint"] if name == "near" else arrays["fingerprint"][:0]  # the others' answers are compared by who asks
+    return tables_over(layout, arrays[f"{name}.starts"], (arrays[f"{name}.tags"], arrays[f"{name}.rows"]), fingerprints)
 
 
 def _layout_of(fields: dict[str, Sequence[int]]) -> Layout:

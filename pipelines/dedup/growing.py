@@ -32,7 +32,8 @@ class Growing(NamedTuple):
 def empty_growing(max_hamming: int, capacity: int) -> Growing:
     """Room for ``capacity`` fingerprints."""
     layout = choose_layout(GROWING_ROWS, max_hamming)
-    tables = tables_over(layout, np.empty(0, np.uint32), np.empty(0, np.uint64), np.empty(0, np.uint32))
+    nothing = np.empty(0, np.uint32)
+    tables = tables_over(layout, nothing, (nothing, nothing), np.empty(0, np.uint64))
     return Growing(
         tables=tables,
         heads=np.full(tables.first_starts[-1], NO_ENTRY, np.int32),

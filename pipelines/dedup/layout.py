@@ -6,17 +6,17 @@ differ in at least (a + 1)(r + 1) + (m - a - 1) r = k + 1 bits. So a query looks
 block's radius: its probes. A block of radius -1 needs no table. With m = k + 1 this is plain block permutation (Manku, Jain, Das Sarma 2007).
 
 A table's key is the low bits of its block, as many as pay off. Few blocks mean long keys, many probes and short buckets; many blocks the
-opposite. The cheapest by the cost model below is taken when the tables are built, so the layout follows their size. Memory is 12 m bytes per
-fingerprint. A query among uniform fingerprints:
+opposite. The cheapest by the cost model below is taken when the tables are built, so the layout follows their size. Memory is 8 m bytes per
+fingerprint. A query among uniform fingerprints, and a core's time for each of 65,536 queries asked together, measured on a busy machine:
 
-    n             k = 3                                       k = 6
-    1,000,000     4 tables,  4 probes,    61 compared         4 tables,  52 probes,   793 compared
-    10,000,000    4 tables,  4 probes,   610 compared         4 tables,  52 probes, 7,935 compared
-    50,000,000    3 tables, 25 probes,   322 compared         3 tables, 298 probes, 4,077 compared
+    n             k = 3                                              k = 6
+    1,000,000     4 tables,  4 probes,    61 compared   0.18 µs      5 tables, 31 probes,  3,906 compared   1.2 µs
+    10,000,000    4 tables,  4 probes,   610 compared                4 tables, 52 probes,  7,935 compared   2.1 µs
+    50,000,000    4 tables,  4 probes, 3,052 compared   1.2 µs       4 tables, 52 probes, 39,673 compared   4.9 µs
 
-It cannot be flat: of all radii and widths of blocks that are exact for k = 6, none has less than five times the cost at 50 million that the
-best has at 1 million, because 64 bits in m blocks leave keys of 64/m bits and n / 2^(64/m) fingerprints for each of their probes. Measured
-on a busy machine, a core's time for each of 65,536 queries asked together: 2.1 µs at 1 million, 11.7 µs at 50 million.
+The time is not constant: 64 bits in m blocks leave keys of 64/m bits, and n / 2^(64/m) fingerprints for each of their probes. What grows is what
+costs least: comparisons of neighbours in memory, a dozen in a nanosecond. Beside the 140 µs that all other steps take for a document of 3 kB,
+fifty times as many fingerprints add 3 % to its cost.
 """
 
 import functools
@@ -30,10 +30,10 @@ import numpy.typing as npt
 FINGERPRINT_BITS = 64
 MIN_KEY_BITS = 8
 MAX_KEY_BITS = 24
-PROBE_NS = 30.0
+PROBE_NS = 28.0
 """One probe: its bucket's bounds and first entries come from memory, in batches, which wait for many at the same time."""
-COMPARE_NS = 0.3
-"""One entry of a bucket: 8 bytes in sequence, an XOR and a popcount, in vector instructions."""
+COMPARE_NS = 0.08
+"""One entry of a bucket: 4 bytes in sequence, an XOR and a popcount, in vector instructions (AVX-512; without them it is about twice as much)."""
 TABLE_BYTES_NS = 0.15
 """What a byte per fingerprint is worth, in time per query: of two layouts that are about as fast, the smaller one."""
 
@@ -53,7 +53,7 @@ class Layout(NamedTuple):
     def cost_ns(self, num_rows: int) -> float:
         """What a query costs by the model, for uniform fingerprints."""
         costs = [_table_cost_ns(num_rows, bits, radius) for bits, radius in zip(self.key_bits, self.radii, strict=True)]
-        return sum(costs) + TABLE_BYTES_NS * 12 * len(costs)
+        return sum(costs) + TABLE_BYTES_NS * 8 * len(costs)
 
 
 @functools.lru_cache(64)
