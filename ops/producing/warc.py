@@ -1,8 +1,9 @@
 """Web archives (WARC 1.0 and 1.1, plain or with each record compressed) as findings: one document for each page or text that was served.
 
-Responses with status 200 and HTML or plain text are documents, decoded from their character set, with URL and date; HTML goes out as HTML, so
-that its main content is taken by the pipeline's workers and not here. Other responses are skipped and counted, other kinds of records are
-not looked at. Bodies may be in gzip or deflate; other content encodings (br, zstd) are findings that say so.
+Responses with status 200, resources, and conversions (the texts of WET files) are documents if they are HTML or plain text, decoded from their
+character set, with URL and date; HTML goes out as HTML, so that its main content is taken by the pipeline's workers and not here. Others of
+these kinds are skipped and counted, other kinds of records (requests, metadata, revisits) are not looked at. Bodies of responses may be in gzip
+or deflate; other content encodings (br, zstd) are findings that say so.
 
 Invariant: one damaged record costs that record alone: reading goes on at the next one that can be found, and each damaged place is one
 finding. Memory is bounded by one record. Cost: 100 MB/s and more (fastwarc).
@@ -10,10 +11,11 @@ Source: https://iipc.github.io/warc-specifications/specifications/warc-format/wa
 """
 
 import mmap
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
@@ -28,6 +30,18 @@ _STARTS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", "": b"WARC/1."}
 """How a record begins, by the file's compression."""
 _HTML = frozenset({"text/html", "application/xhtml+xml"})
 _TEXT = frozenset({"text/plain"})
+_KINDS = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;\"']+)", re.IGNORECASE)
+SHOWN_URL_CHARS = 200
+
+
+class _Content(NamedTuple):
+    """What a record carries."""
+
+    type: str
+    """Its media type, without parameters."""
+    charset: str | None
+    body: bytes
 
 
 def read_warc(file: Path, compression: str, max_bytes: int) -> Iterator[Finding]:
@@ -38,9 +52,9 @@ def read_warc(file: Path, compression: str, max_bytes: int) -> Iterator[Finding]
             stream.seek(at)
             good_until = at - 1
             try:
-                for record in ArchiveIterator(stream, record_types=WarcRecordType.response, parse_http=False):
+                for record in ArchiveIterator(stream, record_types=_KINDS, parse_http=False):
                     good_until = record.stream_pos
-                    yield _finding(f"{file.as_posix()} byte {good_until}", record, max_bytes)
+                    yield _finding(_origin(file, record), record, max_bytes)
                 return
             except (OSError, ValueError, EOFError) as error:
                 yield Failed(
@@ -65,6 +79,11 @@ def _next_readable(stream: BinaryIO, position: int, start: bytes) -> int | None:
     return None
 
 
+def _origin(file: Path, record: WarcRecord) -> str:
+    url = record.headers.get("WARC-Target-URI")
+    return f"{file.as_posix()} byte {record.stream_pos}" + (f" ({url[:SHOWN_URL_CHARS]})" if url else "")
+
+
 def _finding(origin: str, record: WarcRecord, max_bytes: int) -> Finding:
     if record.content_length > max_bytes:
         return TooLarge(origin, record.content_length)
@@ -73,17 +92,32 @@ def _finding(origin: str, record: WarcRecord, max_bytes: int) -> Finding:
     if len(block) < promised:
         return Failed(origin, f"the record is cut off: {len(block):,} of {promised:,} bytes are there")
     try:
-        record.set_bytes_content(block)
-        record.parse_http(auto_decode="transfer", strict_mode=False)
-        if record.http_headers is None or record.http_headers.status_code != OK or record.http_content_type not in _HTML | _TEXT:
+        content = _response(record, block, max_bytes) if record.record_type == WarcRecordType.response else _as_it_is(record, block)
+        if content is None or content.type not in _HTML | _TEXT:
             return Skipped(origin)
-        body = _unpacked(record, max_bytes)
-        if len(body) > max_bytes:
-            return TooLarge(origin, len(body))
-        text = decode_text(body, record.http_charset)
+        if len(content.body) > max_bytes:
+            return TooLarge(origin, len(content.body))
+        text = decode_text(content.body, content.charset)
     except (OSError, ValueError, EOFError, zlib.error, EnvelopeError) as error:
         return Failed(origin, f"{type(error).__name__}: {error}")
-    return _document(origin, record, text) if text.strip() else Skipped(origin)
+    return _document(origin, record, text, is_html=content.type in _HTML) if text.strip() else Skipped(origin)
+
+
+def _response(record: WarcRecord, block: bytes, max_bytes: int) -> _Content | None:
+    """What a server answered; none if that was no success. Of what is neither page nor text the body is not unpacked."""
+    record.set_bytes_content(block)
+    record.parse_http(auto_decode="transfer", strict_mode=False)
+    if record.http_headers is None or record.http_headers.status_code != OK:
+        return None
+    kind = record.http_content_type or ""
+    return _Content(kind, record.http_charset, _unpacked(record, max_bytes) if kind in _HTML | _TEXT else b"")
+
+
+def _as_it_is(record: WarcRecord, block: bytes) -> _Content:
+    """What a record without HTTP headers carries; its own say what that is."""
+    kind, _, parameters = (record.headers.get("Content-Type") or "").partition(";")
+    charset = _CHARSET.search(parameters)
+    return _Content(kind.strip().lower(), charset[1] if charset else None, block)
 
 
 def _unpacked(record: WarcRecord, max_bytes: int) -> bytes:
@@ -100,9 +134,8 @@ def _unpacked(record: WarcRecord, max_bytes: int) -> bytes:
     return body
 
 
-def _document(origin: str, record: WarcRecord, text: str) -> Finding:
+def _document(origin: str, record: WarcRecord, text: str, *, is_html: bool) -> Finding:
     """The archive names each record, so that publishing it again, or a copy of it under another name, gives the same ids."""
-    is_html = record.http_content_type in _HTML
     record_id = record.headers.get("WARC-Record-ID") or origin
     document = DocumentReceived(
         id=content_id(record_id.encode("utf-8", "replace")),

@@ -56,6 +56,25 @@ def test_pages_keep_url_date_and_title_and_go_out_as_html(tmp_path: Path) -> Non
         assert [f.document for f in other if isinstance(f, Found)] == [f.document for f in findings if isinstance(f, Found)]
 
 
+def test_resources_and_the_texts_of_wet_files_are_documents(tmp_path: Path) -> None:
+    def carrying(number: int, kind: str, content_type: str, body: bytes) -> bytes:
+        lines = record(number, b"", kind=kind).split(b"\r\n\r\n")[0].split(b"\r\n")
+        return b"\r\n".join([*lines[:5], f"Content-Type: {content_type}\r\nContent-Length: {len(body)}".encode(), b"", body, b"", b""])
+
+    records = [
+        carrying(0, "conversion", "text/plain", "水渠里依然有水流过。".encode()),
+        carrying(1, "resource", "text/html; charset=GBK", "<title>引水渠</title>".encode("gbk")),
+        carrying(2, "resource", "image/png", b"\x89PNG"),
+        carrying(3, "metadata", "text/plain", b"of the crawler"),
+    ]
+    findings = read(tmp_path / "crawl.warc.wet.gz", b"".join(map(gzip.compress, records)))
+    assert urls(findings) == ["0", "1"]
+    first, second, third = findings
+    assert isinstance(first, Found) and (first.document.text, first.document.format) == ("水渠里依然有水流过。", "text")
+    assert isinstance(second, Found) and (second.document.title, second.document.format) == ("引水渠", "html")
+    assert third == Skipped(third.origin) and third.origin.endswith("(http://a.example/2)")
+
+
 def test_what_is_no_page_is_skipped_and_counted(tmp_path: Path) -> None:
     findings = read(
         tmp_path / "crawl.warc",
