@@ -174,6 +174,9 @@ def _print_view(opened: "OpenView", *, as_json: bool) -> None:
     told = describe(opened)
     for group in told["groups"]:
         _warn_of(group)
+    for holdout in opened.view.holdouts:
+        if not told["splits"][holdout.name]["documents"]:
+            say(f"holdout {holdout.name} holds no document: nothing is held back by it")
     if as_json:
         print_json(told)
         return

@@ -194,10 +194,11 @@ def test_what_cannot_be_a_view_is_refused_in_one_line(headrace: Run, root: Path,
     assert not (root / "views" / "x" / "00000001.json").exists()
 
 
-def test_a_group_without_documents_is_named(headrace: Run) -> None:
+def test_a_group_or_holdout_without_documents_is_named(headrace: Run) -> None:
     weights = ("--weight", "domain=nosuch:10%", "--weight", "domain=tech:90%")
-    headrace("datasets", "view", "create", "odd", *weights)
+    headrace("datasets", "view", "create", "odd", *weights, "--holdout", "quiz:source=nosuch", "--holdout", "seen:domain=humanities")
     assert "group nosuch holds no document to train on" in headrace.err
+    assert "holdout quiz holds no document" in headrace.err and "holdout seen" not in headrace.err
 
 
 def test_groups_are_named_after_what_they_take_in_any_script(headrace: Run) -> None:
