@@ -20,6 +20,8 @@ RAY_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
 }
 """Environment of every process of a Ray that Headrace starts; a variable that is set already wins."""
+WITHOUT_DASHBOARD = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
+"""Ray Train's tracker asks the dashboard what lives, and prints pages of traceback where there is none."""
 
 
 def is_free(port: int) -> bool:
@@ -37,7 +39,8 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
 
     A connection that is already open is used and left open.
     """
-    for name, value in RAY_ENVIRONMENT.items():
+    has_dashboard = settings.address != "local" or settings.dashboard_port > 0
+    for name, value in (RAY_ENVIRONMENT if has_dashboard else RAY_ENVIRONMENT | WITHOUT_DASHBOARD).items():
         os.environ.setdefault(name, value)
     import ray
 
