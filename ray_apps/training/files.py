@@ -2,3 +2,5 @@
 
 FOLDER = "training"
 RUN_FILE, RESULT_FILE = "run.json", "result.json"
+PARENT_FILE = "parent.json"
+"""Evaluation of the model that the run started from: measured before the first step, not again after a restart."""

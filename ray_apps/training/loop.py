@@ -3,7 +3,7 @@
 Invariant: everything that a step does is a function of (weights, optimizer state, step), and a checkpoint holds all three. A run that
 is killed at any moment and started again goes through the same numbers, bit for bit, as one that was not (same number of processes).
 
-(1) build the model, (2) let DDP settle, and evaluate the parent whose weights these still are, (3) restore the newest good checkpoint,
+(1) build the model, (2) let DDP settle, and evaluate the parent whose weights these still are, once per run, (3) restore the newest good checkpoint,
 (4) cut the loss curve there, (5) step and record, (6) checkpoint, the loss curve forced to disk before it, (7) evaluate and leave the result.
 """
 
@@ -14,13 +14,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.durable import replace_durably
 from ray_apps.training.batches import StepBatches
 from ray_apps.training.evaluate import Validation, evaluate
-from ray_apps.training.files import RESULT_FILE
+from ray_apps.training.files import PARENT_FILE, RESULT_FILE
 from ray_apps.training.losses import LossCurve, LossRecord
 from ray_apps.training.optimizer import build_optimizer
 from ray_apps.training.parallel import Process, parallelize, prime
@@ -65,7 +66,7 @@ class TrainingLoop:
         Raises TrainingError, in every process alike, if the loss stops being a number.
         """
         prime(self.stepper.module, self._dummy_loss)
-        parent_evaluation = None if self.spec.parent_model is None else self._evaluate()  # whose weights these still are
+        parent_evaluation = None if self.spec.parent_model is None else self._evaluate_parent()
         step = self.resume()
         self.loss_module.train()
         with LossCurve(self.folder, step) if self.process.is_first else nullcontext() as curve:
@@ -121,7 +122,26 @@ class TrainingLoop:
         validation = Validation(Dataset(self.root, self.spec.dataset.version), self.spec.training.evaluate_rows)
         return evaluate(self.loss_module, validation, self.precision, self.process)
 
+    def _evaluate_parent(self) -> Evaluation | None:
+        """Of the weights before a checkpoint is restored; what an earlier start of the run has measured is read, by the first process."""
+        path = self.folder / PARENT_FILE
+        known = _read_evaluation(path) if self.process.is_first else None
+        if self.process.from_first(int(known is not None)):
+            return known
+        found = self._evaluate()
+        if found is not None and self.process.is_first:
+            replace_durably(path, found.model_dump_json(indent=2).encode())
+        return found
+
     def _dummy_loss(self) -> Tensor:
         ids_BT = torch.zeros((1, 2), dtype=torch.int64, device=self.process.device)
         loss: Tensor = self.stepper.module(ids_BT, ids_BT)
         return loss
+
+
+def _read_evaluation(path: Path) -> Evaluation | None:
+    """None if there is none that can be read."""
+    try:
+        return Evaluation.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None

@@ -15,6 +15,7 @@ from ray_apps.models.lineage import language_counts, lineage
 from ray_apps.models.registry import Registry
 from ray_apps.training.evaluate import evaluate_model
 from ray_apps.training.export import register_run
+from ray_apps.training.files import PARENT_FILE
 from schemas.errors import ManifestCorrupt, ModelNotFound, NotEnoughData, TokenizerMismatch, TrainingError
 from schemas.manifest import ModelManifest
 from schemas.rollout import Decision, Phase, RolloutState
@@ -162,7 +163,13 @@ def test_a_child_brings_its_parents_loss_on_its_own_dataset_so_that_a_trial_has_
     register_run(run_alone(settings), tmp_path, lambda: NOW)
     tiny_dataset(tmp_path)
     run = plan_run(settings, parent_model=1)
-    train_until(run, tmp_path, Process(), stop_at=3)  # what goes on has other weights; the parent's loss is still the parent's
+    measured = run.folder(tmp_path) / PARENT_FILE
+    files = []
+    for stop_at in (3, 6):  # what goes on has other weights; the parent's loss is still the parent's
+        train_until(run, tmp_path, Process(), stop_at=stop_at)
+        files.append(measured.stat().st_ino)
+    assert files[0] == files[1], "measured once"
+    measured.write_text("{")
     train_until(run, tmp_path, Process(), None)
     child = register_run(run, tmp_path, lambda: NOW)
     assert child.parent_evaluation == evaluate_model(settings, 1, 2) != child.evaluation
