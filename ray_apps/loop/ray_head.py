@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.cluster import RAY_ENVIRONMENT, is_free
+from ray_apps.serving.environment import SERVE_ENVIRONMENT
 from schemas.errors import ServiceFailed
 from schemas.settings import RaySettings
 
@@ -89,7 +90,7 @@ def head_command(settings: RaySettings, ports: RayPorts, folder: Path) -> tuple[
 
 def head_environment(ports: RayPorts) -> dict[str, str]:
     """Environment of the head, and so of every worker that it starts. The address: Ray Train's helpers look for it when two heads run here."""
-    return RAY_ENVIRONMENT | AUTHENTICATED | {"PYTHONUNBUFFERED": "1", "RAY_ADDRESS": ports.address}
+    return RAY_ENVIRONMENT | SERVE_ENVIRONMENT | AUTHENTICATED | {"PYTHONUNBUFFERED": "1", "RAY_ADDRESS": ports.address}
 
 
 def prepare(folder: Path) -> None:

@@ -21,7 +21,8 @@ from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
 from ray_apps.rollout.policy import Author, bootstrap
 from ray_apps.serving.deployments import LOGGING, gateway_application, model_application
-from ray_apps.serving.engines import APPLICATION_PREFIX, GATEWAY, running_versions
+from ray_apps.serving.engines import APPLICATION_PREFIX, GATEWAY
+from ray_apps.serving.environment import SERVE_ENVIRONMENT
 from ray_apps.serving.following import RolloutFollower, versions_of
 from schemas.errors import BrokerError, HeadraceError, SettingsError
 from schemas.rollout import RolloutState
@@ -30,15 +31,12 @@ from schemas.settings import Settings
 _log = logging.getLogger(__name__)
 LINGER_POLLS = 6
 """Polls for which a version outlives its place in the rollout: the gateway polls as often, so it has stopped asking by then."""
+SETTLED_INTERVAL_S = 5.0
+"""A look at Serve costs two processes some 10 ms."""
 RETRY_S = 30.0
 """Pause before a model that could not be started (Serve tries three times) is started again."""
 BOOTSTRAP_GRACE_S = 10.0
 """A first model that appears while we run is left to the loop for this long; where no loop runs, we put it into service."""
-SERVE_ENVIRONMENT = {
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # our handlers are asynchronous and engines have their own thread
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-}
-"""One event loop per replica: saves a thread hop per message."""
 
 
 class Reconciler:
@@ -50,15 +48,22 @@ class Reconciler:
         self._deployed_at_s: dict[int, float] = {}
         self._unwanted_polls: dict[int, int] = {}
         self._modelless_since_s = time.monotonic()
+        self._settled_since_s: float | None = None
+        """When Serve was asked last, if it was as the rollout wants it then."""
 
     def poll(self) -> None:
-        """Compare and act once."""
+        """Compare and act once. Serve is asked at every poll until it is as the newest state wants it, and every SETTLED_INTERVAL_S from then on."""
         self._follower.poll()
-        self._follower.activate(running_versions(), time.monotonic())
-        newest = self._follower.newest
+        newest, now_s = self._follower.newest, time.monotonic()
+        if self._settled_since_s is not None and newest == self._follower.active and now_s - self._settled_since_s < SETTLED_INTERVAL_S:
+            return
+        statuses = self._statuses()
+        running = frozenset(version for version, status in statuses.items() if status == "RUNNING")
+        self._follower.activate(running, now_s)
         if newest is None or newest.champion is None:
             self._bootstrap_later()
-        statuses = self._statuses()
+        is_settled = newest is not None and newest.champion is not None and statuses.keys() == running == versions_of(newest)
+        self._settled_since_s = now_s if is_settled else None
         for version in sorted(versions_of(newest)):
             if self._is_due(version, statuses):
                 self._deploy(version)

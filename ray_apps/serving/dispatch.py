@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ray_apps.serving.engine.interface import Chunk, GenerationRequest
 from ray_apps.serving.engines import Engines, stream_chunks, unavailable
-from ray_apps.serving.following import RolloutFollower
+from ray_apps.serving.following import RolloutFollower, versions_of
 from ray_apps.serving.record import Assignment, Recorder, Role
 from ray_apps.serving.router import Route, route
 from schemas.errors import ApiError
@@ -23,6 +23,8 @@ from schemas.rollout import RolloutState
 _log = logging.getLogger(__name__)
 MODEL = "headrace"
 """Model id that the rollout decides; ``headrace-v3`` names a version."""
+SETTLED_INTERVAL_S = 2.0
+"""Between two looks at engines of which nothing new is wanted: each costs this process and Serve's controller some 10 ms."""
 MAX_SHADOWS = 32
 """Copies under way; more are dropped, so that a slow challenger costs bounded memory."""
 
@@ -76,12 +78,17 @@ class Dispatcher:
         self._recorder = recorder
         self._timeout_s = request_timeout_s
         self._shadows: set[asyncio.Task[None]] = set()
+        self._looked_at_s = 0.0
 
     async def refresh(self) -> None:
-        """Look at the rollout log and at the engines again."""
+        """Look at the rollout log again, and at the engines: every time until those that it names answer, every SETTLED_INTERVAL_S from then on."""
         await asyncio.to_thread(self.follower.poll)
-        await self.engines.refresh()
-        self.follower.activate(self.engines.ready, time.monotonic())
+        newest, now_s = self.follower.newest, time.monotonic()
+        is_settled = newest is not None and newest == self.follower.active and versions_of(newest) <= self.engines.ready
+        if not is_settled or now_s - self._looked_at_s >= SETTLED_INTERVAL_S:
+            self._looked_at_s = now_s
+            await self.engines.refresh()
+        self.follower.activate(self.engines.ready, now_s)
 
     async def answer(self, job: Job, *, whole: bool) -> Answer:
         """Begin to answer; returns when the first chunk is there, or all of them. Raises ApiError if nobody can answer."""
@@ -97,6 +104,7 @@ class Dispatcher:
                 if whole:
                     begun += [chunks async for chunks in stream]
             except ApiError as error:
+                self._looked_at_s = 0.0 if error.status == 503 else self._looked_at_s
                 if error.status != 503 or attempt == len(candidates):
                     raise
                 _log.warning("request %s: %s; model %d takes over", job.request.id, error, candidates[attempt])

@@ -1,8 +1,13 @@
 """When a rollout state comes into force at the gateway."""
 
+import asyncio
 from pathlib import Path
 
+from ray_apps.serving.dispatch import SETTLED_INTERVAL_S, Dispatcher
+from ray_apps.serving.engines import LocalEngines
 from ray_apps.serving.following import ACTIVATION_TIMEOUT_S, RolloutFollower
+from ray_apps.serving.metrics import Metrics
+from ray_apps.serving.record import Recorder
 from tests.serving_harness import publish_state
 
 
@@ -53,3 +58,39 @@ def test_an_entry_that_does_not_parse_leaves_the_last_state_in_force(tmp_path: P
     follow(follower, 1, now_s=0)
     (tmp_path / "rollout" / "00000002.json").write_text("{}")
     assert follow(follower, 1, now_s=1) == (1, 1)
+
+
+class Looked(LocalEngines):
+    """Counts how often somebody looked at what is there."""
+
+    looks = 0
+    there: frozenset[int] = frozenset()
+
+    @property
+    def ready(self) -> frozenset[int]:
+        return self.there
+
+    async def refresh(self) -> None:
+        self.looks += 1
+
+
+def test_engines_are_looked_at_all_the_time_only_while_something_new_is_wanted_of_them(tmp_path: Path) -> None:
+    engines, follower = Looked({}), RolloutFollower(tmp_path)
+    dispatcher = Dispatcher(engines, follower, Recorder(Metrics(), None, record_prompts=False), request_timeout_s=1.0)
+
+    def looks(polls: int) -> int:
+        before = engines.looks
+        for _ in range(polls):
+            asyncio.run(dispatcher.refresh())
+        return engines.looks - before
+
+    publish_state(tmp_path, champion=1)
+    assert looks(5) == 5, "the champion is not up yet"
+    engines.there = frozenset({1})
+    assert looks(1) == 0 and follower.active is not None
+    dispatcher._looked_at_s -= SETTLED_INTERVAL_S
+    assert looks(1) == 1, "now and then, whatever happens"
+    publish_state(tmp_path, champion=1, challenger=2, shadow_fraction=1.0)
+    assert looks(5) == 5, "a challenger is awaited"
+    engines.there = frozenset({1, 2})
+    assert looks(2) == 1 and follower.active.challenger == 2, "the poll that brings it into force, and none after it"
