@@ -34,7 +34,7 @@ class Announcer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._events: EventProducer | None = None
-        self._watch = Watch(Path(settings.root).resolve(), settings.drift)
+        self._watch = Watch(Path(settings.root).resolve(), settings.drift, is_writer=True)
 
     def __enter__(self) -> Self:
         return self

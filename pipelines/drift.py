@@ -19,6 +19,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any
 
 from pipelines.statistics import merged
@@ -129,12 +130,32 @@ class Verdicts:
 class Judge:
     """Takes versions in order and keeps what the next verdict needs: the baseline, and the versions that wait."""
 
-    def __init__(self, settings: DriftSettings, released: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        settings: DriftSettings,
+        released: Iterable[int] = (),
+        accepted: Iterable[Sample] = (),
+        waiting: Iterable[Sample] = (),
+        reports: Iterable[DriftReport] = (),
+    ) -> None:
+        """The last three: where another judge stood, to go on from there."""
         self._settings = settings
         self._released = frozenset(released)
-        self._accepted: deque[Sample] = deque(maxlen=settings.baseline_versions)
-        self._waiting: list[Sample] = []
-        self._reports: list[DriftReport] = []
+        self._accepted: deque[Sample] = deque(accepted, maxlen=settings.baseline_versions)
+        self._waiting = list(waiting)
+        self._reports = list(reports)
+
+    @property
+    def accepted(self) -> tuple[Sample, ...]:
+        """The baseline, oldest sample first."""
+        return tuple(self._accepted)
+
+    def forget(self) -> None:
+        """Drop the reports that no later question is about: all but the newest, and the newest drifting one with no release behind it."""
+        open_ones = list(takewhile(lambda report: not report.is_released, reversed(self._reports)))
+        drifting = next((report for report in open_ones if report.is_drifting), None)
+        newest = self._reports[-1:]
+        self._reports = [*([drifting] if drifting is not None and drifting not in newest else []), *newest]
 
     def add(self, version: int, statistics: VersionStatistics) -> DriftReport | None:
         """Take the next version; returns a report if it completes a sample."""

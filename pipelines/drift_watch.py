@@ -1,8 +1,8 @@
 """Drift of the dataset under a root: verdicts from the log, releases by people, the alert.
 
 ``<root>/drift/00000012.json`` says that a person released version 12; it is created once and never changes, so releasing twice is releasing once.
-All else is recomputed from the manifests: ``Watch`` reads each of them once and then goes on from there. Older versions without statistics
-in their manifest cost a pass over their audit trail.
+All else is recomputed from the manifests: ``Watch`` reads each of them once, from the last saved state on (drift_state.py). Older versions
+without statistics in their manifest cost a pass over their audit trail.
 """
 
 import re
@@ -14,12 +14,14 @@ from pydantic import ValidationError
 
 from pipelines.dataset.dataset import Dataset, latest_version, read_manifest
 from pipelines.dataset.durable import create_durably
-from pipelines.drift import DriftReport, Judge, Verdicts
+from pipelines.drift import DriftReport, Judge, Verdicts, verdicts
+from pipelines.drift_state import SAVE_EVERY, load_state, save_state
 from pipelines.statistics import version_statistics
 from schemas.errors import DatasetError, ManifestCorrupt
 from schemas.events import AlertFired, Event, new_event
 from schemas.record import Record
 from schemas.settings_drift import DriftSettings
+from schemas.statistics import VersionStatistics
 
 FOLDER = "drift"
 SOURCE = "/headrace/drift"
@@ -40,23 +42,36 @@ class Release(Record):
 class Watch:
     """Follows the log of one dataset."""
 
-    def __init__(self, root: Path, settings: DriftSettings) -> None:
+    def __init__(self, root: Path, settings: DriftSettings, *, is_writer: bool = False) -> None:
+        """``is_writer``: of the dataset; it leaves where it stands for others (drift_state.py)."""
         self._root = root
         self._settings = settings
-        self._released: frozenset[int] = frozenset()
+        self._is_writer = is_writer
+        self._released: frozenset[int] | None = None
         self._judge = Judge(settings)
         self._version = 0
 
     def verdicts(self, version: int | None = None) -> Verdicts:
-        """Up to a version, by default the newest; ask for versions in ascending order. A new release is a new reading of the log."""
+        """Up to a version, by default the newest; ask for versions in ascending order. A new release is a new reading of the log.
+
+        Of what was judged before the state that it began with, only the reports that matter are there.
+        """
+        newest = latest_version(self._root) if version is None else version
         released = released_versions(self._root)
         if released != self._released:
             self._released, self._judge, self._version = released, Judge(self._settings, released), 0
-        newest = latest_version(self._root) if version is None else version
+            if found := load_state(self._root, FOLDER, self._settings, released, newest, self._statistics):
+                self._version, self._judge = found
         for number in range(self._version + 1, newest + 1):
-            self._judge.add(number, version_statistics(self._root, read_manifest(self._root, number)))
+            self._judge.add(number, self._statistics(number))
             self._version = number
+            if self._is_writer and number % SAVE_EVERY == 0:
+                self._judge.forget()
+                save_state(self._root, FOLDER, number, self._judge, self._settings, released)
         return self._judge.verdicts()
+
+    def _statistics(self, version: int) -> VersionStatistics:
+        return version_statistics(self._root, read_manifest(self._root, version))
 
     def held(self, version: int, trained: int = 0) -> str | None:
         """Why training on this version has to wait: ``drift.hold_training`` says so, and a sample that has drifted would be trained on for the
@@ -113,11 +128,23 @@ def _remedy(report: DriftReport) -> str:
     return f"look at `headrace datasets report --version {report.version}`; if it is meant, `headrace datasets release {report.version}`"
 
 
+def _about(version: int | None, found: Verdicts) -> list[DriftReport]:
+    return [report for report in found.reports if version is None or report.first <= version <= report.version]
+
+
+def _all_verdicts(root: Path, settings: DriftSettings) -> Verdicts:
+    """From version 1 on: what an old version was compared with, no state says."""
+    numbered = ((number, version_statistics(root, read_manifest(root, number))) for number in range(1, latest_version(root) + 1))
+    return verdicts(numbered, settings, released_versions(root))
+
+
 def report_on(root: Path, version: int | None, settings: DriftSettings) -> DriftReport:
     """The report about the sample that holds ``version`` (default: the newest sample). Raises DatasetNotFound, DatasetError if none does."""
     newest = Dataset(root, version).version
     found = Watch(root, settings).verdicts()
-    reports = [report for report in found.reports if version is None or report.first <= version <= report.version]
+    reports = _about(version, found)
+    if not reports and version is not None and version not in found.waiting:
+        reports = _about(version, _all_verdicts(root, settings))
     if not reports:
         raise DatasetError(
             f"dataset version {newest} is not judged yet: it and the versions with it hold fewer than {settings.min_documents} records "

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import drift_watch
 from pipelines.dataset.dataset import Dataset
 from pipelines.drift import chance_psi, feature_drift, jensen_shannon, verdicts
+from pipelines.drift_state import FILE as STATE_FILE
 from pipelines.drift_watch import Watch, drift_alert, release, report_on
 from pipelines.statistics import Statistics
 from ray_apps.loop.disk import Disk
@@ -126,6 +128,37 @@ def test_a_drifting_version_fires_one_alert_and_holds_training_until_it_is_relea
     assert "headrace datasets release 4" in (watch.held(4) or ""), "version 4 is unlike the released one"
     release(tmp_path, 4, "and all else", COMMIT)
     assert orders(tmp_path, settings) == [TrainingOrder(dataset_version=4, parent_model=None)]
+
+
+def test_who_goes_on_from_a_saved_state_says_what_a_reading_from_version_1_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift_watch, "SAVE_EVERY", 2)
+    settings = DriftSettings(min_documents=40, baseline_versions=1, hold_training=True)
+    state = tmp_path / "drift" / STATE_FILE
+    state.parent.mkdir()
+    writer = Watch(tmp_path, settings, is_writer=True)
+
+    def told(version: int) -> tuple[object, ...]:
+        watch = Watch(tmp_path, settings)
+        found = watch.verdicts(version)
+        return found.newest, found.waiting, [watch.held(version, trained) for trained in range(version)]
+
+    for version, chinese in enumerate((0.2, 0.2, 1.0, 0.2, 0.2), start=1):
+        commit_records(tmp_path, batch(str(version), chinese, 60 if version < 5 else 30))
+        writer.verdicts(version)
+        kept = state.read_bytes() if state.exists() else b""
+        with_state = told(version)
+        state.unlink(missing_ok=True)
+        assert told(version) == with_state
+        state.write_bytes(kept)
+        assert told(version) == with_state, "nothing of an empty or older state stands in the way"
+    assert with_state[1] == (5,) and len(writer.verdicts().reports) == 2, "one that drifted, and the newest"
+    first = tmp_path / "log" / "00000001.json"
+    hidden = first.rename(tmp_path / "hidden")
+    assert told(5) == with_state, "only the baseline is read again, and what came since"
+    hidden.rename(first)
+    assert report_on(tmp_path, 2, settings).version == 2, "older than the state"
+    release(tmp_path, 3, "meant", COMMIT)
+    assert Watch(tmp_path, settings).held(5) != with_state[2], "a release is a new reading"
 
 
 def test_only_versions_that_exist_are_released_and_judged(tmp_path: Path) -> None:
