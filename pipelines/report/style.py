@@ -43,7 +43,7 @@ th,td{overflow-wrap:break-word;padding:6px 10px 6px 0;border-bottom:1px solid va
 th:last-child,td:last-child{padding-right:0}
 tr:last-child td{border-bottom:0}
 td:first-child{min-width:6.6em;max-width:18em;overflow-wrap:anywhere}
-td .small{max-width:26em;overflow-wrap:anywhere}
+td b{white-space:nowrap}td .small{max-width:26em;overflow-wrap:anywhere}
 .mark{display:inline-block;border-radius:999px;padding:1px 9px;font-size:.78rem;font-weight:600;color:#fff;background:var(--kept);white-space:nowrap}
 .mark.over{background:var(--dead)}
 @media (prefers-color-scheme:dark){.mark{color:#0d1113}}
