@@ -12,6 +12,10 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 TIMEOUT_S = 30.0
+POLL_MS = 1_000
+"""kafka-python 3.0.12 may send no heartbeats after it has joined a group if its poll ran out while it joined, or if it refreshed its metadata
+meanwhile (left at its five minutes): the group goes on without it, and it never learns.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,6 @@ class KafkaPython:
             enable_auto_commit=False,
             session_timeout_ms=6_000,
             heartbeat_interval_ms=300,
-            metadata_max_age_ms=1_000,
         )
         try:
             consumer.partitions_for_topic(topic)  # a member that leads its group before it knows the topic assigns nothing, and stays with that
@@ -109,7 +112,7 @@ class _KafkaPythonReader:
         self._consumer = consumer
 
     def poll(self) -> list[Record]:
-        found = self._consumer.poll(timeout_ms=100)
+        found = self._consumer.poll(timeout_ms=POLL_MS)
         return [
             Record(one.value, one.key, tuple((key, bytes(value)) for key, value in one.headers), one.timestamp, one.partition, one.offset)
             for records in found.values()
