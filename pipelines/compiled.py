@@ -124,9 +124,3 @@ def _locked(path: Path) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
-
-if __name__ == "__main__":
-    ensure_compiled()
-    from pipelines.compiled_choices import compile_choices
-
-    compile_choices()

@@ -1,4 +1,4 @@
-"""The compiled kernels of what people choose to use: quality models and views. Made ready when Headrace is set up, not before an ingest.
+"""All kernels, made ready when Headrace is set up (``python -m pipelines.compiled_choices``): an ingest's, and those of quality models and views.
 
 The first `headrace quality fit` would compile for ten seconds otherwise, and the first view for two; an ingest without them needs none of it.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.compiled import SAMPLE, sample_records
+from pipelines.compiled import SAMPLE, ensure_compiled, sample_records
 from pipelines.dataset.writer import VersionPlan, build_manifest, kept_rows, publish, write_version
 from pipelines.quality.fit import MIN_DOCUMENTS, FitOptions, fit_language
 from pipelines.steps.prepare import prepare
@@ -62,3 +62,8 @@ _VERDICT = {"duplicate_of": pa.string(), "reason": pa.string(), "similarity": pa
 
 def _no_masks(_: Path) -> pa.Table:
     return MASKS.empty_table()
+
+
+if __name__ == "__main__":
+    ensure_compiled()
+    compile_choices()
