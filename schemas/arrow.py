@@ -42,7 +42,7 @@ PII_COUNTS = pa.list_(pa.struct([pa.field("type", pa.string(), nullable=False), 
 PARAGRAPHS = pa.large_list(pa.uint64())
 """Distinct hashes of a document's lines (pipelines/dedup/paragraphs.py); null where ``dedup.boilerplate`` is off."""
 MAX_URL_CHARS = 2048
-"""Of a document's URL the audit trail keeps so much."""
+"""Of a document's URL the audit trail keeps so much (schemas/urls.py)."""
 CONTENT_HASH_BYTES = 16
 """xxh3-128 of the normalized text, big-endian."""
 
@@ -127,7 +127,7 @@ DOCUMENTS = pa.schema(
         pa.field("informativeness", pa.float32()),
         pa.field("pii", PII_COUNTS),
         pa.field("replay_of", pa.string()),  # topic/partition/offset of the record that died and was published again as this one
-        pa.field("url", pa.string()),  # where the document came from, as its event says; its first MAX_URL_CHARS characters
+        pa.field("url", pa.string()),  # where the document came from, as its event says and schemas/urls.py tells it
     ]
 )
 

@@ -24,6 +24,7 @@ from pipelines.steps.formats.charset import decode_text
 from pipelines.steps.formats.html import page_title
 from schemas.errors import EnvelopeError
 from schemas.events import DocumentReceived
+from schemas.urls import told_url
 
 OK = 200
 _STARTS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", "": b"WARC/1."}
@@ -54,7 +55,7 @@ def read_warc(file: Path, compression: str, max_bytes: int) -> Iterator[Finding]
             try:
                 for record in ArchiveIterator(stream, record_types=_KINDS, parse_http=False):
                     good_until = record.stream_pos
-                    yield _finding(_origin(file, record), record, max_bytes)
+                    yield _finding(f"{file.as_posix()} byte {good_until}", record, max_bytes)
                 return
             except (OSError, ValueError, EOFError) as error:
                 yield Failed(
@@ -79,12 +80,9 @@ def _next_readable(stream: BinaryIO, position: int, start: bytes) -> int | None:
     return None
 
 
-def _origin(file: Path, record: WarcRecord) -> str:
+def _finding(place: str, record: WarcRecord, max_bytes: int) -> Finding:
     url = record.headers.get("WARC-Target-URI")
-    return f"{file.as_posix()} byte {record.stream_pos}" + (f" ({url[:SHOWN_URL_CHARS]})" if url else "")
-
-
-def _finding(origin: str, record: WarcRecord, max_bytes: int) -> Finding:
+    origin = f"{place} ({told_url(url)[:SHOWN_URL_CHARS]})" if url else place
     if record.content_length > max_bytes:
         return TooLarge(origin, record.content_length)
     promised = record.content_length
@@ -100,7 +98,7 @@ def _finding(origin: str, record: WarcRecord, max_bytes: int) -> Finding:
         text = decode_text(content.body, content.charset)
     except (OSError, ValueError, EOFError, zlib.error, EnvelopeError) as error:
         return Failed(origin, f"{type(error).__name__}: {error}")
-    return _document(origin, record, text, is_html=content.type in _HTML) if text.strip() else Skipped(origin)
+    return Found(origin, _document(place, record, text, is_html=content.type in _HTML)) if text.strip() else Skipped(origin)
 
 
 def _response(record: WarcRecord, block: bytes, max_bytes: int) -> _Content | None:
@@ -134,10 +132,10 @@ def _unpacked(record: WarcRecord, max_bytes: int) -> bytes:
     return body
 
 
-def _document(origin: str, record: WarcRecord, text: str, *, is_html: bool) -> Finding:
+def _document(place: str, record: WarcRecord, text: str, *, is_html: bool) -> DocumentReceived:
     """The archive names each record, so that publishing it again, or a copy of it under another name, gives the same ids."""
-    record_id = record.headers.get("WARC-Record-ID") or origin
-    document = DocumentReceived(
+    record_id = record.headers.get("WARC-Record-ID") or place
+    return DocumentReceived(
         id=content_id(record_id.encode("utf-8", "replace")),
         text=text,
         format="html" if is_html else "text",
@@ -145,4 +143,3 @@ def _document(origin: str, record: WarcRecord, text: str, *, is_html: bool) -> F
         title=page_title(text) if is_html else None,
         created_at=record.headers.get("WARC-Date"),
     )
-    return Found(origin, document)

@@ -17,12 +17,13 @@ from pipelines.steps.formats.attributes import KnownEvents, known_events
 from pipelines.steps.formats.charset import decode_text
 from pipelines.steps.formats.html import looks_like_page, read_page
 from pipelines.steps.formats.references import read_reference
-from schemas.arrow import MAX_URL_CHARS, Outcome
+from schemas.arrow import Outcome
 from schemas.documents import Attributes, Document, Retraction, decode_document, decode_json_document
 from schemas.envelope import DataReference, Headers
 from schemas.errors import EnvelopeError
 from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER, headers_from_arrow
 from schemas.settings import Settings
+from schemas.urls import told_url
 
 NO_CONTENT = "html/no_content"
 """The rule that rejects a page of which nothing is left."""
@@ -155,9 +156,10 @@ def _has_marks(headers: pa.ListArray) -> bool:
 
 
 def _replay_of(headers: Headers) -> str | None:
-    """The place that a replay names; none if the record is no replay."""
+    """The place that a replay names, empty if that is no place; none if the record is no replay."""
     named = (value or b"" for name, value in headers if name.lower() == REPLAY_HEADER)
-    return next((value[:MAX_PLACE_BYTES].decode("utf-8", "replace") for value in named), None)
+    place = next((value[:MAX_PLACE_BYTES].decode("utf-8", "replace") for value in named), None)
+    return place if place is None or place.isprintable() else ""
 
 
 def _check_marks(headers: Headers) -> None:
@@ -174,7 +176,7 @@ def _check_marks(headers: Headers) -> None:
 def _document(found: Document, settings: Settings) -> Verdict:
     """The verdict on a document, its text decoded and taken out of its page where that is needed."""
     domain = found.domain or (_host(found.url) if found.url else None)
-    url = found.url[:MAX_URL_CHARS] if found.url else None
+    url = told_url(found.url) if found.url else None
     text = found.text
     if found.raw is not None:
         text = decode_text(found.raw.data, found.raw.charset)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from ops.producing.findings import Failed, Finding, Found, Skipped, TooLarge
+from ops.producing.findings import Failed, Finding, Found, Skipped, TooLarge, content_id
 from ops.producing.readers import ReadOptions, read_paths
 
 
@@ -54,6 +54,15 @@ def test_pages_keep_url_date_and_title_and_go_out_as_html(tmp_path: Path) -> Non
     plain = read(tmp_path / "plain.warc", b"".join(PAGES))
     for other in (again, plain):
         assert [f.document for f in other if isinstance(f, Found)] == [f.document for f in findings if isinstance(f, Found)]
+
+
+def test_a_page_without_a_record_id_is_named_after_its_place_and_what_is_told_of_it_holds_no_credentials(tmp_path: Path) -> None:
+    for url in (b"http://me:secret@a.example/0", b"http://b.example/"):
+        page = PAGES[0].replace(b"WARC-Record-ID", b"X").replace(b"http://a.example/0", url)
+        (finding,) = read(tmp_path / "crawl.warc", page)
+        assert isinstance(finding, Found)
+        assert finding.document.id == content_id(f"{(tmp_path / 'crawl.warc').as_posix()} byte 0".encode())
+        assert "secret" not in finding.origin and finding.origin.endswith(".example/0)" if b"secret" in url else "b.example/)")
 
 
 def test_resources_and_the_texts_of_wet_files_are_documents(tmp_path: Path) -> None:

