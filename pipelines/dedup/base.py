@@ -26,11 +26,13 @@ import pyarrow as pa
 from pipelines.dedup.ids import hash_ids, utf8
 from pipelines.dedup.kept import Columns
 from pipelines.dedup.layout import FINGERPRINT_BITS, MAX_KEY_BITS, MIN_KEY_BITS, Layout, choose_layout
-from pipelines.dedup.tables import Tables, fill_table, find_within, num_starts, tables_over
+from pipelines.dedup.tables import Tables, fill_table, find_within, num_starts, tables_over, tags_of
 from schemas.arrow import SKETCH_BYTES
 from schemas.errors import ShardCorrupt
 
 MAGIC = b"HEADRACE-DEDUP-2"
+OLDER_MAGIC = b"HEADRACE-DEDUP-1"
+"""Its tables hold whole values where tags are now: read until the next compaction, with the tags in memory."""
 ALIGNMENT = 4096
 ROWS_AT_ONCE = 1 << 20
 _DTYPES = {"<u8", "<u4", "<i8", "|u1"}
@@ -208,7 +210,8 @@ def _opened(path: Path, header: dict[str, Any], arrays: dict[str, _Array]) -> Ba
 
 def _tables(arrays: dict[str, _Array], name: str, layout: Layout) -> Tables:
     fingerprints = arrays["fingerprint"] if name == "near" else arrays["fingerprint"][:0]  # the others' answers are compared by who asks
-    return tables_over(layout, arrays[f"{name}.starts"], (arrays[f"{name}.tags"], arrays[f"{name}.rows"]), fingerprints)
+    tags = arrays[f"{name}.tags"] if f"{name}.tags" in arrays else tags_of(layout, arrays[f"{name}.values"])
+    return tables_over(layout, arrays[f"{name}.starts"], (tags, arrays[f"{name}.rows"]), fingerprints)
 
 
 def _layout_of(fields: dict[str, Sequence[int]]) -> Layout:
@@ -221,7 +224,7 @@ def _doc_ids(arrays: dict[str, _Array]) -> pa.LargeStringArray:
 
 
 def _read_header(mapped: memoryview) -> dict[str, Any]:
-    if bytes(mapped[: len(MAGIC)]) != MAGIC:
+    if bytes(mapped[: len(MAGIC)]) not in {MAGIC, OLDER_MAGIC}:
         raise ValueError("its first bytes are not those of one")
     length = int.from_bytes(mapped[len(MAGIC) : len(MAGIC) + 8], "little")
     header = json.loads(bytes(mapped[len(MAGIC) + 8 : len(MAGIC) + 8 + min(length, 2 * ALIGNMENT)]))

@@ -113,6 +113,14 @@ def fill_table(tables: Tables, table: int, fingerprints: npt.NDArray[np.uint64],
     sort_into_buckets((fingerprints, rows), tables.shifts[table], starts, (tables.tags[entries], tables.rows[entries]))
 
 
+def tags_of(layout: Layout, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint32]:
+    """The tags of values that stand table after table."""
+    tags, num_rows = np.empty(len(values), np.uint32), len(values) // len(layout.shifts)
+    for table, (shift, key_bits) in enumerate(zip(layout.shifts, layout.key_bits, strict=True)):
+        _fill_tags(tags, values, table * num_rows, (table + 1) * num_rows, np.uint64(shift + key_bits))
+    return tags
+
+
 def stored(tables: Tables) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
     """Everything in the tables, in row order."""
     rows = np.sort(tables.rows[: tables.num_rows])
@@ -160,6 +168,12 @@ def tag_of(fingerprint, key_end):  # type: ignore[no-untyped-def]
     """The 32 bits above the key, which ends at this bit; those beyond the last come from below."""
     low = key_end & np.uint64(63)
     return np.uint32(fingerprint >> low | fingerprint << (np.uint64(64) - low & np.uint64(63)))
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill_tags(tags, values, start, end, key_end):  # type: ignore[no-untyped-def]
+    for entry in range(start, end):
+        tags[entry] = tag_of(values[entry], key_end)
 
 
 @numba.njit(cache=True, nogil=True)
