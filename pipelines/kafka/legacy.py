@@ -8,7 +8,8 @@ Invariant: as in records.py. Cost: a CRC-32 of each message more than kafka-pyth
 Source: https://kafka.apache.org/documentation/#messageset
 """
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -56,18 +57,32 @@ class TolerantMessages(LegacyRecordBatch):
             raise ValueError(f"a compressed message (codec {codec}) without anything to unpack")
         return unpack(codec, _mended(value) if codec == self.CODEC_LZ4 and self.magic == 0 else value, self.max_unpacked_bytes)
 
-    def _read_all_headers(self) -> list[tuple[tuple[Any, ...], int]]:
+    def _read_all_headers(self) -> "_Headers":
         """Headers of the messages in a wrapper, and where they stand. Raises ValueError where their lengths do not add up."""
-        at, found = 0, []
+        at, places = 0, array("q")
         least = self.RECORD_OVERHEAD_V1 if self.magic else self.RECORD_OVERHEAD_V0
         while at < len(self._buffer):
             header = self._read_header(at)
             end = at + self.LOG_OVERHEAD + header[1]
             if header[1] < least or end > len(self._buffer):
                 raise ValueError(f"a message of {header[1]} bytes does not fit into its message set")
-            found.append((header, at))
+            places.append(at)
             at = end
-        return found
+        return _Headers(self, places)
+
+
+class _Headers(Sequence[tuple[tuple[Any, ...], int]]):
+    """(header, where it stands) of each message, read when it is asked for: a list of them takes ten times the bytes of small messages."""
+
+    def __init__(self, messages: TolerantMessages, places: "array[int]") -> None:
+        self._messages = messages
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._messages._read_header(self._places[index]), self._places[index]
 
 
 def _mended(frame: bytes) -> bytes:

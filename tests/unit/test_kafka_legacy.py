@@ -67,6 +67,18 @@ def test_a_wrapper_that_unpacks_to_too_much_is_one_broken_record_before_it_takes
     assert b"formats.max_batch_unpacked_bytes" in records[0].value
 
 
+def test_many_small_messages_take_no_multiple_of_their_bytes() -> None:
+    inside = b"".join(message(0, offset, b"") for offset in range(20_000))
+    batch = MemoryRecords(message(0, 20_000, gzip_encode(inside), 1)).next_batch()
+    batch.__class__ = messages_of(MAX_UNPACKED)
+    tracemalloc.start()
+    try:
+        assert sum(1 for record in batch if not record.headers) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(inside)
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     ("inside", "read_before", "why"),
     [
