@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipelines.dataset.dataset import Dataset
 from schemas.arrow import DOCUMENTS
+from schemas.errors import ShardCorrupt
 from schemas.manifest import DatasetManifest, FileEntry, ShardEntry
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
@@ -62,7 +63,10 @@ _MEANING = {
 
 
 def croissant(dataset: Dataset) -> dict[str, Any]:
-    """The card of a dataset version as JSON values; a pure function of the manifests and of the oldest file's columns."""
+    """The card of a dataset version as JSON values; a pure function of the manifests and of the oldest file's columns.
+
+    Raises ShardCorrupt if that file cannot be read.
+    """
     manifests = dataset.manifests()
     manifest = dataset.manifest
     return {
@@ -127,7 +131,11 @@ def _file_set(manifests: Iterable[DatasetManifest]) -> dict[str, Any]:
 def _columns(dataset: Dataset) -> list[pa.Field]:
     """What every file of the audit trail has: columns are only ever added, and a reader of Croissant wants each of them in each file."""
     oldest = next(entry.path for manifest in dataset.manifests() for entry in manifest.documents)
-    there = set(pq.read_schema(dataset.root / oldest).names)
+    path = dataset.root / oldest
+    try:
+        there = set(pq.read_schema(path).names)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ShardCorrupt(f"{path} is missing or not Parquet ({error}); restore the file from a copy") from error
     return [field for field in DOCUMENTS if field.type in _TYPES and field.name in there]
 
 

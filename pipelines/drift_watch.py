@@ -5,6 +5,7 @@ All else is recomputed from the manifests: ``Watch`` reads each of them once, fr
 without statistics in their manifest cost a pass over their audit trail.
 """
 
+import logging
 import re
 from datetime import datetime
 from itertools import takewhile
@@ -25,6 +26,7 @@ from schemas.statistics import VersionStatistics
 
 FOLDER = "drift"
 SOURCE = "/headrace/drift"
+_log = logging.getLogger(__name__)
 _RELEASE = re.compile(r"^(\d{8})\.json$")
 
 
@@ -67,8 +69,15 @@ class Watch:
             self._version = number
             if self._is_writer and number % SAVE_EVERY == 0:
                 self._judge.forget()
-                save_state(self._root, FOLDER, number, self._judge, self._settings, released)
+                self._save(number, released)
         return self._judge.verdicts()
+
+    def _save(self, version: int, released: frozenset[int]) -> None:
+        """Leave the state; without it others read more, so nothing ends because of it."""
+        try:
+            save_state(self._root, FOLDER, version, self._judge, self._settings, released)
+        except OSError as error:
+            _log.warning("where drift stands after version %d could not be kept under %s: %s", version, self._root / FOLDER, error)
 
     def _statistics(self, version: int) -> VersionStatistics:
         return version_statistics(self._root, read_manifest(self._root, version))

@@ -120,7 +120,7 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
     from pipelines.kafka.datasource import KafkaDatasource
 
     at_once = tasks_at_once()
-    groups = grouped(parts, at_once or int(ray.cluster_resources().get("CPU", 1)), settings.ingest)  # type: ignore[no-untyped-call]
+    groups = grouped(parts, at_once or max(1, int(ray.cluster_resources().get("CPU", 1))), settings.ingest)  # type: ignore[no-untyped-call]
     # Without the override Ray would split the slices' output again when it has more processors than slices.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ray_remote_args is to go, but nothing else sets the retries of these tasks yet

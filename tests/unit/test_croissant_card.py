@@ -12,6 +12,7 @@ import pytest
 from pipelines.croissant import croissant
 from pipelines.dataset.dataset import Dataset
 from schemas.arrow import DOCUMENTS
+from schemas.errors import ShardCorrupt
 from tests.factories import commit_records
 from tests.ingest_harness import sample_records
 
@@ -46,6 +47,9 @@ def test_a_column_that_an_older_file_lacks_is_left_out(tmp_path: Path) -> None:
     oldest = tmp_path / Dataset(tmp_path, 1).manifest.documents[0].path
     pq.write_table(pq.read_table(oldest).drop_columns(["url"]), oldest)
     assert {field["name"] for field in croissant(Dataset(tmp_path))["recordSet"][0]["field"]} == set(DOCUMENTS.names) - {"pii", "url"}
+    oldest.unlink()
+    with pytest.raises(ShardCorrupt, match="missing"):
+        croissant(Dataset(tmp_path))
 
 
 def test_mlcroissant_finds_no_error_and_reads_the_rows(root: Path, card: dict[str, Any]) -> None:

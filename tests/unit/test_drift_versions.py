@@ -161,6 +161,15 @@ def test_who_goes_on_from_a_saved_state_says_what_a_reading_from_version_1_says(
     assert Watch(tmp_path, settings).held(5) != with_state[2], "a release is a new reading"
 
 
+def test_a_state_that_cannot_be_kept_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(drift_watch, "SAVE_EVERY", 1)
+    (tmp_path / "drift" / STATE_FILE).mkdir(parents=True)
+    commit_records(tmp_path, batch("a", 0.2))
+    found = Watch(tmp_path, DriftSettings(min_documents=40), is_writer=True).verdicts()
+    assert [report.version for report in found.reports] == [1] and "could not be kept" in caplog.text
+    assert [path.name for path in (tmp_path / "drift").iterdir()] == [STATE_FILE], "no temporary file stays"
+
+
 def test_only_versions_that_exist_are_released_and_judged(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFound):
         release(tmp_path, 1, "", COMMIT)
