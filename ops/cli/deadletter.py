@@ -65,26 +65,35 @@ def _number(text: str) -> int:
 
 def run_list(args: argparse.Namespace, settings: Settings) -> int:
     """The newest letters, oldest first, what became of their replays, and how many letters there are of each rule."""
-    from pipelines.dataset.lineage import replays
     from pipelines.kafka.letters import read_letters
 
     rules: Counter[str] = Counter()
-    newest: deque[tuple[str, str, str, str, int, str | None]] = deque(maxlen=args.limit)
+    newest: deque[tuple[str, str, str, str, int, str | None, str]] = deque(maxlen=args.limit)
     for letter in read_letters(settings, args.since):
         if args.rule in (None, letter.rule):
             rules[letter.rule] += 1
-            newest.append((f"{letter.died_at:%Y-%m-%d %H:%M:%S}", letter.place, letter.rule, letter.error, letter.size_bytes, _printable(letter.key)))
-    rows, replayed = sorted(newest), replays(Path(settings.root)) if newest else {}
+            known = (letter.place, letter.rule, letter.error, letter.size_bytes, _printable(letter.key), letter.first_place)
+            newest.append((f"{letter.died_at:%Y-%m-%d %H:%M:%S}", *known))
+    rows = sorted(newest)
+    replayed = _replays(settings, {row[1]: row[-1] for row in rows})
     if args.json:
         names = ("died_at", "position", "rule", "error", "size_bytes", "key")
-        letters = [dict(zip(names, row, strict=True)) | {"replays": [at._asdict() for at in replayed.get(row[1], [])]} for row in rows]
+        letters = [dict(zip(names, row[:-1], strict=True)) | {"replays": [at._asdict() for at in replayed[row[1]]]} for row in rows]
         print_json({"num_letters": rules.total(), "rules": dict(rules.most_common()), "letters": letters})
         return 0
     columns = ("died (UTC)", "position", "rule", "error", "replayed")
-    shown = [(*row[:4], _replayed(replayed.get(row[1], []))) for row in rows]
+    shown = [(*row[:4], _replayed(replayed[row[1]])) for row in rows]
     print_table(columns, shown, unbroken=("position",))
     say(f"{rules.total():,} dead letters{_listed(': ', rules)}{_of_what(args)}")
     return 0
+
+
+def _replays(settings: Settings, first_places: dict[str, str]) -> "dict[str, list[Replay]]":
+    """By the place of each letter; one of a replay that died is mended by any other replay of the first place."""
+    from pipelines.dataset.lineage import replays
+
+    found = replays(Path(settings.root), set(first_places.values())) if first_places else {}
+    return {place: [at for at in found.get(first, []) if at.position != place] for place, first in first_places.items()}
 
 
 def _listed(before: str, rules: "Counter[str]") -> str:
@@ -203,7 +212,7 @@ def _outcomes(settings: Settings, letter: "Letter") -> list[str]:
     from schemas.errors import DatasetError
 
     try:
-        return [sentence(fate) for fate in trace(Path(settings.root), letter.place, deadletter_topic=topic_names(settings).deadletter)]
+        return [sentence(fate) for fate in trace(Path(settings.root), letter.first_place, deadletter_topic=topic_names(settings).deadletter)]
     except DatasetError:
         return []
 

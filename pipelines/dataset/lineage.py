@@ -7,6 +7,7 @@ scanned, with the predicate pushed down into Parquet: about 10 ms per million ro
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +23,10 @@ from pipelines.dataset.masks import read_masks
 from pipelines.dataset.names import version_of
 from pipelines.dataset.trail import scan_trail
 from pipelines.views.selection import OpenView, holds, open_view
-from schemas.arrow import DOCUMENTS, MAX_URL_CHARS, Outcome, Split
+from schemas.arrow import DOCUMENTS, Outcome, Split
 from schemas.errors import DatasetError, DatasetNotFound, ManifestCorrupt, ViewNotFound
 from schemas.manifest import DatasetManifest, DatasetRef, ModelManifest
+from schemas.urls import told_url
 
 MODEL_LOG = "models/log"
 _POSITION = re.compile(r"^(?P<topic>.+)/(?P<partition>\d{1,9})/(?P<offset>\d{1,18})$")
@@ -120,8 +122,8 @@ def trace(root: Path, query: str, *, deadletter_topic: str) -> list[Fate]:
     return [_fate(dataset, row, models, masks, deadletter_topic) for row in rows.to_dicts()]
 
 
-def replays(root: Path) -> dict[str, list[Replay]]:
-    """What the versions say of dead letters that were published again, by the place where the letter's record stood, in commit order.
+def replays(root: Path, places: Collection[str]) -> dict[str, list[Replay]]:
+    """What the versions say of the replays of these records, by the place where a record first stood, in commit order.
 
     Empty where there is no dataset: a replay is known once it was ingested. Cost: one column of the audit trail.
     """
@@ -130,7 +132,7 @@ def replays(root: Path) -> dict[str, list[Replay]]:
     except DatasetNotFound:
         return {}
     names = ("topic", "partition", "offset", "outcome", "reason")
-    rows = _scan(dataset, dataset.manifests()).filter(pl.col("replay_of").is_not_null()).select("replay_of", *names, "file").collect()
+    rows = _scan(dataset, dataset.manifests()).filter(pl.col("replay_of").is_in(list(places))).select("replay_of", *names, "file").collect()
     found: dict[str, list[Replay]] = {}
     for row in rows.to_dicts():
         place, version = f"{row['topic']}/{row['partition']}/{row['offset']}", version_of(row["file"])
@@ -139,7 +141,7 @@ def replays(root: Path) -> dict[str, list[Replay]]:
 
 
 def _rows(dataset: Dataset, query: str) -> pl.DataFrame:
-    is_named = (pl.col("doc_id") == query) | (pl.col("replay_of") == query) | (pl.col("url") == query[:MAX_URL_CHARS])
+    is_named = (pl.col("doc_id") == query) | (pl.col("replay_of") == query) | (pl.col("url") == told_url(query))
     found = [_scan(dataset, dataset.manifests()).filter(is_named).collect()]
     if match := _POSITION.match(query):
         topic, partition, offset = match["topic"], int(match["partition"]), int(match["offset"])

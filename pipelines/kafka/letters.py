@@ -15,6 +15,7 @@ from pipelines.kafka.clients import broker_errors, open_consumer
 from pipelines.kafka.deadletters import original
 from pipelines.kafka.topics import missing, topic_names
 from schemas.errors import DatasetError
+from schemas.headers import REPLAY_HEADER
 from schemas.settings import Settings
 
 
@@ -36,6 +37,12 @@ class Letter:
     headers: list[tuple[str, bytes | None]]
     omitted_bytes: int | None
     """Size of a value that the dead-letter topic did not take; None if the value is here."""
+
+    @property
+    def first_place(self) -> str:
+        """``place``, or where the record first stood if it was a replay: by this its replays are known."""
+        named = (text.decode("utf-8", "replace") for name, text in self.headers if name.lower() == REPLAY_HEADER and text)
+        return next(named, self.place)
 
     @property
     def size_bytes(self) -> int:

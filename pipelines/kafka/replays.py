@@ -48,7 +48,7 @@ def replay_record(
     Raises EnvelopeError if it would die again (``max_bytes`` is ingest.max_document_bytes), or if there is nothing to publish, and what
     ``read_reference`` raises.
     """
-    first = next((text for name, text in letter.headers if name.lower() == REPLAY_HEADER and text), None) or letter.place.encode()
+    first = letter.first_place.encode()
     headers = [(name, text or b"") for name, text in letter.headers if name.lower() != REPLAY_HEADER and not name.startswith(BAD_NAME)]
     if value is None and (missing := _missing(letter)):
         raise EnvelopeError("nothing_to_replay", f"{letter.place}: {missing}; give a value with --edit or --set-text")

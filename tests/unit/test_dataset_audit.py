@@ -231,6 +231,7 @@ def test_trace_finds_every_document_of_a_url_whatever_their_ids(tmp_path: Path) 
     fates = trace(tmp_path, page, deadletter_topic=DEADLETTER)
     assert [(fate.doc_id, fate.outcome, fate.url) for fate in fates] == [("page-0", "kept", page), ("page-2", "kept", page)]
     assert f"(document page-0, from {page})" in sentence(fates[0])
+    assert trace(tmp_path, page.replace("//", "//me:secret@"), deadletter_topic=DEADLETTER) == fates
     assert [fate.doc_id for fate in trace(tmp_path, far, deadletter_topic=DEADLETTER)] == ["page-1"]
     with pytest.raises(DatasetError, match="URL"):
         trace(tmp_path, "https://www.example.org/", deadletter_topic=DEADLETTER)

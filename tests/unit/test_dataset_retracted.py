@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from ops.cli.deadletter import _replays
 from ops.cli.trace import sentence
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.durable import sha256_file
@@ -24,6 +25,8 @@ from schemas.arrow import MASKS
 from schemas.documents import Retraction, decode_document
 from schemas.errors import EnvelopeError
 from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER
+from schemas.settings import Settings
+from tests import factories
 from tests.factories import TOPIC, commit_records
 from tests.unit.test_dataset_audit import DEADLETTER, edit_manifest, model_manifest, values
 
@@ -191,6 +194,26 @@ def test_a_replay_reads_what_lies_outside_its_record() -> None:
 def test_a_replay_of_a_replay_names_the_first_place() -> None:
     record = replay_record(letter(b'{"text": "x"}', headers=[(REPLAY_HEADER, b"t/0/1")]), MAX_BYTES)
     assert (record.key, record.headers) == (b"t/0/1", [(REPLAY_HEADER, b"t/0/1")])
+
+
+def test_a_letter_of_a_replay_that_died_names_the_replay_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stood at t/0/1 died, its first replay (offset 30) died again, the second (31) is kept."""
+    replay = [[{"key": REPLAY_HEADER, "value": b"t/0/1"}]] * 2
+    plain = factories.records_table([*values(), (None, b"{"), *values(30, 1)])
+    headers = pa.array([[]] * 30 + replay, plain.schema.field("headers").type)
+    marked = plain.set_column(plain.schema.get_field_index("headers"), plain.schema.field("headers"), headers)
+    monkeypatch.setattr(factories, "records_table", lambda *_: marked)
+    commit_records(tmp_path, [(None, b"")] * 32)
+    assert letter(b"{").first_place == "t/1/42"
+    died = letter(b"{", headers=[(REPLAY_HEADER, b"t/0/1")])
+    places = {"t/0/1": "t/0/1", f"{TOPIC}/0/30": died.first_place, "t/0/2": "t/0/2"}
+    found = _replays(Settings(root=str(tmp_path)), places)
+    assert [[(at.position, at.outcome) for at in found[place]] for place in places] == [
+        [(f"{TOPIC}/0/30", "dead"), (f"{TOPIC}/0/31", "kept")],
+        [(f"{TOPIC}/0/31", "kept")],
+        [],
+    ]
+    assert _replays(Settings(root=str(tmp_path / "none")), places) == {place: [] for place in places}
 
 
 def test_what_would_die_again_is_not_published() -> None:
