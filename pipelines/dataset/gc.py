@@ -20,7 +20,7 @@ from pipelines.dataset.names import attempt_of, data_files, is_base, version_of
 from pipelines.tokenizer_folders import CARD_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
-UNNUMBERED = ("history", "quality", "views")
+UNNUMBERED = ("drift", "history", "quality", "views")
 """Folders of files that are made beside the versions: of their temporary files nothing but the age says that nobody writes them any more."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UNPUBLISHED = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}(\d{{8}})\.json-[0-9a-f]{{12}}")

@@ -130,6 +130,7 @@ def test_garbage_is_found_by_the_history(root: Path) -> None:
 
 def test_what_crashes_left_beside_the_versions_goes_when_a_person_asks(root: Path) -> None:
     left = ["quality/.tmp-ab12cd34/model.bin", "views/fine/.tmp-00000002.json-0123456789ab", "history/.tmp-00000002.bin-0123456789ab"]
+    left.append("drift/.tmp-state.json-0123456789ab")
     for path in (*left, "quality/notes.txt", "views/fine/00000001.json"):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).touch()
