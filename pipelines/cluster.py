@@ -5,7 +5,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +49,7 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
     if ray.is_initialized():
         yield ray.get_runtime_context().gcs_address
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True, "namespace": "headrace"}
     if settings.address == "local":
         ray.init(
@@ -60,6 +63,8 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
         )
     else:
         ray.init(address=settings.address, **common)
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place, which ends the process at once
     try:
         yield ray.get_runtime_context().gcs_address
     finally:

@@ -8,6 +8,7 @@ never ahead of the committer, and on Ray reading stops while blocks of ``ingest.
 A document on which a step fails is found and dead-lettered (poison.py), also if it ends the process that works on it (quarantine.py).
 """
 
+import itertools
 import logging
 import math
 import os
@@ -38,7 +39,9 @@ _log = logging.getLogger(__name__)
 Lines = npt.NDArray[np.uint64]
 """Hashes of the lines that are known as boilerplate, ascending: 8 bytes each, so they go to the workers with the step itself."""
 Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.Table]]
-"""Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in slice order, offset order within each; every offset of the slices is in one row."""
+"""Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in slice order, each of one partition, in offset order; every offset of the slices is in one
+row.
+"""
 RETRIES = {"max_retries": 1}
 """Ray repeats a task whose process died once (by default three times) before its records come under suspicion. Equal for both steps: they fuse."""
 MAX_SLICES_PER_TASK, LAST_ROUND_SLICES = 16, 6
@@ -101,7 +104,7 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef,
     try:
         for block in _ray_blocks(parts, settings, step):
             num_done += len(block)
-            yield block
+            yield from _by_partition(block)
     except ray.exceptions.RayError as error:
         if not _has_cause(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
             raise _original(error) from error
@@ -109,7 +112,8 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef,
     else:
         return
     try:
-        yield from _ray_blocks(_without_first(parts, num_done), settings, step.in_quarantine)
+        for block in _ray_blocks(_without_first(parts, num_done), settings, step.in_quarantine):
+            yield from _by_partition(block)
     except ray.exceptions.RayError as error:
         raise _original(error) from error
 
@@ -132,6 +136,13 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
         options.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes)
         blocks = records.map_batches(step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, concurrency=at_once, **RETRIES)
     return iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+
+
+def _by_partition(block: pa.Table) -> Iterator[pa.Table]:
+    """The block, which Ray may have joined from several slices, cut where a partition ends. No copies."""
+    ends = np.flatnonzero(np.diff(block["partition"].to_numpy())) + 1
+    for start, end in itertools.pairwise([0, *ends.tolist(), len(block)]):
+        yield block.slice(start, end - start)
 
 
 def tasks_at_once() -> int | None:

@@ -88,7 +88,9 @@ class Retractions:
         self._clean_at = version
 
     def admit(self, block: pa.Table) -> pa.Table:
-        """The block without the documents that were published before their retraction, which stood in another partition: those are rejected."""
+        """The block, all of one partition, without the documents that were published before their retraction, which stood in another partition:
+        those are rejected.
+        """
         late = self._tombstones.late(block)
         self._tombstones.add(block)
         if not late.any():
