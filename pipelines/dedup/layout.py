@@ -7,12 +7,12 @@ block's radius: its probes. A block of radius -1 needs no table. With m = k + 1 
 
 A table's key is the low bits of its block, as many as pay off. Few blocks mean long keys, many probes and short buckets; many blocks the
 opposite. The cheapest by the cost model below is taken when the tables are built, so the layout follows their size. Memory is 8 m bytes per
-fingerprint. A query among uniform fingerprints, and a core's time for each of 65,536 queries asked together, measured on a busy machine:
+fingerprint. A query among uniform fingerprints, and a core's time for each of 65,536 queries asked together (`python -m benchmarks.dedup_index`):
 
     n             k = 3                                              k = 6
-    1,000,000     4 tables,  4 probes,    61 compared   0.18 µs      5 tables, 31 probes,  3,906 compared   1.2 µs
-    10,000,000    4 tables,  4 probes,   610 compared                4 tables, 52 probes,  7,935 compared   2.1 µs
-    50,000,000    4 tables,  4 probes, 3,052 compared   1.2 µs       4 tables, 52 probes, 39,673 compared   4.9 µs
+    1,000,000     4 tables,  4 probes,    61 compared   0.16 µs      5 tables, 31 probes,  3,906 compared   1.1 µs
+    10,000,000    4 tables,  4 probes,   610 compared   0.47 µs      4 tables, 52 probes,  7,935 compared   2.1 µs
+    50,000,000    4 tables,  4 probes, 3,052 compared   1.19 µs      4 tables, 52 probes, 39,673 compared   5.3 µs
 
 The time is not constant: 64 bits in m blocks leave keys of 64/m bits, and n / 2^(64/m) fingerprints for each of their probes. What grows is what
 costs least: comparisons of neighbours in memory, a dozen in a nanosecond. Beside the 140 µs that all other steps take for a document of 3 kB,
