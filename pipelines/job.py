@@ -125,6 +125,7 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
 
     at_once = tasks_at_once()
     groups = grouped(parts, at_once or max(1, int(ray.cluster_resources().get("CPU", 1))), settings.ingest)  # type: ignore[no-untyped-call]
+    at_once = at_once and min(at_once, max(1, len(groups)))  # for more, Ray would warn
     # Without the override Ray would split the slices' output again when it has more processors than slices.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ray_remote_args is to go, but nothing else sets the retries of these tasks yet

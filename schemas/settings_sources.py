@@ -85,13 +85,13 @@ def _environment_overrides(environ: Mapping[str, str]) -> Iterable[tuple[str, An
         name = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".", 1)
         if name not in known_names():
             raise _unknown(name, f"environment variable {variable}")
-        yield name, _environment_value(name, environ[variable])
+        yield name, environ[variable]
 
 
-def _environment_value(name: str, text: str) -> Any:
+def _from_text(name: str, text: str) -> Any:
     """A list setting takes a comma-separated value; pydantic converts the rest from text."""
-    section, key = name.split(".", 1)
-    is_list = isinstance(_sections()[section].model_fields[key].default, tuple)
+    section, _, key = name.partition(".")
+    is_list = bool(key) and isinstance(_sections()[section].model_fields[key].default, tuple)
     return tuple(part for part in text.split(",") if part) if is_list else text
 
 
@@ -101,7 +101,7 @@ def _assign(tree: dict[str, Any], name: str, value: Any, source: str) -> None:
     *sections, key = name.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
-    tree[key] = value
+    tree[key] = _from_text(name, value) if isinstance(value, str) else value
 
 
 def _explain(error: ValidationError) -> str:

@@ -42,9 +42,10 @@ def test_other_peoples_environment_is_left_alone() -> None:
     assert load_settings("", environ) == Settings()
 
 
-def test_a_list_in_the_environment_is_separated_by_commas() -> None:
-    settings = load_settings("", {"HEADRACE_QUALITY__LANGUAGES": "zh,en", "HEADRACE_SERVING__API_KEYS": "a,b"})
+def test_a_list_in_the_environment_or_a_flag_is_separated_by_commas() -> None:
+    settings = load_settings("", {"HEADRACE_QUALITY__LANGUAGES": "zh,en", "HEADRACE_SERVING__API_KEYS": "a,b"}, {"quality.rule_sets": "c4,fineweb"})
     assert settings.quality.languages == ("zh", "en")
+    assert settings.quality.rule_sets == ("c4", "fineweb")
     assert settings.serving.api_keys == (SecretStr("a"), SecretStr("b"))
 
 
