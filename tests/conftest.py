@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings as hypothesis_settings
 
+os.environ.pop("COLUMNS", None)  # which workers of pytest-xdist have: what commands print into a pipe has one line for each row
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models on few cores: a second thread would only wait for its turn
 
 from ops.broker.app import BrokerProcess, start_broker
