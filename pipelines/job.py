@@ -1,6 +1,6 @@
 """The job of one micro-batch: slices of offsets in, prepared blocks out, in the order of the slices.
 
-Two runners give the same rows: ``run_ray`` spreads read -> prepare over a Ray cluster as one fused task per slice, ``run_local`` does the
+Two runners give the same rows: ``run_ray`` spreads read -> prepare over a Ray cluster as fused tasks of a few slices each, ``run_local`` does the
 same work in this process, for small machines and tests. Text stays in the worker that read it; what comes back are verdicts,
 fingerprints, token ids, and the bytes of dead records. Both are lazy: the local one is
 never ahead of the committer, and on Ray reading stops while blocks of ``ingest.read_ahead_bytes`` wait for it.

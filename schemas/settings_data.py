@@ -11,7 +11,7 @@ class IngestSettings(Section):
     """Micro-batches from Kafka to shards."""
 
     runner: Literal["ray", "local"] = "ray"
-    """``ray``: one task per slice on the cluster; ``local``: the same job in the ingesting process, for small machines and tests."""
+    """``ray``: tasks of a few slices each on the cluster; ``local``: the same job in the ingesting process, for small machines and tests."""
     max_batch_records: int = Field(100_000, ge=1)
     """Most offsets that one dataset version takes in."""
     max_batch_bytes: int = Field(256 * 2**20, ge=1)
@@ -19,9 +19,9 @@ class IngestSettings(Section):
     target_commit_s: float = Field(30.0, gt=0)
     """``--follow``: a version takes in no more than can be committed in this time, judged by the pace of those before."""
     slice_records: int = Field(2_500, ge=1)
-    """Most offsets that one read task takes: the unit of parallelism inside a partition."""
+    """Most offsets of a slice: what is read at a time, and the unit of parallelism inside a partition."""
     slice_bytes: int = Field(32 * 2**20, ge=1)
-    """Most bytes that one read task takes, judged in the same way."""
+    """Most bytes of a slice, judged in the same way."""
     read_ahead_bytes: int = Field(256 * 2**20, ge=2**20)
     """Runner ``ray``: about so many bytes of prepared blocks may wait for the committer; then reading stops."""
     follow_interval_s: float = Field(2.0, gt=0)
