@@ -31,7 +31,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/$(PIP) "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/$(PIP) -r requirements.lock
 	$(BIN)/$(PIP) --no-deps --editable .
-	$(BIN)/python -m pipelines.compiled_choices
+	$(BIN)/python -m pipelines.kernels.setup
 	@touch $@
 
 # What tests and benchmarks compare with. One of them compiles from source: where that fails, the tests that need them skip and say so.

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.corpus import CORPUS, ONE_THREAD, read_documents
 from benchmarks.machine import machine, versions
 from benchmarks.pipeline_ray import show as show_ray
-from pipelines.tokenizer import train_tokenizer
+from pipelines.tokenizers.tokenizer import train_tokenizer
 from schemas.settings_data import TokenizerSettings
 
 GOAL = 30

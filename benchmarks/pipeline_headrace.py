@@ -19,11 +19,11 @@ import pyarrow as pa
 
 from benchmarks.corpus import keep_to_one_core, num_megabytes, pipeline_parser, read_documents, say
 from pipelines.dataset.duplicates import Duplicates
-from pipelines.dataset.retractions import Retractions
+from pipelines.dataset.retractions.retractions import Retractions
 from pipelines.dataset.writer import VersionPlan, write_version
 from pipelines.steps import assess
 from pipelines.steps import prepare as steps
-from pipelines.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
+from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
 from schemas.arrow import RECORDS
 from schemas.manifest import OffsetRange, TokenizerRef
 from schemas.settings import Settings

@@ -2,7 +2,7 @@
 
     python -m benchmarks.pipeline --ray [--megabytes 200]
 
-All runs use the product's own runners (pipelines/job.py) and read the same offsets; each is warmed up with the first slices, so that
+All runs use the product's own runners (pipelines/ingest/job.py) and read the same offsets; each is warmed up with the first slices, so that
 starting Ray and compiling are not counted. On one core means everything on it: the broker, this process, and Ray's own processes. Beside them
 a run of Ray with one task at a time on two cores, where all but the task can use the second core.
 """
@@ -20,14 +20,14 @@ from typing import Any
 
 from benchmarks.corpus import CORPUS, read_documents, say
 from ops.broker.app import start_broker
-from pipelines.cluster import ray_session
 from pipelines.dedup.paragraphs import EMPTY
-from pipelines.job import Runner, run_local, run_ray
+from pipelines.ingest.job import Runner, run_local, run_ray
 from pipelines.kafka.clients import open_producer
 from pipelines.kafka.planning import plan_ranges
 from pipelines.kafka.reading import Slice, slices
 from pipelines.kafka.topics import ensure_topics, topic_names
-from pipelines.tokenizer import write_tokenizer
+from pipelines.runtime.cluster import ray_session
+from pipelines.tokenizers.tokenizer import write_tokenizer
 from schemas.manifest import TokenizerRef
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings

@@ -24,7 +24,7 @@ from pipelines.quality.fit import FitOptions, Fitted, fit_language
 from pipelines.quality.scoring import PERPLEXITY, Parts, empty_parts, score_rows
 from pipelines.quality.units import all_tokens, unit_source
 from pipelines.quality.vocabulary import END, encode
-from pipelines.steps.buffers import utf8_views
+from pipelines.text.buffers import utf8_views
 
 NOTHING = pa.array([], pa.large_string())
 NUM_HELD_OUT = 600

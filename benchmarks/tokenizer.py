@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.corpus import CORPUS, num_megabytes, read_documents
-from pipelines.tokenizer import BatchTokenizer, train_tokenizer
+from pipelines.tokenizers.tokenizer import BatchTokenizer, train_tokenizer
 from schemas.manifest import TokenizerRef
 from schemas.settings_data import TokenizerSettings
 

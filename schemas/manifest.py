@@ -180,11 +180,11 @@ class DatasetManifest(Record):
     languages: dict[str, int]
     """Kept documents by language."""
     statistics: VersionStatistics | None = None
-    """Distributions of this version's records; pipelines.statistics.statistics_of counts them again for a version that has none."""
+    """Distributions of this version's records; pipelines.dataset.statistics.statistics_of counts them again for a version that has none."""
     totals: Totals
     """Sums over this version and all before."""
     derived_from: DerivedFrom | None = None
-    """Of a first version that began a new lineage (pipelines/switch.py): the dataset that it was made of."""
+    """Of a first version that began a new lineage (pipelines/dataset/switch.py): the dataset that it was made of."""
     traceparent: str | None = None
     """W3C trace context of the commit."""
 

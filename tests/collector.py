@@ -12,7 +12,7 @@ from typing import Any
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from pipelines.tracing import start_tracing, stop_tracing
+from pipelines.runtime.tracing import start_tracing, stop_tracing
 from schemas.settings import TelemetrySettings
 
 DEADLINE_S = 10.0

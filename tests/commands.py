@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 
-from ray_apps.loop.bound import die_with_parent
+from pipelines.runtime.bound import die_with_parent
 
 IMPORTED = (
     "kafka.admin",
@@ -26,7 +26,7 @@ IMPORTED = (
     "pipelines.dedup.resolve",
     "pipelines.kafka.events",
     "pipelines.steps.decode",
-    "pipelines.tracing",
+    "pipelines.runtime.tracing",
     "prometheus_client",
     "pyarrow.compute",
     "pyarrow.parquet",

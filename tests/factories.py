@@ -13,10 +13,10 @@ import pyarrow as pa
 from pipelines.dataset.boilerplate import Boilerplate
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.duplicates import Duplicates
-from pipelines.dataset.retractions import Retractions
+from pipelines.dataset.retractions.retractions import Retractions
 from pipelines.dataset.writer import VersionPlan, build_manifest, kept_rows, publish, write_version
 from pipelines.steps.prepare import clean, prepare
-from pipelines.tokenizer import load_tokenizer, write_tokenizer
+from pipelines.tokenizers.tokenizer import load_tokenizer, write_tokenizer
 from schemas.arrow import MASKS, RECORDS, SEGMENT, Outcome, Split, prepared
 from schemas.manifest import DatasetManifest, OffsetRange, TokenizerRef
 from schemas.settings import Settings

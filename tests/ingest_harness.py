@@ -15,13 +15,13 @@ from typing import Any, TypeAlias
 
 import polars as pl
 
-from pipelines.crash import VARIABLE
 from pipelines.dataset.dataset import Dataset, latest_version
-from pipelines.dataset.masks import read_masks
+from pipelines.dataset.retractions.masks import read_masks
 from pipelines.dataset.verify import verify
+from pipelines.ingest.stream import ingest_once
 from pipelines.kafka.clients import open_admin, open_producer
 from pipelines.kafka.topics import ensure_topics, topic_names
-from pipelines.stream import ingest_once
+from pipelines.runtime.crash import VARIABLE
 from schemas.manifest import DatasetManifest
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings

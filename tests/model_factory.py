@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipelines.dataset.durable import sha256_file
-from pipelines.dataset.log import CommitLog
+from pipelines.storage.commit_log import CommitLog
+from pipelines.storage.durable import sha256_file
 from schemas.manifest import DatasetRef, Evaluation, FileEntry, ModelManifest, TokenizerRef, TrainingSummary
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"

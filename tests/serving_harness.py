@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 
-from pipelines.dataset.log import CommitLog
+from pipelines.storage.commit_log import CommitLog
 from ray_apps.serving.engine.interface import Engine, GenerationRequest, Sampling
-from ray_apps.serving.engines import LocalEngines
+from ray_apps.serving.engine_pool import LocalEngines
 from ray_apps.serving.following import RolloutFollower
 from ray_apps.serving.gateway import build_gateway
 from schemas.events import Event, InferenceCompleted

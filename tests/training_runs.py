@@ -9,7 +9,7 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 
 from ray_apps.training.loop import TrainingLoop
-from ray_apps.training.losses import FILE_NAME, LossRecord, read_losses
+from ray_apps.training.loss_curve import FILE_NAME, LossRecord, read_losses
 from ray_apps.training.parallel import CPU, Process, joined_process, prepare_device
 from ray_apps.training.run import TrainingRun, plan_run
 from schemas.manifest import TokenizerRef

@@ -17,7 +17,7 @@ from kafka import TopicPartition
 
 from benchmarks.soak.traffic import ENTRY, GARBAGE
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.masks import read_masks
+from pipelines.dataset.retractions.masks import read_masks
 from pipelines.kafka.clients import open_consumer
 from pipelines.kafka.letters import read_letters
 from pipelines.kafka.topics import topic_names

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipelines.dataset.durable import sync_folder
+from pipelines.storage.durable import sync_folder
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,7 +16,7 @@ from ops.broker.codes import ErrorCode, ProtocolError
 from ops.broker.files import read_json, write_json
 from ops.broker.producers import ProducerStates
 from ops.broker.segment import Segment, segment_offsets
-from pipelines.dataset.durable import sync_folder
+from pipelines.storage.durable import sync_folder
 from schemas.errors import BrokerError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.dataset.durable import sync_folder
+from pipelines.storage.durable import sync_folder
 from schemas.errors import BrokerError
 
 COMPACT_ABOVE_LINES = 20_000

@@ -12,7 +12,7 @@ from ops.cli.rollout import with_broker
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
-    from pipelines.drift import DriftReport
+    from pipelines.drift.drift import DriftReport
 
 DEFAULT_OUTPUT = "reports/v{version:08d}.html"
 """Relative to the root."""
@@ -42,9 +42,9 @@ def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", 
 
 def run_report(args: argparse.Namespace, settings: Settings) -> int:
     """Write the page and print where it is."""
-    from pipelines.dataset.durable import replace_durably
     from pipelines.report.facts import collect
     from pipelines.report.page import render
+    from pipelines.storage.durable import replace_durably
 
     facts = collect(with_broker(settings), args.version, last=args.last, num_examples=args.examples)
     for note in facts.notes:
@@ -61,7 +61,7 @@ def run_report(args: argparse.Namespace, settings: Settings) -> int:
 
 def run_drift(args: argparse.Namespace, settings: Settings) -> int:
     """Print both values of every feature, and what differs most."""
-    from pipelines.drift_watch import report_on
+    from pipelines.drift.watch import report_on
 
     report = report_on(Path(settings.root), args.version, settings.drift)
     if args.json:
@@ -93,7 +93,7 @@ def _rows(report: "DriftReport") -> list[tuple[object, ...]]:
 
 def run_release(args: argparse.Namespace, settings: Settings) -> int:
     """Release a version; doing it twice changes nothing."""
-    from pipelines.drift_watch import release
+    from pipelines.drift.watch import release
 
     written, is_new = release(Path(settings.root), args.version, args.reason, datetime.now(UTC))
     when = f"{written.released_at:%Y-%m-%d %H:%M:%S} UTC: {written.reason}"
@@ -103,9 +103,9 @@ def run_release(args: argparse.Namespace, settings: Settings) -> int:
 
 def run_card(args: argparse.Namespace, settings: Settings) -> int:
     """Write the Croissant card."""
-    from pipelines.croissant import croissant
     from pipelines.dataset.dataset import Dataset
-    from pipelines.dataset.durable import replace_durably
+    from pipelines.lineage.croissant import croissant
+    from pipelines.storage.durable import replace_durably
 
     card = json.dumps(croissant(Dataset(Path(settings.root), args.version)), ensure_ascii=False, indent=2) + "\n"
     if args.output:

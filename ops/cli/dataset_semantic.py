@@ -30,9 +30,9 @@ def _cosine(text: str) -> float:
 def run_semantic(args: argparse.Namespace, settings: Settings) -> int:
     """Embed what is new, compare, and say where the list is."""
     from pipelines.dataset.dataset import Dataset
-    from pipelines.dataset.durable import replace_durably
     from pipelines.semantic.embed import Embedder, packaged_model
     from pipelines.semantic.run import semantic_duplicates
+    from pipelines.storage.durable import replace_durably
 
     dataset = Dataset(Path(settings.root), args.version)
     embedder = Embedder(Path(args.model) if args.model else packaged_model(), args.max_tokens)

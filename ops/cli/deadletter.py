@@ -14,8 +14,8 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from pipelines.dataset.lineage import Replay
     from pipelines.kafka.letters import Letter
+    from pipelines.lineage.lineage import Replay
     from schemas.envelope import KafkaRecord
 
 SHOWN_BYTES = 4096
@@ -90,7 +90,7 @@ def run_list(args: argparse.Namespace, settings: Settings) -> int:
 
 def _replays(settings: Settings, first_places: dict[str, str]) -> "dict[str, list[Replay]]":
     """By the place of each letter; one of a replay that died is mended by any other replay of the first place."""
-    from pipelines.dataset.lineage import replays
+    from pipelines.lineage.lineage import replays
 
     found = replays(Path(settings.root), set(first_places.values())) if first_places else {}
     return {place: [at for at in found.get(first, []) if at.position != place] for place, first in first_places.items()}
@@ -207,8 +207,8 @@ def _print_replayed(topic: str, replayed: list[dict[str, Any]], refused: list[di
 def _outcomes(settings: Settings, letter: "Letter") -> list[str]:
     """What the dataset says of the record and of its replays."""
     from ops.cli.trace import sentence
-    from pipelines.dataset.lineage import trace
     from pipelines.kafka.topics import topic_names
+    from pipelines.lineage.lineage import trace
     from schemas.errors import DatasetError
 
     try:

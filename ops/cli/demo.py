@@ -17,7 +17,7 @@ from schemas.errors import SettingsError
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
-    from ray_apps.loop.child import Child
+    from pipelines.runtime.child import Child
 
 MARKER = ".headrace-demo"
 """A folder without it is not ours to wipe."""
@@ -64,7 +64,7 @@ def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001
 
 def _wipe(root: Path) -> None:
     """Begin in an empty folder. Raises SettingsError if what is there was not made by a demo, ServiceFailed if a demo runs in it."""
-    from ray_apps.loop.up import root_lock
+    from ops.supervisor.up import root_lock
 
     if root.is_dir() and any(root.iterdir()) and not (root / MARKER).is_file():
         raise SettingsError(f"{root} is not empty and was not made by a demo; choose another --root")
@@ -78,7 +78,7 @@ def _wipe(root: Path) -> None:
 @contextmanager
 def _up(settings: Settings) -> "Iterator[Child]":
     """``headrace up`` as a child, stopped at the end."""
-    from ray_apps.loop.child import Child
+    from pipelines.runtime.child import Child
     from ray_apps.loop.commands import child_environment, headrace
 
     log = Path(settings.root) / "logs" / "up.log"

@@ -13,8 +13,8 @@ from ops.cli.output import print_json, print_table, progress_bar, say
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
-    from pipelines.freshness import VersionTimes
-    from pipelines.progress import Progress
+    from pipelines.ingest.freshness import VersionTimes
+    from pipelines.ingest.progress import Progress
     from schemas.manifest import DatasetManifest
 
 
@@ -30,8 +30,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Ingest; 0 when all that was there, or all until the stop, is committed."""
-    from pipelines.following import ingest_follow
-    from pipelines.stream import ingest_once
+    from pipelines.ingest.following import ingest_follow
+    from pipelines.ingest.stream import ingest_once
 
     told: dict[int, dict[str, Any]] = {}
     with _shown_progress(told) as progress:
@@ -64,7 +64,7 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
 @contextmanager
 def _shown_progress(told: dict[int, dict[str, Any]]) -> "Iterator[Progress]":
     """A bar per version on a terminal; one line per version in any case. Puts each version's times into ``told``."""
-    from pipelines.progress import Progress
+    from pipelines.ingest.progress import Progress
 
     with progress_bar() as bar:
         task = bar.add_task("waiting", total=None)

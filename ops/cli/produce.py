@@ -13,7 +13,7 @@ from schemas.settings import Settings
 
 if TYPE_CHECKING:
     from ops.producing.findings import Finding
-    from ops.producing.publish import Publisher, Tally
+    from ops.producing.publish import PublishCounts, Publisher
 
 INTERRUPTED = 130
 SHOWN_PROBLEMS = 20
@@ -87,7 +87,7 @@ def _publish_all(args: argparse.Namespace, settings: Settings, publisher: "Publi
             bar.advance(task)
 
 
-def _report(tally: "Tally", topic: str, max_dataref_bytes: int, *, as_json: bool) -> None:
+def _report(tally: "PublishCounts", topic: str, max_dataref_bytes: int, *, as_json: bool) -> None:
     for large in tally.too_large[:SHOWN_PROBLEMS]:
         if large.size_bytes > max_dataref_bytes:
             limits = f"more than formats.max_dataref_bytes, {max_dataref_bytes:,} bytes: raise that, for ingest too, or cut it"
@@ -106,7 +106,7 @@ def _report(tally: "Tally", topic: str, max_dataref_bytes: int, *, as_json: bool
     print(f"published {counts}; {len(tally.too_large):,} too large, {len(tally.failed):,} failed, {tally.skipped:,} others skipped")
 
 
-def _summary(tally: "Tally", topic: str) -> dict[str, object]:
+def _summary(tally: "PublishCounts", topic: str) -> dict[str, object]:
     return {
         "topic": topic,
         "published": tally.published,

@@ -41,8 +41,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 def _known(settings: Settings, doc_id: str) -> dict[str, Any]:
     """What the committed versions know of the document."""
-    from pipelines.dataset.lineage import trace
     from pipelines.kafka.topics import topic_names
+    from pipelines.lineage.lineage import trace
     from schemas.errors import DatasetError
 
     try:

@@ -160,7 +160,7 @@ def abort(args: argparse.Namespace, settings: Settings) -> int:
 def _apply(args: argparse.Namespace, settings: Settings, change: "Callable[[RolloutState | None], RolloutState]") -> int:
     """Publish the transition, tell the events topic if a broker is there, print the new state."""
     from pipelines.kafka.events import EventProducer
-    from pipelines.tracing import start_tracing
+    from pipelines.runtime.tracing import start_tracing
     from ray_apps.rollout.controller import announce
     from ray_apps.rollout.log import RolloutLog
 

@@ -14,7 +14,7 @@ from schemas.errors import SettingsError
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
-    from pipelines.tokenizer_folders import Opened
+    from pipelines.tokenizers.folders import Opened
     from pipelines.views.carrying import Carried
 
 LANGUAGE_COLUMNS = ("lang", "docs", "tokens", "/word", "/char", "bytes/token", "1 byte", "fragments")
@@ -70,9 +70,9 @@ def _add_text_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_fit(args: argparse.Namespace, settings: Settings) -> int:
     """Train and write a tokenizer, and tell its fertility on what it was trained on."""
-    from pipelines.fertility import Inspection
-    from pipelines.tokenizer import train_tokenizer
-    from pipelines.tokenizer_folders import FOLDER, TokenizerCard, keep_tokenizer, open_tokenizer
+    from pipelines.tokenizers.fertility import Inspection
+    from pipelines.tokenizers.folders import FOLDER, TokenizerCard, keep_tokenizer, open_tokenizer
+    from pipelines.tokenizers.tokenizer import train_tokenizer
 
     chosen = settings.tokenizer.model_copy(update={"vocab_size": _vocab_size(args, settings), "path": ""})
     counts: dict[str, int] = {}
@@ -115,8 +115,8 @@ def _source(args: argparse.Namespace, settings: Settings, *, dataset_by_default:
 
 def run_import(args: argparse.Namespace, settings: Settings) -> int:
     """Copy a tokenizer under the root."""
-    from pipelines.tokenizer import read_tokenizer
-    from pipelines.tokenizer_folders import FOLDER, TokenizerCard, keep_tokenizer
+    from pipelines.tokenizers.folders import FOLDER, TokenizerCard, keep_tokenizer
+    from pipelines.tokenizers.tokenizer import read_tokenizer
 
     with _foreign(Path(args.path), args.eos_token, args.pad_token) as folder:
         files = read_tokenizer(folder)
@@ -127,8 +127,8 @@ def run_import(args: argparse.Namespace, settings: Settings) -> int:
 @contextmanager
 def _foreign(path: Path, eos: str | None, pad: str | None) -> Iterator[Path]:
     """The folder of a tokenizer; a copy where the person says something that its own files do not."""
-    from pipelines.tokenizer import CONFIG_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_FILE
-    from pipelines.tokenizer_folders import with_special_tokens
+    from pipelines.tokenizers.folders import with_special_tokens
+    from pipelines.tokenizers.tokenizer import CONFIG_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_FILE
 
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if not file.is_file():
@@ -146,8 +146,9 @@ def _foreign(path: Path, eos: str | None, pad: str | None) -> Iterator[Path]:
 
 def run_list(args: argparse.Namespace, settings: Settings) -> int:
     """All tokenizers under the root."""
-    from pipelines.tokenizer import ref_of
-    from pipelines.tokenizer_folders import origin_of, read_card, read_files, tokenizer_folders, used_by_dataset
+    from pipelines.dataset.tokenizer_use import origin_of, used_by_dataset
+    from pipelines.tokenizers.folders import read_card, read_files, tokenizer_folders
+    from pipelines.tokenizers.tokenizer import ref_of
 
     root = Path(settings.root)
     used = used_by_dataset(root)
@@ -173,13 +174,14 @@ def _used(version: int | None) -> str:
 
 def run_show(args: argparse.Namespace, settings: Settings) -> int:
     """One tokenizer."""
-    from pipelines.tokenizer_folders import find_tokenizer
+    from pipelines.tokenizers.folders import find_tokenizer
 
     return _show(find_tokenizer(Path(settings.root), args.tokenizer), settings, as_json=args.json)
 
 
 def _show(folder: Path, settings: Settings, *, as_json: bool) -> int:
-    from pipelines.tokenizer_folders import encoding_of, open_tokenizer, origin_of, read_card, round_trip, used_by_dataset
+    from pipelines.dataset.tokenizer_use import origin_of, used_by_dataset
+    from pipelines.tokenizers.folders import encoding_of, open_tokenizer, read_card, round_trip
 
     opened = open_tokenizer(folder, settings.tokenizer)
     encoding, trip, card, used = encoding_of(opened), round_trip(opened.tokenizer), read_card(folder), used_by_dataset(Path(settings.root))
@@ -207,7 +209,7 @@ def _show(folder: Path, settings: Settings, *, as_json: bool) -> int:
 
 def run_inspect(args: argparse.Namespace, settings: Settings) -> int:
     """Fertility per language of one or two tokenizers on the same documents."""
-    from pipelines.fertility import Inspection
+    from pipelines.tokenizers.fertility import Inspection
 
     source = _source(args, settings, dataset_by_default=True)
     inspections = [Inspection(opened) for opened in _named(args, settings)]
@@ -227,7 +229,7 @@ def run_inspect(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _named(args: argparse.Namespace, settings: Settings) -> "list[Opened]":
-    from pipelines.tokenizer_folders import find_tokenizer, open_tokenizer
+    from pipelines.tokenizers.folders import find_tokenizer, open_tokenizer
 
     given = [args.tokenizer, *([args.against] if args.against else [])]
     return [open_tokenizer(find_tokenizer(Path(settings.root), name), settings.tokenizer) for name in given]
@@ -267,8 +269,8 @@ def run_switch(args: argparse.Namespace, settings: Settings) -> int:
     """Write and publish the first version of a new lineage."""
     from ops.cli.datasets import summary
     from pipelines.dataset.dataset import Dataset
-    from pipelines.switch import switch
-    from pipelines.tokenizer_folders import find_tokenizer, read_files
+    from pipelines.dataset.switch import switch
+    from pipelines.tokenizers.folders import find_tokenizer, read_files
     from pipelines.views.carrying import carry_views
 
     root, new_root = Path(settings.root).resolve(), Path(args.into).resolve()

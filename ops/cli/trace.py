@@ -8,7 +8,7 @@ from ops.cli.output import print_json
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
-    from pipelines.dataset.lineage import Fate
+    from pipelines.lineage.lineage import Fate
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
@@ -21,8 +21,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print every record that carried the document; exit code 1 if there is none."""
-    from pipelines.dataset.lineage import trace
     from pipelines.kafka.topics import topic_names
+    from pipelines.lineage.lineage import trace
 
     fates = trace(Path(settings.root), args.document, deadletter_topic=topic_names(settings).deadletter)
     if args.json:

@@ -13,7 +13,7 @@ from ops.cli.output import print_json, progress_bar, say
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
-    from ray_apps.training.losses import LossRecord
+    from ray_apps.training.loss_curve import LossRecord
     from ray_apps.training.run import TrainingRun
     from schemas.manifest import ModelManifest
 

@@ -12,8 +12,8 @@ from ops.cli.output import print_json, say
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
-    from ray_apps.loop.services import Stack
-    from ray_apps.loop.supervisor import Supervisor
+    from ops.supervisor.services import Stack
+    from ops.supervisor.supervisor import Supervisor
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Run until SIGINT or SIGTERM."""
-    from ray_apps.loop.up import run_up
+    from ops.supervisor.up import run_up
 
     quieten()
     stop = threading.Event()

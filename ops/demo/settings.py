@@ -4,8 +4,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import is_free
-from ray_apps.loop.ray_head import free_ports
+from ops.supervisor.ray_head import free_ports
+from pipelines.runtime.cluster import is_free
 from schemas.settings import Settings
 
 ROUND_DOCUMENTS = 1_500

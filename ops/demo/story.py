@@ -13,10 +13,10 @@ from ops.demo.settings import ROUND_DOCUMENTS
 from ops.demo.traffic import Traffic, complete, is_healthy
 from ops.demo.watching import ResultT, StageFailed, Watch
 from ops.producing.samples import Share
+from ops.supervisor.services import accepts
 from pipelines.kafka.topics import ensure_topics
-from ray_apps.loop.child import Child
+from pipelines.runtime.child import Child
 from ray_apps.loop.commands import child_environment, headrace
-from ray_apps.loop.services import accepts
 from schemas.arrow import Outcome
 from schemas.manifest import DatasetManifest, ModelManifest
 from schemas.rollout import Decision, Phase, RolloutState

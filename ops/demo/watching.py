@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ops.demo.screen import Screen
-from pipelines.dataset.log import CommitLog
-from ray_apps.loop.child import Child, tail
+from pipelines.runtime.child import Child, tail
+from pipelines.storage.commit_log import CommitLog
 from ray_apps.loop.disk import Disk
 from ray_apps.training.files import RUN_FILE
-from ray_apps.training.losses import FILE_NAME, LossRecord, read_losses
+from ray_apps.training.loss_curve import FILE_NAME, LossRecord, read_losses
 from schemas.errors import HeadraceError
 from schemas.manifest import DatasetManifest, ModelManifest
 from schemas.rollout import RolloutState

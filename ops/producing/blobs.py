@@ -7,8 +7,8 @@ file, however often it is published. Source: https://github.com/cloudevents/spec
 import hashlib
 from pathlib import Path
 
-from pipelines.dataset.durable import create_durably, replace_durably, sha256_file
 from pipelines.steps.formats.references import BLOBS, blobs_folder
+from pipelines.storage.durable import create_durably, replace_durably, sha256_file
 from schemas.envelope import KafkaRecord
 from schemas.settings import Settings
 

@@ -43,7 +43,7 @@ BATCH_BYTES = 64 * 2**10
 
 
 @dataclass
-class Tally:
+class PublishCounts:
     """What became of the findings."""
 
     published: int = 0
@@ -75,7 +75,7 @@ class Publisher:
         ``rate_limit`` is in documents per second; ``blobs`` is the blob store, ``<root>/blobs`` without it.
         """
         ensure_topics(settings)
-        self.tally = Tally()
+        self.tally = PublishCounts()
         self.topic = topic_names(settings).documents
         self._settings = settings
         self._blobs = blobs
@@ -196,7 +196,7 @@ def document_event(document: DocumentReceived) -> Event:
     return new_event(document, id=f"{document.id}@{digest}", source=SOURCE, time=datetime.now(UTC), subject=document.id)
 
 
-def publish(settings: Settings, findings: Iterable[Finding], rate_limit: float | None = None) -> Tally:
+def publish(settings: Settings, findings: Iterable[Finding], rate_limit: float | None = None) -> PublishCounts:
     """Publish all findings and wait for the broker. Raises BrokerUnavailable."""
     with Publisher(settings, rate_limit) as publisher:
         for finding in findings:

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.masks import retracted_ordinals
+from pipelines.dataset.retractions.masks import retracted_ordinals
 from pipelines.dataset.texts import SPAN, read_texts
-from pipelines.tokenizer import BatchTokenizer, load_tokenizer
+from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
 from schemas.arrow import DOCUMENTS, Outcome
 from schemas.errors import ShardCorrupt
 from schemas.manifest import DatasetManifest

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.durable import file_entry
 from pipelines.dataset.history import Holds
 from pipelines.dataset.names import boilerplate_path
 from pipelines.dedup.paragraphs import EMPTY, ParagraphCounts
+from pipelines.storage.durable import file_entry
 from schemas.arrow import Outcome
 from schemas.manifest import FileEntry
 from schemas.settings_dedup import DedupSettings

@@ -20,14 +20,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.crash import crash_point
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.durable import durable_file, file_entry
 from pipelines.dataset.history import Holds
 from pipelines.dataset.names import base_path
 from pipelines.dataset.writer import publish
 from pipelines.dedup.base import write_base
 from pipelines.dedup.opening import kept_parts
+from pipelines.runtime.crash import crash_point
+from pipelines.storage.durable import durable_file, file_entry
 from schemas.arrow import Outcome
 from schemas.manifest import DatasetManifest, FileEntry, OffsetRange
 from schemas.settings import Settings, data_fingerprint

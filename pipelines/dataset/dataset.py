@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from pipelines.dataset.history import Holds, Rows, load_chunks, rows_of, save_chunks
-from pipelines.dataset.log import CommitLog
+from pipelines.storage.commit_log import CommitLog
 from schemas.arrow import Split
 from schemas.errors import DatasetNotFound, ManifestCorrupt
 from schemas.manifest import DatasetManifest, DatasetRef, OffsetRange, ShardEntry, TokenizerRef

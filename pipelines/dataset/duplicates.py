@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from pipelines.dataset.compaction import index_files, is_due
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.masks import retracted_ordinals
+from pipelines.dataset.retractions.masks import retracted_ordinals
+from pipelines.dedup.index_shards import Shards
 from pipelines.dedup.resolve import Resolver
-from pipelines.dedup.shards import Shards
 from schemas.settings_dedup import DedupSettings
 
 

@@ -12,12 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipelines.dataset.dataset import FOLDER, Dataset, latest_version, read_manifest
-from pipelines.dataset.durable import TEMPORARY_PREFIX
 from pipelines.dataset.history import Holds
-from pipelines.dataset.lineage import MODEL_LOG, read_model
-from pipelines.dataset.log import CommitLog
 from pipelines.dataset.names import attempt_of, data_files, is_base, version_of
-from pipelines.tokenizer_folders import CARD_FILE
+from pipelines.storage.commit_log import CommitLog
+from pipelines.storage.durable import TEMPORARY_PREFIX
+from pipelines.storage.model_log import MODEL_LOG, read_model_manifest
+from pipelines.tokenizers.folders import CARD_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
 UNNUMBERED = ("drift", "history", "quality", "views")
@@ -84,7 +84,7 @@ def _orphan_tokenizers(root: Path) -> list[str]:
         return []
     named = {read_manifest(root, version).tokenizer.sha256 for version in range(1, latest_version(root) + 1)}
     models = CommitLog(root / MODEL_LOG)
-    named |= {read_model(models, number).tokenizer.sha256 for number in range(1, models.latest() + 1)}
+    named |= {read_model_manifest(models, number).tokenizer.sha256 for number in range(1, models.latest() + 1)}
     folders = [path for path in sorted((root / TOKENIZER_FOLDER).glob("*")) if _SHA256.fullmatch(path.name) and path.name not in named]
     folders = [folder for folder in folders if not (folder / CARD_FILE).exists()]
     return [path.relative_to(root).as_posix() for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]

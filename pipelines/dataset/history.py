@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.crash import crash_point
-from pipelines.dataset.durable import replace_durably
-from pipelines.dataset.log import CommitLog
+from pipelines.runtime.crash import crash_point
+from pipelines.storage.commit_log import CommitLog
+from pipelines.storage.durable import replace_durably
 from schemas.arrow import Outcome
 from schemas.errors import DatasetNotFound
 from schemas.manifest import DatasetManifest

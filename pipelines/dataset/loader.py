@@ -6,7 +6,7 @@ Feistel network over the next power of four with cycle walking (Black and Rogawa
 It needs no memory and a handful of passes per batch: the domain is less than four times the rows, 64 at least. Step s takes
 positions [s*G, (s+1)*G) of the endless sequence of epochs: no row is skipped or read twice where an epoch ends inside a batch.
 
-Nothing of a retracted document's text is read (dataset/masks.py). Row ids do not change: its places are padding.
+Nothing of a retracted document's text is read (dataset/retractions/masks.py). Row ids do not change: its places are padding.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.masks import Mask, span_masks
+from pipelines.dataset.retractions.masks import Mask, span_masks
 from pipelines.dataset.shards import Tokens, open_shard
 from schemas.arrow import Split
 from schemas.errors import CheckpointCorrupt, NotEnoughData, ShardCorrupt

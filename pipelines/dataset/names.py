@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from pipelines.dataset.durable import TEMPORARY_PREFIX
+from pipelines.storage.durable import TEMPORARY_PREFIX
 from schemas.arrow import Split
 
 SHARDS, DOCUMENTS, DEDUP, MASKS, BOILERPLATE = "shards", "documents", "dedup", "masks", "boilerplate"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.dataset.durable import durable_file, file_entry
+from pipelines.storage.durable import durable_file, file_entry
 from schemas.arrow import Split, shard, token_type
 from schemas.errors import ShardCorrupt
 from schemas.manifest import ShardEntry, TokenizerRef

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from pipelines.dataset.shards import read_span
-from pipelines.tokenizer import BatchTokenizer
+from pipelines.tokenizers.tokenizer import BatchTokenizer
 
 SPAN = ("shard", "row", "start", "length")
 

@@ -15,16 +15,16 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version, read_manifest
-from pipelines.dataset.durable import sha256_file
 from pipelines.dataset.gc import orphans
 from pipelines.dataset.history import FOLDER as HISTORY
 from pipelines.dataset.history import load_chunks, rows_of
+from pipelines.dataset.retractions.verify_masks import checked_masks
 from pipelines.dataset.shards import open_shard, read_batch, read_span
-from pipelines.dataset.verify_masks import checked_masks
+from pipelines.dataset.statistics import statistics_of
 from pipelines.dedup.fingerprint import content_hashes
-from pipelines.statistics import statistics_of
-from pipelines.tokenizer import BatchTokenizer, load_tokenizer
-from pipelines.tokenizer_folders import loses_nothing
+from pipelines.storage.durable import sha256_file
+from pipelines.tokenizers.folders import loses_nothing
+from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
 from schemas.arrow import Outcome, Split
 from schemas.errors import DatasetError, DatasetNotFound, ManifestCorrupt
 from schemas.manifest import DatasetManifest, FileEntry, ShardEntry, Totals
@@ -155,7 +155,7 @@ def _count_problems(manifest: DatasetManifest, documents: pl.DataFrame) -> Itera
 
 
 def _statistics_problems(root: Path, manifest: DatasetManifest) -> Iterator[Found]:
-    """Those of a dataset that was derived from another are sums over the other's versions (pipelines/switch.py): not compared."""
+    """Those of a dataset that was derived from another are sums over the other's versions (pipelines/dataset/switch.py): not compared."""
     if manifest.statistics is not None and manifest.derived_from is None and manifest.statistics != statistics_of(root, manifest.version):
         yield f"log/{manifest.version:08d}.json", "statistics are not those of the audit trail", START_AGAIN
 

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.crash import crash_point
 from pipelines.dataset.boilerplate import NOTHING, Boilerplate, Written
 from pipelines.dataset.dataset import dataset_log
-from pipelines.dataset.durable import durable_file, file_entry
-from pipelines.dataset.masks import FindMasks, Masked, write_masks
 from pipelines.dataset.names import documents_path, segment_path, shard_path
+from pipelines.dataset.retractions.masks import FindMasks, Masked, write_masks
 from pipelines.dataset.shards import Rows, ShardWriter
-from pipelines.statistics import Statistics
+from pipelines.dataset.statistics import Statistics
+from pipelines.runtime.crash import crash_point
+from pipelines.storage.durable import durable_file, file_entry
 from schemas.arrow import DOCUMENTS, Outcome, Split
 from schemas.manifest import DatasetManifest, FileEntry, OffsetRange, ShardEntry, TokenizerRef, Totals
 from schemas.settings import Settings, data_fingerprint
@@ -80,7 +80,7 @@ def _combined(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
 
 
-def judge(block: pa.Table, verdicts: pa.Table) -> dict[str, pa.Array]:
+def outcome_columns(block: pa.Table, verdicts: pa.Table) -> dict[str, pa.Array]:
     """Columns of the documents file that the duplicate verdicts decide; ``verdicts`` has one row per ``kept_rows(block)``, in order."""
     outcome = _combined(block["outcome"])
     places = _places(_rows(pc.equal(outcome, Outcome.KEPT)), len(block))
@@ -103,7 +103,7 @@ class VersionWriter:
 
     def add(self, block: pa.Table, verdicts: pa.Table) -> None:
         """Pack the kept documents of a prepared block and record the outcome of each of its rows."""
-        columns = judge(block, verdicts)
+        columns = outcome_columns(block, verdicts)
         columns |= self._pack(block, columns["outcome"])
         columns |= {name: _combined(block[name]) for name in DOCUMENTS.names if name not in columns}
         documents = pa.table([columns[name] for name in DOCUMENTS.names], schema=DOCUMENTS)

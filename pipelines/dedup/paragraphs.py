@@ -22,10 +22,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
-from pipelines.dataset.durable import durable_file
 from pipelines.dedup.features import SINGLE_BIT, TABLE_SIZE, code_point_table, mix
-from pipelines.steps.buffers import large_strings, utf8_views
-from pipelines.steps.characters import code_point_at
+from pipelines.storage.durable import durable_file
+from pipelines.text.buffers import large_strings, utf8_views
+from pipelines.text.characters import code_point_at
 from schemas.errors import ManifestCorrupt
 
 COUNTS = pa.schema([pa.field("hash", pa.uint64(), nullable=False), pa.field("num_documents", pa.uint32(), nullable=False)])

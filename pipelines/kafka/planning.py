@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from kafka import TopicPartition
 
-from pipelines.batching import fair_shares
 from pipelines.kafka.clients import broker_errors, open_consumer
+from pipelines.kafka.shares import fair_shares
 from pipelines.kafka.topics import missing
 from schemas.errors import OffsetsLost
 from schemas.manifest import OffsetRange

@@ -2,7 +2,7 @@
 
 A replayed document enters once, however often it is replayed and whatever dies in between, because who it is does not depend on the
 replay: its id is its own, else its key, else the place where the record first stood; and REPLAY_HEADER says that it is a replay, so that
-ingest takes it as a duplicate when a document of that id is kept already (dataset/retractions.py). The id becomes the key: it names a
+ingest takes it as a duplicate when a document of that id is kept already (dataset/retractions/retractions.py). The id becomes the key: it names a
 document that has no id of its own, and puts the replay into the partition of the id's retractions, where the order between them is
 that of publication. A letter of a replay that died again is a replay of the first place.
 Every record is acknowledged by all replicas before ``publish`` returns; a crash before that and a second run publish some twice, which is the

@@ -19,7 +19,7 @@ from numba import njit
 
 from pipelines.dedup.features import mix
 from pipelines.quality.units import CODE_MASK, KIND_SHIFT, LINE_END, NOTHING, SPACING
-from pipelines.steps.characters import code_point_at
+from pipelines.text.characters import code_point_at
 
 NUM_WEIGHTS = 1 << 18
 NUM_GROUPS = 3

@@ -22,7 +22,7 @@ from pipelines.quality.perplexity import build_model
 from pipelines.quality.scoring import INFORMATIVENESS, PERPLEXITY, QUALITY, Parts, empty_parts, empty_scratch, score_rows
 from pipelines.quality.units import Tokens, all_tokens, longest, tokenize, unit_source
 from pipelines.quality.vocabulary import BEGIN, END, encode, fit_vocabulary
-from pipelines.steps.buffers import Utf8, utf8_views
+from pipelines.text.buffers import Utf8, utf8_views
 
 HELD_OUT, MOST_HELD_OUT = 10, 4
 """One document in so many is held out; of a few documents, one in so many at most."""

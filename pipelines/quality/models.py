@@ -24,12 +24,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
-from pipelines.dataset.durable import sha256_file, sync_folder
 from pipelines.quality.card import MODEL_FILE, NUM_QUANTILES, LanguageCard, ModelCard
 from pipelines.quality.fit import Fitted
 from pipelines.quality.perplexity import language_model
 from pipelines.quality.scoring import INFORMATIVENESS, PERPLEXITY, QUALITY, Parts, empty_parts, score_rows
-from pipelines.steps.buffers import utf8_views
+from pipelines.storage.durable import sha256_file, sync_folder
+from pipelines.text.buffers import utf8_views
 from schemas.errors import QualityModelCorrupt, SettingsError
 from schemas.settings import Settings
 from schemas.settings_quality_model import QualityModelSettings

@@ -16,7 +16,7 @@ from pipelines.quality.perplexity import LanguageModel, language_model, log_prob
 from pipelines.quality.table import empty_table
 from pipelines.quality.units import BREAK, Tokens, empty_tokens, longest, tokenize, unit_source
 from pipelines.quality.vocabulary import encode
-from pipelines.steps.buffers import Utf8
+from pipelines.text.buffers import Utf8
 
 QUALITY, PERPLEXITY, INFORMATIVENESS = range(3)
 """Columns of the scores."""

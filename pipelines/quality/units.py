@@ -17,8 +17,8 @@ import numpy.typing as npt
 from numba import njit
 
 from pipelines.dedup.features import extend_hash, mix
-from pipelines.steps.buffers import Bytes, Offsets, Source
-from pipelines.steps.characters import (
+from pipelines.text.buffers import Bytes, Offsets, Source
+from pipelines.text.characters import (
     BLANK,
     CONTROL,
     DIGIT,

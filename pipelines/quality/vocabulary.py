@@ -17,8 +17,8 @@ from numba import njit
 from pipelines.dedup.features import extend_hash, mix
 from pipelines.quality.table import Table, empty_table, find, insert_all, num_slots
 from pipelines.quality.units import BREAK, CODE_MASK, KIND_SHIFT, MAX_WORD_CHARS, NOTHING, WORD, Tokens, fold
-from pipelines.steps.buffers import Source
-from pipelines.steps.characters import code_point_at
+from pipelines.text.buffers import Source
+from pipelines.text.characters import code_point_at
 
 UNKNOWN, BEGIN, END = range(3)
 SPECIAL = ("<unk>", "<s>", "</s>")

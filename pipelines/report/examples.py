@@ -19,7 +19,7 @@ from pipelines.kafka.reading import Slice, read_slice
 from pipelines.kafka.topics import topic_ids
 from pipelines.steps.decode import decode
 from pipelines.steps.pii.redact import redact
-from pipelines.tokenizer import load_tokenizer
+from pipelines.tokenizers.tokenizer import load_tokenizer
 from schemas.arrow import Outcome
 from schemas.errors import BrokerError, DatasetError, HeadraceError, SourceError
 from schemas.manifest import DatasetManifest

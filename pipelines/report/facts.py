@@ -11,10 +11,10 @@ from pathlib import Path
 import polars as pl
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.drift import DriftReport
-from pipelines.drift_watch import report_on
+from pipelines.dataset.statistics import merged, version_statistics
+from pipelines.drift.drift import DriftReport
+from pipelines.drift.watch import report_on
 from pipelines.report.examples import Example, kept_examples, retracted_ids, scan, texts_in_kafka
-from pipelines.statistics import merged, version_statistics
 from schemas.arrow import Outcome
 from schemas.errors import DatasetError
 from schemas.manifest import DatasetManifest

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from pipelines.drift import Contribution
+from pipelines.drift.drift import Contribution
 from pipelines.report.charts import Stream, bars, flow, histogram, key, share, short, timeline
 from pipelines.report.examples import Example
 from pipelines.report.facts import Facts

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.dataset.durable import sha256_file
+from pipelines.storage.durable import sha256_file
 from schemas.errors import SettingsError
 
 MAX_UNKNOWN = 0.1

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.dataset.durable import create_durably
+from pipelines.storage.durable import create_durably
 from schemas.arrow import CONTENT_HASH_BYTES
 from schemas.errors import ManifestCorrupt
 from schemas.semantic import DUPLICATES, METADATA_KEY, SemanticList

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from pipelines.steps.characters import BLANK, CONTROL, HIDDEN, JOINER, NEWLINE, SELECTOR, TAG, character_flags, code_point_at
 from pipelines.steps.mojibake import CONTINUATIONS, LEADS
+from pipelines.text.characters import BLANK, CONTROL, HIDDEN, JOINER, NEWLINE, SELECTOR, TAG, character_flags, code_point_at
 
 _CLASS_MASK = 0xFF
 _CHANGES = 1 << 8

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 from numba import njit
 
-from pipelines.steps.characters import code_point_at
+from pipelines.text.characters import code_point_at
 
 EXCERPT_CHARS = 400
 """Characters taken from the start, and as many from the middle of a longer text: headings and front matter are often English."""

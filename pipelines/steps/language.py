@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.steps.buffers import utf8_views
-from pipelines.steps.classifier import Classifier, Memory, load_classifier, new_memory, predict
 from pipelines.steps.excerpt import HAS_HAN, HAS_LETTER, HAS_OTHER_ASIAN, excerpts
+from pipelines.steps.fasttext import Classifier, Memory, load_classifier, new_memory, predict
+from pipelines.text.buffers import utf8_views
 
 UNDETERMINED = "und"
 """ISO 639-3 code for text whose language is not known."""

@@ -19,9 +19,11 @@ import polars as pl
 import pyarrow as pa
 from numba import njit
 
-from pipelines.steps.buffers import Source, large_strings, utf8_views
 from pipelines.steps.canonical import are_canonical
-from pipelines.steps.characters import (
+from pipelines.steps.mojibake import find_mojibake
+from pipelines.steps.terminal import as_seen
+from pipelines.text.buffers import Source, large_strings, utf8_views
+from pipelines.text.characters import (
     BLACK_FLAG,
     BLANK,
     CONTROL,
@@ -37,8 +39,6 @@ from pipelines.steps.characters import (
     character_flags,
     code_point_at,
 )
-from pipelines.steps.mojibake import find_mojibake
-from pipelines.steps.terminal import as_seen
 
 _NOT_SHOWN = CONTROL | HIDDEN
 _WHITE = SPACE | BLANK | NEWLINE

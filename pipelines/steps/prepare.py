@@ -17,7 +17,7 @@ from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts
 from pipelines.dedup.paragraphs import EMPTY
 from pipelines.steps.assess import assess, positions
 from pipelines.steps.decode import decode
-from pipelines.tokenizer import BatchTokenizer
+from pipelines.tokenizers.tokenizer import BatchTokenizer
 from schemas.arrow import HEADERS, PARAGRAPHS, PII_COUNTS, SKETCH_BYTES, Outcome, Split, prepared
 from schemas.settings import Settings
 

@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numba import njit
 
-from pipelines.steps.buffers import large_strings, utf8_views
 from pipelines.steps.rules.c4 import RULES as C4_RULES
 from pipelines.steps.rules.c4 import c4_options, clean_lines
 from pipelines.steps.rules.columns import C4_RULE, IS_UNSPACED, NUM_CHARS, NUM_COLUMNS, NUM_SIMPLIFIED, NUM_TRADITIONAL, TOP_GRAM_CHARS
@@ -36,6 +35,7 @@ from pipelines.steps.rules.phrases import automaton, match_lines
 from pipelines.steps.rules.repetition import count_grams
 from pipelines.steps.rules.scratch import count_chars, decode, empty_scratch, encode, split_lines
 from pipelines.steps.rules.words import count_words, split_spaced, split_unicode, stop_table
+from pipelines.text.buffers import large_strings, utf8_views
 from schemas.settings import Settings
 
 _UNDETERMINED = "und"

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.durable import create_durably
 from pipelines.dedup.fingerprint import content_hashes
-from pipelines.tokenizer import load_tokenizer
+from pipelines.storage.durable import create_durably
+from pipelines.tokenizers.tokenizer import load_tokenizer
 from pipelines.views.decontamination import read_table, stored_table
 from pipelines.views.store import checked_file, publish_view, read_view, view_names
 from schemas.errors import CommitConflict, ManifestCorrupt

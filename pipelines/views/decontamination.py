@@ -22,15 +22,15 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.durable import create_durably
-from pipelines.dataset.known import read_kept
+from pipelines.dataset.retractions.known import read_kept
 from pipelines.dataset.shards import open_shard
 from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts, sketch_array
 from pipelines.dedup.index import FingerprintIndex
 from pipelines.dedup.kept import Columns, columns_of
 from pipelines.dedup.sketch import sketch_similarity
 from pipelines.steps.normalize import normalize
-from pipelines.tokenizer import load_tokenizer
+from pipelines.storage.durable import create_durably
+from pipelines.tokenizers.tokenizer import load_tokenizer
 from pipelines.views.passages import Passages, find_passages, open_passages
 from pipelines.views.store import FOLDER, checked_file, store_file
 from schemas.arrow import SEGMENT

@@ -25,9 +25,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.dataset.durable import TEMPORARY_PREFIX, sha256_file, sync_folder
 from pipelines.dataset.shards import Tokens, open_shard
-from pipelines.tokenizer import BatchTokenizer, load_tokenizer
+from pipelines.storage.durable import TEMPORARY_PREFIX, sha256_file, sync_folder
+from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
 from pipelines.views.card import card
 from pipelines.views.selection import OpenView
 from schemas.arrow import token_type

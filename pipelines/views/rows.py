@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from pipelines.dataset.loader import Ids
-from pipelines.dataset.masks import Mask
+from pipelines.dataset.retractions.masks import Mask
 from pipelines.dataset.shards import Tokens, open_shard
 from pipelines.views.mixture import Mixture
 from pipelines.views.selection import OpenView

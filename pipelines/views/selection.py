@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.known import read_kept
-from pipelines.dataset.masks import retracted_ordinals
+from pipelines.dataset.retractions.known import read_kept
+from pipelines.dataset.retractions.masks import retracted_ordinals
 from pipelines.views.decontamination import contaminated
 from pipelines.views.lists import read_list
 from pipelines.views.store import parse_label, read_view
@@ -59,7 +59,7 @@ def _fulfils(wanted: Filter) -> pl.Expr:
     return pl.all_horizontal(pl.lit(True), *(passes for _, passes in conditions(wanted)))
 
 
-def judge(documents: pl.DataFrame, view: View, listed: Sequence[Listed]) -> pl.DataFrame:
+def place_documents(documents: pl.DataFrame, view: View, listed: Sequence[Listed]) -> pl.DataFrame:
     """Add ``rule`` (null for documents of the view), ``split`` and ``group`` (a number) to rows of the audit trail with ``is_retracted``."""
     held_out = [pl.when(_fulfils(holdout)).then(pl.lit(holdout.name)) for holdout in view.holdouts]
     own_split = pl.when(pl.col("shard").cast(pl.String).str.contains(f"-{Split.TRAIN}-", literal=True))
@@ -102,9 +102,11 @@ class OpenView:
 
     @cached_property
     def documents(self) -> pl.DataFrame:
-        """All kept documents in commit order: ordinal, doc_id, language, source, the span, num_tokens, and ``judge``'s columns."""
+        """All kept documents in commit order: ordinal, doc_id, language, source, span, num_tokens, ``place_documents``'s columns."""
         kept = self._kept(sorted({"doc_id", "language", "source", "num_tokens", *SPAN, *self._asked_for()}))
-        return judge(kept, self.view, self.listed).select("ordinal", "doc_id", "language", "source", *SPAN, "num_tokens", "split", "group", "rule")
+        return place_documents(kept, self.view, self.listed).select(
+            "ordinal", "doc_id", "language", "source", *SPAN, "num_tokens", "split", "group", "rule"
+        )
 
     def chosen(self, split: str, columns: Sequence[str] = ()) -> pl.DataFrame:
         """Documents of a split, in commit order; with further columns of the audit trail. Raises SettingsError if there is no such split."""
@@ -166,7 +168,7 @@ def holds(opened: OpenView, row: Mapping[str, object]) -> bool:
     """Whether a kept document that was not retracted, a row of the audit trail, is among the train rows. Reads no other row."""
     schema = _no_documents().schema
     frame = pl.DataFrame([{name: row[name] for name in schema}], schema=schema).with_columns(is_retracted=False)
-    judged = judge(frame, opened.view, opened.listed)
+    judged = place_documents(frame, opened.view, opened.listed)
     return bool(judged["rule"].is_null()[0]) and judged["split"][0] == Split.TRAIN
 
 

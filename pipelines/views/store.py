@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipelines.dataset.durable import create_durably
-from pipelines.dataset.log import CommitLog
+from pipelines.storage.commit_log import CommitLog
+from pipelines.storage.durable import create_durably
 from schemas.errors import DatasetNotFound, ManifestCorrupt, SettingsError, ViewNotFound
 from schemas.manifest import FileEntry
 from schemas.view import VIEW_NAME, View

@@ -1,6 +1,6 @@
 """The loop itself: new tokens make a training run, a new model a trial, evidence a champion.
 
-It looks at what is on disk (``disk.View``), asks ``plan`` what to do, and does it; then it lets the rollout controller weigh the evidence.
+It looks at what is on disk (``plan.LoopFacts``), asks ``plan`` what to do, and does it; then it lets the rollout controller weigh the evidence.
 Everything it decides is on disk before it acts on it, so a SIGKILL at any moment costs only the time since. One loop runs per root.
 """
 
@@ -14,7 +14,7 @@ from pipelines.kafka.events import EventProducer
 from ray_apps.loop.disk import Disk
 from ray_apps.loop.evaluations import Evaluations
 from ray_apps.loop.jobs import MAX_EVALUATION_ATTEMPTS, Job, parse_evaluation, train_arguments
-from ray_apps.loop.plan import Bootstrap, StartTrial, TrainingOrder, View, plan
+from ray_apps.loop.plan import Bootstrap, LoopFacts, StartTrial, TrainingOrder, plan
 from ray_apps.rollout import policy
 from ray_apps.rollout.controller import RolloutController, announce, by_the_loop, new_salt
 from schemas.errors import RolloutError
@@ -41,7 +41,7 @@ class LoopController:
         self._asked: tuple[int, int] | None = None
         self.compute_lost = threading.Event()
         """Set it when Ray went away: what runs on it would wait for ever. The order to train stands and is carried out again."""
-        self._seen = View()
+        self._seen = LoopFacts()
 
     def run(self, stop: threading.Event) -> None:
         """Go round until ``stop`` is set; then stop what runs."""
@@ -149,7 +149,7 @@ class LoopController:
         announce(state, self._events, Path(self._settings.root))
         self._tell(f"rollout {state.number}, {state.decision.value}: {state.reason}")
 
-    def _report(self, view: View) -> None:
+    def _report(self, view: LoopFacts) -> None:
         """Say what is new on disk since the last round."""
         seen, self._seen = self._seen, view
         if view.dataset_version > seen.dataset_version and (dataset := self._disk.dataset()):

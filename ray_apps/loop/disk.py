@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipelines.dataset.durable import replace_durably
-from pipelines.dataset.log import CommitLog
-from pipelines.drift_watch import Watch
+from pipelines.drift.watch import Watch
+from pipelines.storage.commit_log import CommitLog
+from pipelines.storage.durable import replace_durably
 from pipelines.views.store import parse_label, read_view
-from ray_apps.loop.plan import TrainingOrder, View
+from ray_apps.loop.plan import LoopFacts, TrainingOrder
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
 from schemas.errors import DatasetError, ManifestCorrupt
@@ -38,11 +38,11 @@ class Disk:
         self._dataset: DatasetManifest | None = None
         self._models: dict[int, ModelManifest] = {}
 
-    def view(self) -> View:
+    def view(self) -> LoopFacts:
         """What is there now."""
         dataset, model, state = self.dataset(), self._newest_model(), self.rollouts.latest()
         view, problem = self._chosen_view()
-        return View(
+        return LoopFacts(
             dataset_version=dataset.version if dataset else 0,
             train_tokens=dataset.totals.num_effective_train_tokens if dataset else 0,
             newest_model=model.version if model else 0,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipelines.dataset.durable import replace_durably
+from pipelines.storage.durable import replace_durably
 from ray_apps.models.registry import Registry
-from ray_apps.rollout.evidence import Validation
+from ray_apps.rollout.evidence import LossComparison
 from schemas.errors import ManifestCorrupt
 from schemas.manifest import Evaluation, ModelManifest
 from schemas.rollout import RolloutState
@@ -25,19 +25,21 @@ class Evaluations:
         self._registry = Registry(root)
         self._max_rows = max_rows
 
-    def validation(self, state: RolloutState) -> Validation:
+    def validation(self, state: RolloutState) -> LossComparison:
         """What is known about the state's two models; pending while something has to be computed."""
         if state.champion is None or state.challenger is None:
-            return Validation()
+            return LossComparison()
         challenger = self._registry.manifest(state.challenger)
         if challenger.evaluation is None:
-            return Validation(status="unavailable", dataset_version=challenger.dataset.version)
+            return LossComparison(status="unavailable", dataset_version=challenger.dataset.version)
         dataset_version = challenger.evaluation.dataset_version
         if self.wanted(state):
-            return Validation(dataset_version=dataset_version)
+            return LossComparison(dataset_version=dataset_version)
         champion_loss, challenger_loss = self._found(state.champion, challenger)
         assert champion_loss is not None and challenger_loss is not None
-        return Validation(status="measured", dataset_version=dataset_version, champion_loss=champion_loss.loss, challenger_loss=challenger_loss.loss)
+        return LossComparison(
+            status="measured", dataset_version=dataset_version, champion_loss=champion_loss.loss, challenger_loss=challenger_loss.loss
+        )
 
     def wanted(self, state: RolloutState) -> tuple[int, int] | None:
         """(model version, dataset version) of the next evaluation to compute; None if there is none."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ray_apps.loop.child import Child, tail
+from pipelines.runtime.child import Child, tail
 from ray_apps.loop.commands import child_environment, headrace
 from ray_apps.loop.plan import TrainingOrder
 from schemas.manifest import Evaluation

@@ -23,7 +23,7 @@ class TrainingOrder(Record):
 
 
 @dataclass(frozen=True)
-class View:
+class LoopFacts:
     """What is on disk."""
 
     dataset_version: int = 0
@@ -63,7 +63,7 @@ class StartTrial:
 Step = Bootstrap | StartTrial | TrainingOrder
 
 
-def plan(view: View, settings: LoopSettings) -> list[Step]:
+def plan(view: LoopFacts, settings: LoopSettings) -> list[Step]:
     """Steps to take now, in this order: at most one about the rollout, and the order to train that should be running."""
     steps: list[Step] = []
     rollout = _rollout_step(view)
@@ -75,7 +75,7 @@ def plan(view: View, settings: LoopSettings) -> list[Step]:
     return steps
 
 
-def _rollout_step(view: View) -> Bootstrap | StartTrial | None:
+def _rollout_step(view: LoopFacts) -> Bootstrap | StartTrial | None:
     """The newest model that waits goes first; older ones that waited too are overtaken for good."""
     newest_tried = max(view.tried, default=0)
     if view.newest_model <= newest_tried:
@@ -85,7 +85,7 @@ def _rollout_step(view: View) -> Bootstrap | StartTrial | None:
     return StartTrial(view.newest_model) if view.state.phase is Phase.IDLE else None
 
 
-def _new_order(view: View, settings: LoopSettings) -> TrainingOrder | None:
+def _new_order(view: LoopFacts, settings: LoopSettings) -> TrainingOrder | None:
     if view.held is not None or view.train_tokens - view.newest_model_tokens < settings.min_new_tokens:
         return None
     champion = view.state.champion if view.state else None

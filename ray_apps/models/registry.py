@@ -21,9 +21,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipelines.crash import crash_point
-from pipelines.dataset.durable import TEMPORARY_PREFIX, create_durably, file_entry, sync_folder
-from pipelines.dataset.log import CommitLog
+from pipelines.runtime.crash import crash_point
+from pipelines.storage.commit_log import CommitLog
+from pipelines.storage.durable import TEMPORARY_PREFIX, create_durably, file_entry, sync_folder
 from ray_apps.models.card import CARD_FILE, model_card
 from ray_apps.models.lineage import language_counts
 from schemas.errors import DatasetNotFound, ManifestCorrupt, ModelNotFound
@@ -33,7 +33,7 @@ from schemas.rollout import RolloutState
 FOLDER = "models"
 MANIFEST_FILE = "manifest.json"
 REGISTRATION_CRASH_POINTS = ("model_staged", "model_described", "model_renamed", "model_published")
-"""Every step of a registration, in its order; the recovery tests kill the process there (pipelines/crash.py)."""
+"""Every step of a registration, in its order; the recovery tests kill the process there (pipelines/runtime/crash.py)."""
 _VERSION_FOLDER = re.compile(r"^\d{8}$")
 
 BuildManifest = Callable[[int, list[FileEntry]], ModelManifest]

@@ -17,9 +17,9 @@ from typing import Any
 
 from pipelines.kafka.events import EventProducer, EventReader, read_events
 from pipelines.kafka.topics import topic_names
-from pipelines.tracing import Attributes, current_traceparent, span
+from pipelines.runtime.tracing import Attributes, current_traceparent, span
 from ray_apps.models.registry import Registry
-from ray_apps.rollout.evidence import Evidence, Validation
+from ray_apps.rollout.evidence import Evidence, LossComparison
 from ray_apps.rollout.log import RolloutLog
 from ray_apps.rollout.policy import Author, decide
 from ray_apps.rollout.tally import TrialTally
@@ -82,7 +82,7 @@ def start_positions(state: RolloutState) -> dict[int, int] | None:
 class RolloutController:
     """One trial after the other. ``validation`` says what is known about both models' losses."""
 
-    def __init__(self, settings: Settings, log: RolloutLog, validation: Callable[[RolloutState], Validation]) -> None:
+    def __init__(self, settings: Settings, log: RolloutLog, validation: Callable[[RolloutState], LossComparison]) -> None:
         self._settings = settings
         self._log = log
         self._validation = validation

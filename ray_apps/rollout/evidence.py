@@ -1,6 +1,6 @@
 """What a trial has shown so far: counts, errors and latency of both models since the present rollout state was published.
 
-A ``Tally`` holds latencies in buckets that grow by a factor of 2^(1/8), so a median is right to 4.5 % in at most a few hundred
+A ``ArmCounts`` holds latencies in buckets that grow by a factor of 2^(1/8), so a median is right to 4.5 % in at most a few hundred
 integers, whatever the traffic. Adding an answer costs one dictionary update; nothing here reads a clock or a broker.
 """
 
@@ -16,7 +16,7 @@ SHORTEST_S = 1e-7
 
 
 @dataclass
-class Tally:
+class ArmCounts:
     """Answers of one model version in one rollout state."""
 
     answers: int = 0
@@ -60,7 +60,7 @@ class Tally:
         return {"answers": self.answers, "errors": self.errors, "median_s_per_token": None if median is None else round(median, 6)}
 
 
-class Validation(Record):
+class LossComparison(Record):
     """Losses of both models on the same validation rows."""
 
     status: Literal["pending", "measured", "unavailable"] = "pending"
@@ -77,11 +77,11 @@ class Validation(Record):
 class Evidence:
     """What ``policy.decide`` rests on. Tallies cover the present rollout state only."""
 
-    champion: Tally = field(default_factory=Tally)
-    challenger: Tally = field(default_factory=Tally)
+    champion: ArmCounts = field(default_factory=ArmCounts)
+    challenger: ArmCounts = field(default_factory=ArmCounts)
     unanswered: int = 0
     """Champion answers since the challenger last answered or failed."""
-    validation: Validation = field(default_factory=Validation)
+    validation: LossComparison = field(default_factory=LossComparison)
 
     def summary(self) -> dict[str, Any]:
         """Numbers for people and for the rollout log."""

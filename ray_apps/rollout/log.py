@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipelines.dataset.log import CommitLog
+from pipelines.storage.commit_log import CommitLog
 from schemas.errors import CommitConflict, ManifestCorrupt
 from schemas.rollout import RolloutState
 

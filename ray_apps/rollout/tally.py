@@ -9,7 +9,7 @@ them, and who asks for a version by name is not the traffic that the trial is ab
 
 from datetime import timedelta
 
-from ray_apps.rollout.evidence import Evidence, Tally, Validation
+from ray_apps.rollout.evidence import ArmCounts, Evidence, LossComparison
 from schemas.events import Event, InferenceCompleted
 from schemas.rollout import Phase, RolloutState
 
@@ -22,8 +22,8 @@ class TrialTally:
 
     def __init__(self, state: RolloutState) -> None:
         self.state = state
-        self._champion = Tally()
-        self._challenger = Tally()
+        self._champion = ArmCounts()
+        self._challenger = ArmCounts()
         self._unanswered = 0
 
     def add(self, event: Event) -> None:
@@ -42,13 +42,13 @@ class TrialTally:
             tally.add_error()
         self._unanswered = 0 if tally is self._challenger else self._unanswered + (data.status == "ok")
 
-    def _tally_of(self, data: InferenceCompleted) -> Tally | None:
+    def _tally_of(self, data: InferenceCompleted) -> ArmCounts | None:
         if data.model_version == self.state.champion and not data.shadow:
             return self._champion
         if data.model_version == self.state.challenger and data.shadow == (self.state.phase is Phase.SHADOW):
             return self._challenger
         return None
 
-    def evidence(self, validation: Validation) -> Evidence:
+    def evidence(self, validation: LossComparison) -> Evidence:
         """What there is so far. The tallies are live: read, do not keep."""
         return Evidence(self._champion, self._challenger, self._unanswered, validation)

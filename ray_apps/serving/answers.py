@@ -53,7 +53,7 @@ def _finish(reason: FinishReason | None) -> Finish | None:
     return "stop" if reason is FinishReason.STOP else "length"
 
 
-class Tally:
+class AnswerSoFar:
     """Texts, finish reasons and token counts of all sequences of an answer."""
 
     def __init__(self, form: Form) -> None:
@@ -77,7 +77,7 @@ class Tally:
         return Usage(prompt_tokens=prompt, completion_tokens=self._completion_tokens, total_tokens=prompt + self._completion_tokens)
 
 
-def whole(form: Form, tally: Tally) -> Completion | ChatCompletion:
+def whole(form: Form, tally: AnswerSoFar) -> Completion | ChatCompletion:
     """The answer in one piece."""
     ends = [_finish(reason) or "length" for reason in tally.finish]
     if form.kind == "completion":
@@ -115,7 +115,7 @@ def _opening(form: Form) -> list[bytes]:
     return [_event(ChatChunk(**form.common, choices=[choice]), form) for choice in choices]
 
 
-def _closing(form: Form, tally: Tally) -> list[bytes]:
+def _closing(form: Form, tally: AnswerSoFar) -> list[bytes]:
     if not form.include_usage:
         return [DONE]
     body = ChatChunk if form.kind == "chat" else Completion
@@ -124,7 +124,7 @@ def _closing(form: Form, tally: Tally) -> list[bytes]:
 
 async def events(form: Form, answer: AsyncIterator[Sequence[Chunk]]) -> AsyncIterator[bytes]:
     """The answer as server-sent events."""
-    tally = Tally(form)
+    tally = AnswerSoFar(form)
     for event in _opening(form):
         yield event
     try:

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipelines.cluster import ray_session
+from pipelines.runtime.cluster import ray_session
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
 from ray_apps.rollout.policy import Author, bootstrap
 from ray_apps.serving.deployments import LOGGING, gateway_application, model_application
-from ray_apps.serving.engines import APPLICATION_PREFIX, GATEWAY
+from ray_apps.serving.engine_pool import APPLICATION_PREFIX, GATEWAY
 from ray_apps.serving.environment import SERVE_ENVIRONMENT
 from ray_apps.serving.following import RolloutFollower, versions_of
 from schemas.errors import BrokerError, HeadraceError, SettingsError

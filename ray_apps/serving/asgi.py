@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
-from pipelines.tracing import fail, span
+from pipelines.runtime.tracing import fail, span
 from ray_apps.serving.metrics import Metrics
 from schemas.errors import ApiError
 from schemas.openai import error_body

@@ -6,10 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.tracing import start_tracing, stop_tracing
+from pipelines.runtime.tracing import start_tracing, stop_tracing
 from ray_apps.models.registry import Registry
 from ray_apps.serving.engine.interface import Events, GenerationRequest
-from ray_apps.serving.engines import APPLICATION_PREFIX, GATEWAY, ServeEngines
+from ray_apps.serving.engine_pool import APPLICATION_PREFIX, GATEWAY, ServeEngines
 from ray_apps.serving.following import RolloutFollower
 from schemas.settings import ServingSettings, Settings
 

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from ray_apps.serving.engine.interface import Chunk, GenerationRequest
-from ray_apps.serving.engines import Engines, stream_chunks, unavailable
+from ray_apps.serving.engine_pool import Engines, stream_chunks, unavailable
 from ray_apps.serving.following import RolloutFollower, versions_of
 from ray_apps.serving.record import Assignment, Recorder, Role
 from ray_apps.serving.router import Route, route

@@ -17,12 +17,12 @@ import xxhash
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from pipelines.tracing import current_traceparent
-from ray_apps.serving.answers import Form, Tally, events, whole
+from pipelines.runtime.tracing import current_traceparent
+from ray_apps.serving.answers import AnswerSoFar, Form, events, whole
 from ray_apps.serving.asgi import Receive, Scope, Send, Surroundings, disconnected, install_error_bodies, read_body
 from ray_apps.serving.dispatch import MODEL, Answer, Dispatcher, Job
 from ray_apps.serving.engine.interface import GenerationRequest, Message, Sampling
-from ray_apps.serving.engines import Engines
+from ray_apps.serving.engine_pool import Engines
 from ray_apps.serving.following import RolloutFollower
 from ray_apps.serving.metrics import CONTENT_TYPE, Metrics
 from ray_apps.serving.record import EventSink, Recorder
@@ -186,7 +186,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, ResultT]) -> R
 
 
 async def _whole(form: Form, answer: Answer, headers: dict[str, str]) -> Response:
-    tally = Tally(form)
+    tally = AnswerSoFar(form)
     async with aclosing(answer):
         async for chunks in answer.chunks():
             for chunk in chunks:

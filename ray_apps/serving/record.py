@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, Protocol, cast
 
-from pipelines.tracing import Attributes, record_span
+from pipelines.runtime.tracing import Attributes, record_span
 from ray_apps.serving.engine.interface import Chunk, FinishReason, GenerationRequest
 from ray_apps.serving.metrics import Metrics
 from schemas.errors import ApiError

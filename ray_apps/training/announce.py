@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from pipelines.kafka.events import EventProducer
-from pipelines.tracing import current_traceparent
+from pipelines.runtime.tracing import current_traceparent
 from ray_apps.training.run import TrainingRun
 from schemas.events import EventData, ModelRegistered, TrainingFailed, TrainingFinished, TrainingStarted, new_event
 from schemas.manifest import ModelManifest

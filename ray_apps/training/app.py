@@ -17,14 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import ray_session
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.durable import replace_durably
-from pipelines.tracing import Attributes, current_traceparent, span, start_tracing
+from pipelines.runtime.cluster import ray_session
+from pipelines.runtime.tracing import Attributes, current_traceparent, span, start_tracing
+from pipelines.storage.durable import replace_durably
 from ray_apps.models.registry import Registry
 from ray_apps.training import announce
 from ray_apps.training.files import RUN_FILE
-from ray_apps.training.losses import LossFollower, LossRecord
+from ray_apps.training.loss_curve import LossFollower, LossRecord
 from ray_apps.training.run import TrainingRun, is_complete, plan_run, run_lock
 from ray_apps.training.worker import train_worker
 from schemas.errors import SettingsError, TrainingError

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pipelines.dataset.loader import Ids, TokenRows, row_ids_for_step
-from pipelines.dataset.masks import Mask
-from ray_apps.training.loss import IGNORED
+from pipelines.dataset.retractions.masks import Mask
+from ray_apps.training.cross_entropy import IGNORED
 from schemas.arrow import Split
 from schemas.errors import CheckpointCorrupt
 from schemas.manifest import DatasetRef, TokenizerRef

@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipelines.dataset.durable import replace_durably, sha256_file, sync_folder
 from pipelines.dataset.loader import LoaderState
+from pipelines.storage.durable import replace_durably, sha256_file, sync_folder
 from schemas.errors import CheckpointCorrupt
 from schemas.manifest import FORMAT
 from schemas.record import Record

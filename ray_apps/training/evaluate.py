@@ -35,7 +35,7 @@ ROWS_PER_BATCH = 8
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationRows:
     """The rows to evaluate on."""
 
     dataset: Dataset
@@ -60,7 +60,7 @@ class Validation:
         return ids
 
 
-def evaluate(module: SummedLoss, validation: Validation, precision: Precision, process: Process) -> Evaluation | None:
+def evaluate(module: SummedLoss, validation: ValidationRows, precision: Precision, process: Process) -> Evaluation | None:
     """Mean loss over the validation rows; None if there are none. Every process of the run calls it."""
     dataset = validation.dataset
     rows = validation.rows()
@@ -103,7 +103,7 @@ def evaluate_model(
         )
     device = torch.device("cuda" if settings.training.use_gpu and torch.cuda.is_available() else "cpu")
     model = AutoModelForCausalLM.from_pretrained(registry.folder(model_version), dtype=torch.float32)
-    validation = Validation(dataset, settings.training.evaluate_rows, opened, split)
+    validation = ValidationRows(dataset, settings.training.evaluate_rows, opened, split)
     result = evaluate(SummedLoss(model).to(device), validation, resolve_precision(settings.training, device), Process(device=device))
     if result is None and opened is not None:
         raise NotEnoughData(f"split {split} of {opened.label} has no rows; choose another of its splits ({', '.join(opened.view.splits)})")

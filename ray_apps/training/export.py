@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 from ray_apps.models.registry import Registry
 from ray_apps.training.checkpoint import FOLDER as CHECKPOINT_FOLDER
 from ray_apps.training.files import RESULT_FILE
-from ray_apps.training.losses import FILE_NAME, read_losses
+from ray_apps.training.loss_curve import FILE_NAME, read_losses
 from ray_apps.training.run import RunResult, TrainingRun
 from ray_apps.training.weights import build_model, hide_progress_bars
 from schemas.errors import TrainingError

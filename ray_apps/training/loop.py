@@ -18,11 +18,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.durable import replace_durably
+from pipelines.storage.durable import replace_durably
 from ray_apps.training.batches import StepBatches
-from ray_apps.training.evaluate import Validation, evaluate
+from ray_apps.training.evaluate import ValidationRows, evaluate
 from ray_apps.training.files import PARENT_FILE, RESULT_FILE
-from ray_apps.training.losses import LossCurve, LossRecord
+from ray_apps.training.loss_curve import LossCurve, LossRecord
 from ray_apps.training.optimizer import build_optimizer
 from ray_apps.training.parallel import Process, parallelize, prime
 from ray_apps.training.precision import resolve_precision
@@ -119,7 +119,7 @@ class TrainingLoop:
 
     def _evaluate(self) -> Evaluation | None:
         self.loss_module.eval()
-        validation = Validation(Dataset(self.root, self.spec.dataset.version), self.spec.training.evaluate_rows)
+        validation = ValidationRows(Dataset(self.root, self.spec.dataset.version), self.spec.training.evaluate_rows)
         return evaluate(self.loss_module, validation, self.precision, self.process)
 
     def _evaluate_parent(self) -> Evaluation | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ray_apps.training.batches import Batch
-from ray_apps.training.loss import cross_entropy_sum
+from ray_apps.training.cross_entropy import cross_entropy_sum
 from ray_apps.training.optimizer import set_learning_rate
 from ray_apps.training.parallel import Process, without_sync
 from ray_apps.training.precision import Precision

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray_apps.training.losses import LossRecord
+    from ray_apps.training.loss_curve import LossRecord
 
 
 def train_worker(config: dict[str, str]) -> Any:

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.cluster import ray_session
 from pipelines.dedup.base import open_base, write_base
 from pipelines.dedup.opening import kept_parts
 from pipelines.dedup.resolve import Resolver
+from pipelines.runtime.cluster import ray_session
 from schemas.arrow import SEGMENT
 from schemas.settings import RaySettings
 from schemas.settings_dedup import DedupSettings
@@ -38,7 +38,7 @@ def documents(num_rows: int, seed: int) -> pa.Table:
 def test_two_actors_give_the_verdicts_of_one_process_and_a_killed_one_comes_back(ray: None, tmp_path: Path) -> None:
     import ray as ray_module
 
-    from pipelines.index_actors import ActorShards
+    from pipelines.dedup.actors import ActorShards
 
     options, rows = DedupSettings(), documents(3_000, 1)
     first = Resolver(options, [])

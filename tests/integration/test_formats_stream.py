@@ -12,12 +12,12 @@ import pytest
 from ops.broker.app import BrokerProcess
 from ops.cli import produce
 from ops.cli.main import common_flags, settings_from
-from pipelines.freshness import VersionTimes
+from pipelines.ingest.freshness import VersionTimes
+from pipelines.ingest.progress import Progress
+from pipelines.ingest.stream import ingest_once
 from pipelines.kafka.clients import open_producer
 from pipelines.kafka.reading import Slice, read_slice
-from pipelines.progress import Progress
 from pipelines.steps.decode import decode
-from pipelines.stream import ingest_once
 from schemas.manifest import DatasetManifest
 from tests.ingest_harness import ENGLISH, Ingest
 from tests.integration.conftest import Stream

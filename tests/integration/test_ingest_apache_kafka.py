@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from kafka import KafkaProducer, TopicPartition
 
-from pipelines.crash import CRASH_POINTS
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.verify import verify
 from pipelines.kafka.clients import open_admin, open_producer
+from pipelines.runtime.crash import CRASH_POINTS
 from schemas.arrow import Outcome
 from schemas.errors import OffsetsLost, TopicRecreated
 from tests.apache_kafka import running_apache_kafka

@@ -11,7 +11,7 @@ import pytest
 from ops.broker.app import BrokerProcess
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.verify import verify
-from pipelines.quarantine import MARK
+from pipelines.ingest.isolation.quarantine import MARK
 from tests.ingest_harness import Ingest, Record, document, finish
 from tests.poisoned import CRASHES, RAISES, poisoned_environment
 

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 
 from ops.broker.app import BrokerProcess
-from pipelines.bootstrap import create_tokenizer
-from pipelines.cluster import ray_session
 from pipelines.dataset.dataset import latest_version
 from pipelines.dataset.verify import verify
-from pipelines.job import grouped, run_local, run_ray, tasks_at_once
+from pipelines.ingest.bootstrap import create_tokenizer
+from pipelines.ingest.job import grouped, run_local, run_ray, tasks_at_once
 from pipelines.kafka.planning import plan_ranges
 from pipelines.kafka.reading import Slice, slices
+from pipelines.runtime.cluster import ray_session
 from schemas.errors import OffsetsLost
 from tests.ingest_harness import CHILD_TIMEOUT_S, Ingest, finish, is_stopped, sample_records, state, wait_until
 

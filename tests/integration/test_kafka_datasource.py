@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pytest
 
-from pipelines.cluster import ray_session
 from pipelines.kafka.clients import open_producer
 from pipelines.kafka.datasource import KafkaDatasource, Slice, slices
 from pipelines.kafka.planning import plan_ranges
+from pipelines.runtime.cluster import ray_session
 from schemas.arrow import RECORDS
 from schemas.settings import RaySettings
 from tests.integration.conftest import Stream

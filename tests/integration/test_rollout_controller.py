@@ -16,7 +16,7 @@ from pipelines.kafka.events import EventProducer, read_events
 from pipelines.kafka.topics import ensure_topics, topic_names
 from ray_apps.rollout import policy
 from ray_apps.rollout.controller import RolloutController, announce, by_hand, by_the_loop, read_tally, start_positions
-from ray_apps.rollout.evidence import Validation
+from ray_apps.rollout.evidence import LossComparison
 from ray_apps.rollout.log import RolloutLog
 from schemas.errors import CommitConflict, ManifestCorrupt, RolloutError
 from schemas.events import InferenceCompleted, RolloutChanged, new_event
@@ -26,7 +26,7 @@ from schemas.settings_sources import load_settings
 from tests.model_factory import make_model
 
 DEADLINE_S = 20.0
-BETTER = Validation(status="measured", dataset_version=2, champion_loss=3.0, challenger_loss=2.9)
+BETTER = LossComparison(status="measured", dataset_version=2, champion_loss=3.0, challenger_loss=2.9)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def poll_until_changed(controller: RolloutController) -> RolloutState:
     raise AssertionError("the rollout did not move")
 
 
-def controller_for(settings: Settings, validation: Validation = BETTER) -> RolloutController:
+def controller_for(settings: Settings, validation: LossComparison = BETTER) -> RolloutController:
     return RolloutController(settings, RolloutLog(Path(settings.root)), lambda _: validation)
 
 
@@ -232,4 +232,4 @@ def test_every_transition_is_an_event(settings: Settings, events: EventProducer)
         while not (received := reader.poll(0.5)):
             assert time.monotonic() < deadline
     assert isinstance(received[0].data, RolloutChanged) and received[0].data.champion == 1
-    assert read_tally(state, settings, 1.0).evidence(Validation()).champion.requests == 0
+    assert read_tally(state, settings, 1.0).evidence(LossComparison()).champion.requests == 0

@@ -12,14 +12,14 @@ import pytest
 from ops.broker.app import BrokerProcess
 from pipelines.kafka.events import EventProducer, read_events
 from pipelines.kafka.topics import topic_names
-from pipelines.tracing import stop_tracing
+from pipelines.runtime.tracing import stop_tracing
 from ray_apps.models.registry import Registry
 from ray_apps.rollout import policy
 from ray_apps.rollout.controller import announce
 from ray_apps.rollout.log import RolloutLog
 from ray_apps.rollout.policy import Author
 from ray_apps.training.app import train
-from ray_apps.training.losses import FILE_NAME
+from ray_apps.training.loss_curve import FILE_NAME
 from schemas.errors import TrainingError
 from schemas.events import Event, is_traceparent
 from schemas.manifest import DatasetManifest, ModelManifest

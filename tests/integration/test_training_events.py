@@ -11,7 +11,7 @@ from pipelines.kafka.events import read_events
 from pipelines.kafka.topics import ensure_topics, topic_names
 from ray_apps.models.registry import Registry
 from ray_apps.training.app import train
-from ray_apps.training.losses import FILE_NAME
+from ray_apps.training.loss_curve import FILE_NAME
 from ray_apps.training.run import is_complete
 from schemas.errors import SettingsError, TrainingError
 from schemas.events import Event

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from ray_apps.models.registry import Registry
-from ray_apps.training.losses import FILE_NAME, read_losses
+from ray_apps.training.loss_curve import FILE_NAME, read_losses
 from ray_apps.training.run import TrainingRun, plan_run
 from tests.training_runs import curve, run_together, tiny_dataset, tiny_settings
 

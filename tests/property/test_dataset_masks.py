@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.loader import TokenRows
-from pipelines.dataset.masks import Ids, Mask, SpanMask, write_masks
+from pipelines.dataset.retractions.masks import Ids, Mask, SpanMask, write_masks
 from pipelines.dataset.shards import open_shard
 from ray_apps.training.batches import make_batch
-from ray_apps.training.loss import IGNORED
+from ray_apps.training.cross_entropy import IGNORED
 from schemas.arrow import MASKS, Split
 from schemas.manifest import TokenizerRef
 from tests.factories import EOS, PAD, make_dataset

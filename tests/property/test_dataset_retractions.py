@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.dataset.dataset import Dataset, latest_version
-from pipelines.dataset.masks import read_masks, retracted_ordinals
-from pipelines.dataset.retractions import Retractions
+from pipelines.dataset.retractions.masks import read_masks, retracted_ordinals
+from pipelines.dataset.retractions.retractions import Retractions
 from pipelines.dataset.writer import VersionPlan, build_manifest, publish, write_version
 from pipelines.dedup.resolve import RESOLUTION
 from schemas.arrow import SEGMENT, prepared

@@ -16,9 +16,9 @@ from pipelines.dedup.base import MAGIC, OLDER_MAGIC, Part, open_base, write_base
 from pipelines.dedup.growing import GROWING_ROWS
 from pipelines.dedup.ids import hash_ids
 from pipelines.dedup.index import FingerprintIndex, merge_found
+from pipelines.dedup.index_shards import Shard
 from pipelines.dedup.kept import Columns
 from pipelines.dedup.layout import Layout, choose_layout, layout_of_blocks
-from pipelines.dedup.shards import Shard
 from pipelines.dedup.tables import build_tables, find_within
 from schemas.errors import ShardCorrupt
 

@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.batching import Limits, Pace, fair_shares, new_record_bytes, plan_batch, slice_records
+from pipelines.ingest.batching import Limits, Pace, new_record_bytes, plan_batch, slice_records
 from pipelines.kafka.reading import slices
+from pipelines.kafka.shares import fair_shares
 from schemas.manifest import OffsetRange
 from schemas.settings_data import IngestSettings
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_apps.rollout.evidence import Evidence, Tally, Validation
+from ray_apps.rollout.evidence import ArmCounts, Evidence, LossComparison
 from ray_apps.rollout.policy import Author, abort, decide, missing, promote, set_shares, start
 from schemas.errors import RolloutError
 from schemas.rollout import Decision, Phase, RolloutState
@@ -16,11 +16,11 @@ SETTINGS = RolloutSettings()
 AUTHOR = Author(NOW, automatic=True)
 
 counts = st.integers(0, 2000)
-tallies = st.builds(Tally, answers=counts, errors=counts, latency_buckets=st.dictionaries(st.integers(-80, 40), st.integers(1, 50), max_size=5))
+tallies = st.builds(ArmCounts, answers=counts, errors=counts, latency_buckets=st.dictionaries(st.integers(-80, 40), st.integers(1, 50), max_size=5))
 losses = st.none() | st.floats(allow_nan=True, allow_infinity=True)
 statuses = st.sampled_from(["pending", "measured", "unavailable"])
 validations = st.builds(
-    Validation,
+    LossComparison,
     status=statuses,
     dataset_version=st.just(2),
     champion_loss=losses,
@@ -94,7 +94,7 @@ def test_a_trial_moves_on_exactly_when_nothing_is_missing_or_a_guard_trips(seen:
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 10_000)), max_size=50))
 def test_a_tally_counts_every_answer_and_its_median_lies_between_the_extremes(answers: list[tuple[float, int]]) -> None:
-    seen = Tally()
+    seen = ArmCounts()
     for latency_s, tokens in answers:
         seen.add_answer(latency_s, tokens)
     rates = [max(latency_s / tokens, 1e-7) for latency_s, tokens in answers if tokens]

@@ -7,8 +7,8 @@ import pyarrow as pa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.steps.buffers import utf8_views
 from pipelines.steps.excerpt import EXCERPT_CHARS, excerpts
+from pipelines.text.buffers import utf8_views
 
 CHARACTERS = "aZ \u00df\u0416\u6c34\u3042\ud55c9.\U00020000\U0001f600\n"
 

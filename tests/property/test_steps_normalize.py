@@ -6,8 +6,8 @@ import pyarrow as pa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.steps.characters import CONTROL, HIDDEN, character_flags
 from pipelines.steps.normalize import _normalize_slowly, normalize
+from pipelines.text.characters import CONTROL, HIDDEN, character_flags
 
 # Everything that takes part in a rule, so that rules meet each other often.
 SPECIAL = st.sampled_from(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.steps.prepare import prepare
-from pipelines.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
+from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
 from schemas.arrow import RECORDS, Outcome, prepared
 from schemas.settings import Settings
 from schemas.settings_data import IngestSettings, TokenizerSettings

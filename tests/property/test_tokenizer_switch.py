@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from pipelines.dataset.audit import live_texts
 from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.switch import WITHDRAWN, switch
 from pipelines.dataset.verify import verify
-from pipelines.switch import WITHDRAWN, switch
-from pipelines.tokenizer import train_tokenizer
+from pipelines.tokenizers.tokenizer import train_tokenizer
 from schemas.manifest import DatasetManifest
 from schemas.settings_data import TokenizerSettings
 from tests.factories import clock, commit_records, text_settings

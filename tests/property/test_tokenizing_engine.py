@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.tokenizing.engine import Engine
-from pipelines.tokenizing.pieces import FAMILIES
-from pipelines.tokenizing.reference import Reference
+from pipelines.tokenizers.engine.compiled import Engine
+from pipelines.tokenizers.engine.pieces import FAMILIES
+from pipelines.tokenizers.engine.reference import Reference
 from tests.unit.test_tokenizing_engine import trained
 
 # What takes part in a rule of some pattern, so that rules meet each other often.

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from ray_apps.training import loss as loss_module
+from ray_apps.training import cross_entropy as loss_module
 from ray_apps.training.batches import make_batch
-from ray_apps.training.loss import IGNORED, cross_entropy_sum
+from ray_apps.training.cross_entropy import IGNORED, cross_entropy_sum
 from schemas.manifest import TokenizerRef
 
 ROW = 12

@@ -9,16 +9,16 @@ import pyarrow as pa
 import pytest
 
 from ops.broker.app import BrokerProcess
-from pipelines.crash import CRASH_POINTS
 from pipelines.dataset.boilerplate import counts_files
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.gc import orphans
-from pipelines.dataset.known import read_kept
+from pipelines.dataset.retractions.known import read_kept
 from pipelines.dataset.texts import SPAN, read_texts
 from pipelines.dataset.verify import verify
 from pipelines.dedup.paragraphs import EMPTY, ParagraphCounts, distinct_paragraphs
-from pipelines.stream import Stream
-from pipelines.tokenizer import load_tokenizer
+from pipelines.ingest.stream import Stream
+from pipelines.runtime.crash import CRASH_POINTS
+from pipelines.tokenizers.tokenizer import load_tokenizer
 from schemas.arrow import Outcome
 from schemas.manifest import DatasetManifest
 from tests.ingest_harness import CHINESE, ENGLISH, Ingest, Record, document, state

@@ -12,7 +12,7 @@ import pytest
 from ops.broker.app import BrokerProcess
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.loader import TokenRows
-from pipelines.dataset.masks import retracted_ordinals
+from pipelines.dataset.retractions.masks import retracted_ordinals
 from pipelines.dataset.shards import read_span
 from pipelines.dataset.verify import verify
 from schemas.arrow import Split

@@ -9,8 +9,8 @@ import pytest
 from kafka import TopicPartition
 
 from ops.broker.app import BrokerProcess, start_broker
-from pipelines.announcer import group_id
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
+from pipelines.ingest.announcer import group_id
 from pipelines.kafka.clients import open_admin, open_consumer
 from pipelines.kafka.events import read_events
 from pipelines.kafka.topics import topic_names

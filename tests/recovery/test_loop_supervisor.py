@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_apps.loop.bound import bound
-from ray_apps.loop.child import BoundedLog, Child, tail
-from ray_apps.loop.supervisor import Service, Status, Supervisor
+from ops.supervisor.supervisor import Service, Status, Supervisor
+from pipelines.runtime.bound import bound
+from pipelines.runtime.child import BoundedLog, Child, tail
 from schemas.errors import ServiceFailed
 
 DEADLINE_S = 90.0
@@ -23,7 +23,7 @@ STUBBORN = "import signal, pathlib, sys\nsignal.signal(signal.SIGTERM, signal.SI
 PARENT = """
 import sys
 from pathlib import Path
-from ray_apps.loop.child import Child
+from pipelines.runtime.child import Child
 print(Child([sys.executable, "-c", sys.argv[1]], Path(sys.argv[2])).pid, flush=True)
 sys.stdin.read()
 """

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from ops.supervisor.ray_head import free_ports
 from pipelines.dataset.dataset import Dataset, latest_version
-from ray_apps.loop.ray_head import free_ports
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
 

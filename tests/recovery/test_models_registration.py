@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.crash import VARIABLE
+from pipelines.runtime.crash import VARIABLE
 from ray_apps.models.registry import REGISTRATION_CRASH_POINTS, Registry
 from schemas.manifest import FileEntry, ModelManifest
 from tests.model_factory import make_model

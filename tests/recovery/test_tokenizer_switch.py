@@ -14,17 +14,17 @@ import polars as pl
 import pytest
 
 from ops.broker.app import BrokerProcess
-from pipelines.crash import SWITCH_CRASH_POINTS, VARIABLE
 from pipelines.dataset.audit import live_texts
 from pipelines.dataset.boilerplate import Boilerplate
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.gc import orphans
-from pipelines.dataset.lineage import trace
 from pipelines.dataset.loader import TokenRows
+from pipelines.dataset.switch import WITHDRAWN, switch
 from pipelines.dataset.verify import verify
-from pipelines.switch import WITHDRAWN, switch
-from pipelines.tokenizer import train_tokenizer
-from pipelines.tokenizer_folders import TokenizerCard, keep_tokenizer
+from pipelines.lineage.lineage import trace
+from pipelines.runtime.crash import SWITCH_CRASH_POINTS, VARIABLE
+from pipelines.tokenizers.folders import TokenizerCard, keep_tokenizer
+from pipelines.tokenizers.tokenizer import train_tokenizer
 from schemas.arrow import Outcome, Split
 from schemas.errors import DatasetError, TokenizerMismatch
 from schemas.settings_data import TokenizerSettings

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ray_apps.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE
-from ray_apps.training.losses import FILE_NAME
+from ray_apps.training.loss_curve import FILE_NAME
 from ray_apps.training.parallel import Process
 from ray_apps.training.run import TrainingRun, plan_run
 from schemas.errors import CheckpointCorrupt

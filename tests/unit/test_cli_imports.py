@@ -40,13 +40,13 @@ def test_a_command_loads_nothing_big_before_it_runs_and_neither_does_what_ray_on
     assert loaded_by(module) == frozenset()
 
 
-@pytest.mark.parametrize("module", ["ray_apps.loop.up", "ops.demo.story", "ops.broker.app", "ray_apps.rollout.log", "ray_apps.models.registry"])
+@pytest.mark.parametrize("module", ["ops.supervisor.up", "ops.demo.story", "ops.broker.app", "ray_apps.rollout.log", "ray_apps.models.registry"])
 def test_what_only_watches_and_orders_loads_neither_ray_nor_torch(module: str) -> None:
     assert not loaded_by(module) & ({"ray"} | TORCH)
 
 
 def test_ingest_loads_no_torch_and_what_starts_a_training_no_transformers() -> None:
-    assert not loaded_by("pipelines.following") & {"ray", "torch", "transformers"}
+    assert not loaded_by("pipelines.ingest.following") & {"ray", "torch", "transformers"}
     assert not loaded_by("ray_apps.training.app") & {"ray", "transformers"}
     assert "transformers" in loaded_by("ray_apps.training.export"), "this test sees what is loaded"
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipelines.compiled_choices import compile_choices
+from pipelines.kernels.setup import compile_choices
 from pipelines.quality import classifier, fit, scoring
 from pipelines.views import decontamination, passages, rows
 

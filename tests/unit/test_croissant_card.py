@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.croissant import croissant
 from pipelines.dataset.dataset import Dataset
+from pipelines.lineage.croissant import croissant
 from schemas.arrow import DOCUMENTS
 from schemas.errors import ShardCorrupt
 from tests.factories import commit_records

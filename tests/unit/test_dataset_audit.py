@@ -15,14 +15,15 @@ import pytest
 from ops.cli.trace import sentence
 from pipelines.dataset import history
 from pipelines.dataset.dataset import Dataset, dataset_log
-from pipelines.dataset.durable import sha256_file
 from pipelines.dataset.gc import collect_garbage, orphans
-from pipelines.dataset.lineage import MODEL_LOG, Fate, trace
-from pipelines.dataset.log import CommitLog
 from pipelines.dataset.names import data_files, documents_path, segment_path, shard_path, version_of
 from pipelines.dataset.shards import open_shard, read_span
 from pipelines.dataset.verify import verify
-from pipelines.tokenizer import load_tokenizer
+from pipelines.lineage.lineage import Fate, trace
+from pipelines.storage.commit_log import CommitLog
+from pipelines.storage.durable import sha256_file
+from pipelines.storage.model_log import MODEL_LOG
+from pipelines.tokenizers.tokenizer import load_tokenizer
 from schemas.arrow import Outcome, Split
 from schemas.errors import DatasetError, DatasetNotFound, ManifestCorrupt, ShardCorrupt
 from schemas.manifest import FileEntry, ModelManifest, TrainingSummary

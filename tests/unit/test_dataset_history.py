@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.crash import HISTORY_CRASH_POINTS, VARIABLE
 from pipelines.dataset import history
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.history import Holds, chunk_path, load_chunks, rows_of, save_chunks
 from pipelines.dataset.names import base_path, documents_path
+from pipelines.runtime.crash import HISTORY_CRASH_POINTS, VARIABLE
 from tests.factories import make_dataset
 
 NUM_VERSIONS = 7

@@ -14,13 +14,14 @@ import pytest
 from ops.cli.deadletter import _replays
 from ops.cli.trace import sentence
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.durable import sha256_file
 from pipelines.dataset.gc import orphans
-from pipelines.dataset.lineage import MODEL_LOG, Fate, trace
-from pipelines.dataset.log import CommitLog
 from pipelines.dataset.verify import verify
 from pipelines.kafka.letters import Letter, letter_of
 from pipelines.kafka.replays import replay_record, retraction_record, with_text
+from pipelines.lineage.lineage import Fate, trace
+from pipelines.storage.commit_log import CommitLog
+from pipelines.storage.durable import sha256_file
+from pipelines.storage.model_log import MODEL_LOG
 from schemas.arrow import MASKS
 from schemas.documents import Retraction, decode_document
 from schemas.errors import EnvelopeError

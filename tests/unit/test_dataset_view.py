@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
-from pipelines.dataset.durable import sha256_file
+from pipelines.storage.durable import sha256_file
 from schemas.arrow import Outcome, Split
 from schemas.errors import CommitConflict, DatasetNotFound, ManifestCorrupt
 from tests.factories import TOPIC, make_dataset

@@ -8,9 +8,9 @@ import pytest
 from pipelines.dataset.compaction import GROWTH, MANY_ROWS, MAX_SEGMENTS_FACTOR, BackgroundBase, compact, index_files, is_due, pays_off, publish_base
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.gc import collect_garbage, orphans
-from pipelines.dataset.lineage import trace
 from pipelines.dataset.loader import TokenRows
 from pipelines.dataset.verify import verify
+from pipelines.lineage.lineage import trace
 from schemas.arrow import Outcome, Split
 from schemas.errors import CommitConflict
 from schemas.settings import data_fingerprint

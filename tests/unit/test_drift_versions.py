@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import drift_watch
 from pipelines.dataset.dataset import Dataset
-from pipelines.drift import chance_psi, feature_drift, jensen_shannon, verdicts
-from pipelines.drift_state import FILE as STATE_FILE
-from pipelines.drift_watch import Watch, drift_alert, release, report_on
-from pipelines.statistics import Statistics
+from pipelines.dataset.statistics import Statistics
+from pipelines.drift import watch as drift_watch
+from pipelines.drift.drift import chance_psi, feature_drift, jensen_shannon, verdicts
+from pipelines.drift.state import FILE as STATE_FILE
+from pipelines.drift.watch import Watch, drift_alert, release, report_on
 from ray_apps.loop.disk import Disk
 from ray_apps.loop.plan import Step, TrainingOrder, plan
 from schemas.errors import DatasetError, DatasetNotFound

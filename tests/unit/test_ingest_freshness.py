@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipelines.following import Tempo
-from pipelines.freshness import Lag, LagWatch, VersionTimes
-from pipelines.ingest_metrics import IngestMetrics, served
+from pipelines.ingest.following import Tempo
+from pipelines.ingest.freshness import Lag, LagWatch, VersionTimes
+from pipelines.ingest.metrics import IngestMetrics, served
 from schemas.errors import SettingsError
 from schemas.manifest import OffsetRange
 from schemas.settings import Settings

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.job import LAST_ROUND_SLICES, MAX_SLICES_PER_TASK, grouped
+from pipelines.ingest.job import LAST_ROUND_SLICES, MAX_SLICES_PER_TASK, grouped
 from pipelines.kafka.reading import Slice
 from schemas.settings_data import IngestSettings
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.poison import MAX_ERROR_CHARS, MAX_POISON, POISON, isolated
+from pipelines.ingest.isolation.poison import MAX_ERROR_CHARS, MAX_POISON, POISON, isolated
 from schemas.arrow import RECORDS, prepared
 from schemas.errors import BlobsUnavailable, BrokerUnavailable, HookFailed, QualityModelCorrupt, SettingsError, StepFailed, TokenizerMismatch
 

@@ -6,10 +6,10 @@ from pydantic import SecretStr
 
 from ops.cli import train
 from ops.cli.main import common_flags, settings_from
+from ops.supervisor.services import build_stack
 from ray_apps.loop.commands import child_environment, headrace
 from ray_apps.loop.jobs import parse_evaluation, train_arguments
 from ray_apps.loop.plan import TrainingOrder
-from ray_apps.loop.services import build_stack
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
 

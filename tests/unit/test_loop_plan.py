@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from ray_apps.loop.plan import Bootstrap, StartTrial, TrainingOrder, View, plan
+from ray_apps.loop.plan import Bootstrap, LoopFacts, StartTrial, TrainingOrder, plan
 from schemas.rollout import Decision, Phase, RolloutState
 from schemas.settings import LoopSettings
 
@@ -23,43 +23,43 @@ def rollout(champion: int | None, challenger: int | None = None) -> RolloutState
 
 
 def test_nothing_is_done_without_data() -> None:
-    assert plan(View(), SETTINGS) == []
+    assert plan(LoopFacts(), SETTINGS) == []
 
 
 def test_enough_tokens_train_the_first_model_from_scratch() -> None:
-    assert plan(View(dataset_version=2, train_tokens=1000), SETTINGS) == [TrainingOrder(dataset_version=2, parent_model=None)]
-    assert plan(View(dataset_version=2, train_tokens=999), SETTINGS) == []
+    assert plan(LoopFacts(dataset_version=2, train_tokens=1000), SETTINGS) == [TrainingOrder(dataset_version=2, parent_model=None)]
+    assert plan(LoopFacts(dataset_version=2, train_tokens=999), SETTINGS) == []
 
 
 def test_only_tokens_that_the_newest_model_has_not_seen_count_and_the_champion_is_the_parent() -> None:
-    view = View(dataset_version=5, train_tokens=4999, newest_model=3, newest_model_tokens=4000, state=rollout(2), tried=frozenset({1, 2, 3}))
+    view = LoopFacts(dataset_version=5, train_tokens=4999, newest_model=3, newest_model_tokens=4000, state=rollout(2), tried=frozenset({1, 2, 3}))
     assert plan(view, SETTINGS) == []
-    more = View(dataset_version=6, train_tokens=5000, newest_model=3, newest_model_tokens=4000, state=rollout(2), tried=frozenset({1, 2, 3}))
+    more = LoopFacts(dataset_version=6, train_tokens=5000, newest_model=3, newest_model_tokens=4000, state=rollout(2), tried=frozenset({1, 2, 3}))
     assert plan(more, SETTINGS) == [TrainingOrder(dataset_version=6, parent_model=2)]
 
 
 def test_an_order_stands_until_its_model_is_registered_whatever_was_committed_meanwhile() -> None:
     order = TrainingOrder(dataset_version=2, parent_model=None)
-    assert plan(View(dataset_version=9, train_tokens=10**6, order=order), SETTINGS) == [order]
+    assert plan(LoopFacts(dataset_version=9, train_tokens=10**6, order=order), SETTINGS) == [order]
 
 
 def test_a_version_that_drifted_starts_no_training_but_an_order_that_was_given_is_carried_out() -> None:
-    view = View(dataset_version=2, train_tokens=1000, newest_model=1, held="it drifted")
+    view = LoopFacts(dataset_version=2, train_tokens=1000, newest_model=1, held="it drifted")
     assert plan(view, SETTINGS) == [Bootstrap(1)]
     order = TrainingOrder(dataset_version=1, parent_model=None)
-    assert plan(View(dataset_version=2, train_tokens=1000, held="it drifted", order=order), SETTINGS) == [order]
+    assert plan(LoopFacts(dataset_version=2, train_tokens=1000, held="it drifted", order=order), SETTINGS) == [order]
 
 
 def test_the_first_model_becomes_champion_and_the_next_one_goes_on_trial() -> None:
-    assert plan(View(newest_model=1), SETTINGS) == [Bootstrap(1)]
-    assert plan(View(newest_model=2, state=rollout(1), tried=frozenset({1})), SETTINGS) == [StartTrial(2)]
+    assert plan(LoopFacts(newest_model=1), SETTINGS) == [Bootstrap(1)]
+    assert plan(LoopFacts(newest_model=2, state=rollout(1), tried=frozenset({1})), SETTINGS) == [StartTrial(2)]
 
 
 def test_a_model_waits_while_another_is_on_trial_and_the_newest_goes_first() -> None:
-    waiting = View(newest_model=4, state=rollout(1, 2), tried=frozenset({1, 2}))
+    waiting = LoopFacts(newest_model=4, state=rollout(1, 2), tried=frozenset({1, 2}))
     assert plan(waiting, SETTINGS) == []
-    assert plan(View(newest_model=4, state=rollout(1), tried=frozenset({1, 2})), SETTINGS) == [StartTrial(4)]
+    assert plan(LoopFacts(newest_model=4, state=rollout(1), tried=frozenset({1, 2})), SETTINGS) == [StartTrial(4)]
 
 
 def test_a_model_is_tried_once() -> None:
-    assert plan(View(newest_model=2, state=rollout(1), tried=frozenset({1, 2})), SETTINGS) == []
+    assert plan(LoopFacts(newest_model=2, state=rollout(1), tried=frozenset({1, 2})), SETTINGS) == []

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from ops.cli.main import main
-from pipelines.dataset.durable import sha256_file
-from pipelines.dataset.log import CommitLog
+from pipelines.storage.commit_log import CommitLog
+from pipelines.storage.durable import sha256_file
 from ray_apps.models.card import model_card
 from ray_apps.models.lineage import language_counts, lineage
 from ray_apps.models.registry import Registry

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.writer import VersionPlan
-from pipelines.openlineage import MAX_FILES, Lineage, run_id
+from pipelines.lineage.openlineage import MAX_FILES, Lineage, run_id
 from schemas.errors import SourceStalled
 from schemas.manifest import DatasetManifest
 from tests.factories import TOPIC, make_dataset, text_settings

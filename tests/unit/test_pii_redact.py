@@ -11,7 +11,7 @@ from pipelines.steps.pii import redact
 from pipelines.steps.pii.checks import card_type, iban_length, is_resident_id, luhn
 from pipelines.steps.pii.ner import load_ner
 from pipelines.steps.pii.patterns import PRIORITY
-from pipelines.tokenizer import END_OF_TEXT, PADDING
+from pipelines.tokenizers.tokenizer import END_OF_TEXT, PADDING
 from schemas.errors import HookFailed, SettingsError
 from schemas.settings_pii import PiiSettings
 

@@ -18,7 +18,7 @@ from pipelines.quality.perplexity import LanguageModel, build_model, log_probabi
 from pipelines.quality.table import empty_table
 from pipelines.quality.units import BREAK, MARK, SINGLE, WORD, Tokens, all_tokens, unit_source
 from pipelines.quality.vocabulary import BEGIN, END, UNKNOWN, encode
-from pipelines.steps.buffers import utf8_views
+from pipelines.text.buffers import utf8_views
 
 Words = tuple[int, ...]
 

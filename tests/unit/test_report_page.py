@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.drift_watch import release
+from pipelines.drift.watch import release
 from pipelines.report.examples import Example
 from pipelines.report.facts import Facts, Rule, collect
 from pipelines.report.html import tag, text

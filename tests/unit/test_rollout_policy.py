@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ray_apps.rollout.evidence import Evidence, Tally, Validation
+from ray_apps.rollout.evidence import ArmCounts, Evidence, LossComparison
 from ray_apps.rollout.policy import Author, abort, bootstrap, decide, guard, missing, promote, set_shares, start
 from schemas.errors import RolloutError
 from schemas.rollout import Decision, Phase, RolloutState
@@ -34,19 +34,19 @@ def canary() -> RolloutState:
     return state
 
 
-def tally(answers: int, errors: int = 0, s_per_token: float = 0.01) -> Tally:
-    result = Tally(errors=errors)
+def tally(answers: int, errors: int = 0, s_per_token: float = 0.01) -> ArmCounts:
+    result = ArmCounts(errors=errors)
     for _ in range(answers):
         result.add_answer(s_per_token * 8, 8)
     return result
 
 
-def measured(challenger_loss: float = 3.0, champion_loss: float = 3.1) -> Validation:
-    return Validation(status="measured", dataset_version=2, champion_loss=champion_loss, challenger_loss=challenger_loss)
+def measured(challenger_loss: float = 3.0, champion_loss: float = 3.1) -> LossComparison:
+    return LossComparison(status="measured", dataset_version=2, champion_loss=champion_loss, challenger_loss=challenger_loss)
 
 
-def evidence(champion: int, challenger: int | Tally, *, unanswered: int = 0, validation: Validation | None = None) -> Evidence:
-    on_trial = challenger if isinstance(challenger, Tally) else tally(challenger)
+def evidence(champion: int, challenger: int | ArmCounts, *, unanswered: int = 0, validation: LossComparison | None = None) -> Evidence:
+    on_trial = challenger if isinstance(challenger, ArmCounts) else tally(challenger)
     return Evidence(tally(champion), on_trial, unanswered, validation or measured())
 
 
@@ -90,7 +90,7 @@ def test_each_guard_aborts_in_each_phase_and_keeps_the_champion(state: RolloutSt
     [
         evidence(0, 0),
         evidence(200, 19),
-        evidence(200, 20, validation=Validation()),
+        evidence(200, 20, validation=LossComparison()),
         evidence(20, tally(0, errors=9)),
         evidence(20, tally(9, s_per_token=9.0)),
         evidence(9, tally(19, s_per_token=9.0)),
@@ -104,7 +104,7 @@ def test_too_little_evidence_decides_nothing_and_says_what_is_missing(state: Rol
 
 
 def test_a_dataset_without_validation_rows_does_not_hold_the_trial_up() -> None:
-    state = decide(shadow(), evidence(20, 20, validation=Validation(status="unavailable")), SETTINGS, NOW)
+    state = decide(shadow(), evidence(20, 20, validation=LossComparison(status="unavailable")), SETTINGS, NOW)
     assert state is not None and state.decision is Decision.ADVANCE and "could not be compared" in state.reason
 
 
@@ -183,10 +183,10 @@ def test_transitions_that_make_no_sense_are_refused_with_a_sentence(attempt: Any
 
 
 def test_the_median_is_right_to_five_percent_and_ignores_answers_without_tokens() -> None:
-    seen = Tally()
+    seen = ArmCounts()
     for milliseconds in range(1, 102):
         seen.add_answer(milliseconds / 1000 * 10, 10)
     seen.add_answer(5.0, 0)
     median = seen.median_s_per_token()
     assert median is not None and abs(median / 0.051 - 1) < 0.05
-    assert Tally().median_s_per_token() is None
+    assert ArmCounts().median_s_per_token() is None

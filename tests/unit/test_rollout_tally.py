@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ray_apps.rollout.evidence import Validation
+from ray_apps.rollout.evidence import LossComparison
 from ray_apps.rollout.tally import TrialTally
 from schemas.events import Event, InferenceCompleted, new_event
 from schemas.rollout import Decision, Phase, RolloutState
@@ -27,7 +27,7 @@ def answer(version: int, *, shadow: bool = False, pinned: bool = False, status: 
 
 
 def counts(tally: TrialTally) -> tuple[int, int, int, int]:
-    evidence = tally.evidence(Validation())
+    evidence = tally.evidence(LossComparison())
     return (evidence.champion.answers, evidence.champion.errors, evidence.challenger.answers, evidence.challenger.errors)
 
 
@@ -48,4 +48,4 @@ def test_answers_of_a_version_that_the_client_named_are_no_evidence(phase: Phase
             for status in ("ok", "error"):
                 tally.add(answer(version, shadow=shadow, pinned=True, status=status))
     assert counts(tally) == (0, 0, 0, 0)
-    assert tally.evidence(Validation()).unanswered == 0
+    assert tally.evidence(LossComparison()).unanswered == 0

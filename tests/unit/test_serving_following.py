@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from ray_apps.serving.dispatch import SETTLED_INTERVAL_S, Dispatcher
-from ray_apps.serving.engines import LocalEngines
+from ray_apps.serving.engine_pool import LocalEngines
 from ray_apps.serving.following import ACTIVATION_TIMEOUT_S, RolloutFollower
 from ray_apps.serving.metrics import Metrics
 from ray_apps.serving.record import Recorder

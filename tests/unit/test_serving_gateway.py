@@ -14,7 +14,7 @@ from ray_apps.serving.asgi import MAX_BODY_BYTES
 from ray_apps.serving.dispatch import MAX_SHADOWS
 from ray_apps.serving.engine.interface import Chunk, Engine, EngineStats, Events, Failure, GenerationRequest
 from ray_apps.serving.engine.torch_engine import TorchEngine
-from ray_apps.serving.engines import unavailable
+from ray_apps.serving.engine_pool import unavailable
 from schemas.settings import ServingSettings
 from tests.model_factory import make_model
 from tests.serving_harness import EventList, publish_state, ready, running_gateway, until

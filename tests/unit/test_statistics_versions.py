@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.statistics import COLUMNS, Statistics, merged, octaves, quarter_octaves, statistics_of, twentieths
+from pipelines.dataset.statistics import COLUMNS, Statistics, merged, octaves, quarter_octaves, statistics_of, twentieths
 from schemas.arrow import DOCUMENTS, Outcome
 from schemas.statistics import MAX_DOMAINS, MAX_SOURCES, OTHER, Bins, VersionStatistics, lower_bound
 from tests.factories import commit_records

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.steps.buffers import utf8_views
-from pipelines.steps.classifier import load_classifier, predict
+from pipelines.steps.fasttext import load_classifier, predict
+from pipelines.text.buffers import utf8_views
 
 CORPUS = Path(__file__).parents[2].parent / "shared" / "corpus" / "documents.jsonl.zst"
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.steps.prepare import CLEANED, clean, prepare, splits
-from pipelines.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
+from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
 from schemas.arrow import MAX_URL_CHARS, RECORDS, Outcome, prepared
 from schemas.settings import Settings
 from schemas.settings_data import IngestSettings, TokenizerSettings

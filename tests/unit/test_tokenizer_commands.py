@@ -10,8 +10,8 @@ from ops.cli.main import main
 from pipelines.dataset.audit import live_texts
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.verify import verify
-from pipelines.fertility import level, vocabulary_of
-from pipelines.tokenizer import TOKENIZER_FILE, train_tokenizer
+from pipelines.tokenizers.fertility import level, vocabulary_of
+from pipelines.tokenizers.tokenizer import TOKENIZER_FILE, train_tokenizer
 from schemas.manifest import DatasetManifest
 from schemas.settings_data import TokenizerSettings
 from tests.factories import commit_records, text_settings
@@ -165,7 +165,7 @@ def test_a_switch_from_an_imported_tokenizer_needs_every_text_back(tokenizer: Co
 
 
 def test_every_field_of_a_manifest_has_its_place_in_a_new_lineage() -> None:
-    """A new field wants a decision in pipelines/switch.py: recomputed by build_manifest, taken along, or empty in a first version."""
+    """A new field wants a decision in pipelines/dataset/switch.py: recomputed by build_manifest, taken along, or empty in a first version."""
     recomputed = {"format", "version", "parent", "created_at", "attempt", "outcomes", "reasons", "num_records", "num_tokens", "shards", "documents"}
     recomputed |= {"tokenizer", "sequence_length", "settings_fingerprint", "languages", "statistics", "totals", "derived_from", "traceparent"}
     taken_along = {"topic_ids", "offsets", "record_bytes", "dedup_segments", "boilerplate", "boilerplate_first_version"}

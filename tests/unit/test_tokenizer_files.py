@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from pipelines.tokenizer import BatchTokenizer, load_tokenizer, read_tokenizer, train_tokenizer, write_tokenizer
+from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer, read_tokenizer, train_tokenizer, write_tokenizer
 from schemas.errors import SettingsError, TokenizerMismatch
 from schemas.manifest import TokenizerRef
 from schemas.settings_data import TokenizerSettings
@@ -43,7 +43,7 @@ def tokenizer(root: Path, ref: TokenizerRef) -> BatchTokenizer:
 
 CHILD = """
 import hashlib, sys
-from pipelines.tokenizer import train_tokenizer
+from pipelines.tokenizers.tokenizer import train_tokenizer
 from schemas.settings_data import TokenizerSettings
 words = [f"{a}{b}{c}" for a in "abcdefghij" for b in "klmnopq" for c in ("zu", "zo", "中文", "水渠")]
 texts = [" ".join(words[i::7]) for i in range(7)] * 3  # nearly all pairs are tied
@@ -105,7 +105,7 @@ def test_encoding_gives_one_list_per_text_in_the_smallest_type(tokenizer: BatchT
 def test_batches_larger_than_one_call_come_back_in_order(tokenizer: BatchTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = pa.array([f"text number {i} " * (i % 7) for i in range(200)], pa.large_string())
     whole = tokenizer.encode(texts)
-    monkeypatch.setattr("pipelines.tokenizing.reference.ENCODE_CHARS", 50)
+    monkeypatch.setattr("pipelines.tokenizers.engine.reference.ENCODE_CHARS", 50)
     assert tokenizer.encode(texts).equals(whole)
 
 

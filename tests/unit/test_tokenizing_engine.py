@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from pipelines.tokenizer import BatchTokenizer, train_tokenizer
-from pipelines.tokenizing import checked
-from pipelines.tokenizing.bpe import Encoded
-from pipelines.tokenizing.checked import PROBES, open_checked
-from pipelines.tokenizing.engine import Engine, Unsupported
-from pipelines.tokenizing.pieces import FAMILIES, GPT2
-from pipelines.tokenizing.reference import Reference
+from pipelines.tokenizers.engine import checked
+from pipelines.tokenizers.engine.bpe import Encoded
+from pipelines.tokenizers.engine.checked import PROBES, open_checked
+from pipelines.tokenizers.engine.compiled import Engine, Unsupported
+from pipelines.tokenizers.engine.pieces import FAMILIES, GPT2
+from pipelines.tokenizers.engine.reference import Reference
+from pipelines.tokenizers.tokenizer import BatchTokenizer, train_tokenizer
 from schemas.manifest import TokenizerRef
 from schemas.settings_data import TokenizerSettings
 

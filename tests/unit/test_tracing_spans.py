@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from pipelines.tracing import FLUSH_TIMEOUT_S, current_traceparent, record_span, span, start_tracing, stop_tracing
+from pipelines.runtime.tracing import FLUSH_TIMEOUT_S, current_traceparent, record_span, span, start_tracing, stop_tracing
 from schemas.errors import BrokerUnavailable, SettingsError
 from schemas.events import is_traceparent
 from schemas.settings import TelemetrySettings
@@ -148,7 +148,7 @@ def test_a_collector_that_is_away_costs_nothing_but_a_bounded_wait_at_the_end(
 
 
 PROGRAM = """
-from pipelines.tracing import span, start_tracing
+from pipelines.runtime.tracing import span, start_tracing
 from schemas.settings import TelemetrySettings
 start_tracing(TelemetrySettings(otlp_endpoint="ENDPOINT"), "headrace-child")
 with span("last words"):

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from ray_apps.training.losses import FILE_NAME, LossCurve, LossFollower, LossRecord, read_losses
+from ray_apps.training.loss_curve import FILE_NAME, LossCurve, LossFollower, LossRecord, read_losses
 
 
 def record(step: int, loss: float = 1.0) -> LossRecord:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from ops.cli.main import main
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.durable import sha256_file
+from pipelines.storage.durable import sha256_file
 from pipelines.views.export import export
 from pipelines.views.making import create_view
 from pipelines.views.selection import whole

@@ -10,8 +10,9 @@ import torch
 
 from ops.cli.main import main
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.lineage import MODEL_LOG, trace
-from pipelines.dataset.log import CommitLog
+from pipelines.lineage.lineage import trace
+from pipelines.storage.commit_log import CommitLog
+from pipelines.storage.model_log import MODEL_LOG
 from pipelines.views.making import create_view
 from pipelines.views.rows import ViewRows
 from pipelines.views.selection import open_view

@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.steps.buffers import Utf8, large_strings, utf8_views
 from pipelines.steps.pii.ner import run_ner
 from pipelines.steps.pii.patterns import PRIORITY, Match, find, finders
 from pipelines.steps.pii.windows import Windows, find_windows
+from pipelines.text.buffers import Utf8, large_strings, utf8_views
 from schemas.arrow import PII_COUNTS
 from schemas.settings_pii import PiiAction, PiiSettings
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from pipelines.steps.buffers import Utf8
+from pipelines.text.buffers import Utf8
 
 EMAIL, NUMBER, IPV6, IBAN, TOKEN, ASSIGNMENT, KEY_BLOCK = (1 << bit for bit in range(7))
 WIDE, DOTTED, SIGNED, LONG = 1 << 7, 1 << 8, 1 << 9, 1 << 10

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from pipelines.steps.characters import DIGIT, LETTER, NEWLINE, UNSPACED
 from pipelines.steps.rules.lines import ends_in_ellipsis, trimmed
 from pipelines.steps.rules.marks import CLOSING, TERMINAL, WHITE, WIDE_TERMINAL
 from pipelines.steps.rules.phrases import CITATION, CURLY_BRACKET, JAVASCRIPT, LOREM_IPSUM, POLICY
+from pipelines.text.characters import DIGIT, LETTER, NEWLINE, UNSPACED
 from schemas.settings_quality import C4Settings
 
 ACCEPTED, LOREM_IPSUM_FOUND, CURLY_BRACKET_FOUND, TOO_FEW_SENTENCES = range(4)

@@ -28,7 +28,6 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from pipelines.steps.characters import DIGIT, EMOJI, JOINER, LETTER, NEWLINE, REPLACEMENT, SELECTOR, SPACE, SYMBOL, TAG, UNSPACED
 from pipelines.steps.rules.columns import (
     BOILERPLATE_BYTES,
     CODE_BYTES,
@@ -58,6 +57,7 @@ from pipelines.steps.rules.marks import BAR, CODE_MARK, SIMPLIFIED, TRADITIONAL
 from pipelines.steps.rules.phrases import BOILERPLATE
 from pipelines.steps.rules.scratch import FNV_OFFSET, clear_table, enter, mixed
 from pipelines.steps.rules.words import HALVES
+from pipelines.text.characters import DIGIT, EMOJI, JOINER, LETTER, NEWLINE, REPLACEMENT, SELECTOR, SPACE, SYMBOL, TAG, UNSPACED
 from schemas.settings_quality import QualitySettings
 
 Counts = npt.NDArray[np.int64]

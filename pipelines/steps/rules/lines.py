@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from pipelines.steps.characters import UNSPACED
 from pipelines.steps.rules.columns import (
     NUM_ALL_LINES,
     NUM_BULLET_LINES,
@@ -26,6 +25,7 @@ from pipelines.steps.rules.columns import (
 )
 from pipelines.steps.rules.marks import BULLET, CLOSING, TERMINAL, WHITE
 from pipelines.steps.rules.scratch import FNV_OFFSET, clear_table, enter, mixed
+from pipelines.text.characters import UNSPACED
 
 _DOT, _ELLIPSIS, _MIDDLE_ELLIPSIS, _HYPHEN, _ROUND_BULLET = 0x2E, 0x2026, 0x22EF, 0x2D, 0x2022
 

@@ -1,4 +1,4 @@
-"""One flag table for all rules: the flags of pipelines.steps.characters, and above them what the rule sets ask about a character.
+"""One flag table for all rules: the flags of pipelines.text.characters, and above them what the rule sets ask about a character.
 
 Sentence ends are Unicode's Sentence_Terminal property (UCD PropList); white space is what Python's ``str.split`` splits at; punctuation is
 what Gopher's word rules do not count as a word: ASCII punctuation, typographic and East Asian punctuation, controls, sentence ends.
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.steps.characters import LETTER, MARK, character_flags
+from pipelines.text.characters import LETTER, MARK, character_flags
 
 WHITE = 1 << 17
 """``str.isspace``."""

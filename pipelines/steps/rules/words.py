@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from pipelines.steps.characters import DIGIT, EMOJI, LATIN, LETTER, MARK, NEWLINE, SEPARATOR, SPACE, UNSPACED
 from pipelines.steps.rules.columns import (
     NUM_ALPHA_HALVES,
     NUM_GRAM_CHARS,
@@ -26,6 +25,7 @@ from pipelines.steps.rules.columns import (
 )
 from pipelines.steps.rules.marks import ALPHA, PUNCTUATION, WHITE
 from pipelines.steps.rules.scratch import FNV_OFFSET, FNV_PRIME, mixed
+from pipelines.text.characters import DIGIT, EMOJI, LATIN, LETTER, MARK, NEWLINE, SEPARATOR, SPACE, UNSPACED
 
 HALVES = 3
 HAS_LETTER = 4

@@ -1,0 +1,121 @@
+"""What ``headrace up`` keeps running, from the settings: broker (unless one is given), Ray (unless one is given), ingest, serve."""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from ops.supervisor.ray_head import RayPorts, choose_ports, free_ports, head_command, head_environment, head_folder
+from ops.supervisor.supervisor import Service
+from ray_apps.loop.commands import child_environment, headrace
+from schemas.settings import Settings
+
+PROBE_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Services in the order in which they start, and where they are."""
+
+    settings: Settings
+    """With every address filled in."""
+    services: tuple[Service, ...]
+    dashboard_url: str | None
+    """Ray's dashboard, if we start it."""
+
+    @property
+    def api_url(self) -> str:
+        """Where the HTTP API is."""
+        return f"http://{self.settings.serving.host}:{self.settings.serving.port}"
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the services."""
+        return [service.name for service in self.services]
+
+
+def build_stack(settings: Settings) -> Stack:
+    """Fill in the addresses and list the services. Ports that are 0 are chosen here, so that they survive a restart of their service."""
+    settings = settings.model_copy(update={"root": str(Path(settings.root).resolve())})
+    services: list[Service] = []
+    if not settings.kafka.bootstrap_servers:
+        settings, broker = _embedded_broker(settings)
+        services.append(broker)
+    ports = None
+    if settings.ray.address == "local":
+        ports = choose_ports(settings.ray)
+        services.append(_ray_head(settings, ports))
+        settings = settings.model_copy(update={"ray": settings.ray.model_copy(update={"address": ports.address})})
+    if settings.serving.port == 0:
+        settings = settings.model_copy(update={"serving": settings.serving.model_copy(update={"port": free_ports(1)[0]})})
+    names = tuple(service.name for service in services)
+    services += [_headrace_service(settings, name, names, ports) for name in ("ingest", "serve")]
+    return Stack(settings, tuple(services), ports.dashboard_url if ports else None)
+
+
+def _embedded_broker(settings: Settings) -> tuple[Settings, Service]:
+    host, _, port = settings.broker.listen.rpartition(":")
+    number = int(port) or free_ports(1)[0]
+    listen = f"{host}:{number}"
+    settings = settings.model_copy(
+        update={
+            "kafka": settings.kafka.model_copy(update={"bootstrap_servers": listen}),
+            "broker": settings.broker.model_copy(update={"listen": listen}),
+        }
+    )
+    command = headrace(settings, "broker", "--listen", listen)
+    return settings, Service("broker", command, accepts(host.strip("[]"), number), environment=child_environment(settings))
+
+
+def _ray_head(settings: Settings, ports: RayPorts) -> Service:
+    def is_ready() -> bool:
+        return accepts("127.0.0.1", ports.gcs)() and answers(ports.dashboard_url)()
+
+    command = head_command(settings.ray, ports, head_folder(Path(settings.root)))
+    return Service("ray", command, is_ready, environment=head_environment(ports), stop_timeout_s=5.0)  # nothing on it is worth more patience
+
+
+def _headrace_service(settings: Settings, name: str, needs: tuple[str, ...], ports: RayPorts | None) -> Service:
+    arguments = ("--follow",) if name == "ingest" else ()
+    address = f"http://{settings.serving.host}:{settings.serving.port}/health"
+    return Service(
+        name,
+        headrace(settings, name, *arguments),
+        answers(address) if name == "serve" else _always,
+        needs=needs,
+        dies_with=("ray",) if ports else (),
+        environment=child_environment(settings),
+    )
+
+
+def _always() -> bool:
+    """Ingest has no door to knock at: it is ready when it runs."""
+    return True
+
+
+def accepts(host: str, port: int) -> Callable[[], bool]:
+    """Whether somebody listens there."""
+
+    def probe() -> bool:
+        try:
+            with socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S):
+                return True
+        except OSError:
+            return False
+
+    return probe
+
+
+def answers(url: str) -> Callable[[], bool]:
+    """Whether somebody speaks HTTP there; what it says is its own affair."""
+
+    def probe() -> bool:
+        try:
+            httpx.get(url, timeout=PROBE_TIMEOUT_S)
+        except httpx.HTTPError:
+            return False
+        return True
+
+    return probe

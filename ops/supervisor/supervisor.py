@@ -1,0 +1,198 @@
+"""Keeps the services alive: starts them in order, restarts what dies with growing pauses, stops them in reverse order.
+
+    waiting --needs are ready, pause is over--> starting --is_ready--> ready
+       ^----------------- exit, or a service in dies_with went away ------'
+
+Invariants: a service starts only while everything it needs is ready; one that exits MAX_FIRST_ATTEMPTS times before it was ever
+ready, or says that its settings are wrong, ends the supervisor with the log's last lines; one that was ready once is restarted for
+ever. All children are started by the one thread that runs ``run``, and die with it.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from pipelines.runtime.child import Child, tail
+from schemas.errors import ServiceFailed
+
+TICK_S = 0.1
+MAX_BACKOFF_S = 30.0
+STABLE_S = 30.0
+"""A service that was up this long starts again without a pause worth the name."""
+MAX_FIRST_ATTEMPTS = 3
+WRONG_USAGE = 2
+"""Exit code of a command whose settings or flags are wrong: trying again cannot help."""
+
+
+class Status(StrEnum):
+    """What a service is doing."""
+
+    WAITING = "waiting"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Service:
+    """What to keep running."""
+
+    name: str
+    command: tuple[str, ...]
+    is_ready: Callable[[], bool]
+    """Asked about twice a second from start until it says yes; must return within a second or two."""
+    needs: tuple[str, ...] = ()
+    """Services that must be ready before this one starts."""
+    dies_with: tuple[str, ...] = ()
+    """Services without whose very process this one is useless: when they go, it is stopped and started again after them."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    start_timeout_s: float = 180.0
+    """A start that takes longer is stopped and tried again."""
+    stop_timeout_s: float = 15.0
+    """Between SIGTERM and SIGKILL."""
+
+
+@dataclass
+class _Running:
+    """A service and what has become of it."""
+
+    service: Service
+    status: Status = Status.WAITING
+    child: Child | None = None
+    started_at: float = 0.0
+    next_start: float = 0.0
+    next_check: float = 0.0
+    failures: int = 0
+    was_ready: bool = False
+
+
+Listener = Callable[[str, Status, str], None]
+"""Called with (service, status, detail) on each change, from the supervisor's thread."""
+
+
+class Supervisor:
+    """Runs services. ``listener`` must not block."""
+
+    def __init__(self, services: Sequence[Service], logs: Path, backoff_s: float, listener: Listener) -> None:
+        self._services = {service.name: _Running(service) for service in services}
+        self._logs = logs
+        self._backoff_s = backoff_s
+        self._listener = listener
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._failure: ServiceFailed | None = None
+
+    def run(self) -> None:
+        """Keep everything alive until ``stop`` is called or a service cannot be started at all; then stop everything."""
+        try:
+            while not self._stop.wait(TICK_S):
+                self.tick(time.monotonic())
+        except ServiceFailed as error:
+            self._failure = error
+        finally:
+            self._stop_all()
+            with self._changed:
+                self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Ask ``run`` to stop everything and return."""
+        self._stop.set()
+
+    def status(self, name: str) -> Status:
+        """What a service is doing."""
+        return self._services[name].status
+
+    def pid(self, name: str) -> int | None:
+        """Process id of a service that runs."""
+        child = self._services[name].child
+        return child.pid if child else None
+
+    def raise_failure(self) -> None:
+        """Raise ServiceFailed if a service could not be started at all."""
+        if self._failure is not None:
+            raise self._failure
+
+    def wait_ready(self, names: Sequence[str], stop: threading.Event) -> bool:
+        """Block until all the named services are ready; False if ``stop`` is set first. Raises ServiceFailed."""
+        while not stop.is_set():
+            self.raise_failure()
+            with self._changed:
+                if all(self._services[name].status is Status.READY for name in names):
+                    return True
+                self._changed.wait(TICK_S)
+        return False
+
+    def tick(self, now: float) -> None:
+        """Move every service one step on. Raises ServiceFailed."""
+        for running in self._services.values():
+            if running.child is not None and (code := running.child.poll()) is not None:
+                self._ended(running, code, now)
+            elif running.status is Status.WAITING:
+                self._maybe_start(running, now)
+            elif running.status is Status.STARTING:
+                self._maybe_ready(running, now)
+
+    def _maybe_start(self, running: _Running, now: float) -> None:
+        needs = running.service.needs
+        if now < running.next_start or any(self._services[name].status is not Status.READY for name in needs):
+            return
+        service = running.service
+        running.child = Child(service.command, self._logs / f"{service.name}.log", environment=service.environment)
+        running.started_at = now
+        self._change(running, Status.STARTING, f"process {running.child.pid}")
+
+    def _maybe_ready(self, running: _Running, now: float) -> None:
+        assert running.child is not None
+        if now >= running.next_check:
+            running.next_check = now + 0.5
+            if running.service.is_ready():
+                running.was_ready = True
+                self._change(running, Status.READY, f"after {now - running.started_at:.1f} s")
+                return
+        if now - running.started_at > running.service.start_timeout_s:
+            code = running.child.stop(running.service.stop_timeout_s)
+            self._ended(running, code, now)
+
+    def _ended(self, running: _Running, code: int, now: float) -> None:
+        """A child is gone: take its dependents down, and plan the next start."""
+        assert running.child is not None
+        running.child.close()
+        running.child = None
+        stable = running.status is Status.READY and now - running.started_at > STABLE_S
+        running.failures = 1 if stable else running.failures + 1
+        name, log = running.service.name, self._logs / f"{running.service.name}.log"
+        if not running.was_ready and (code == WRONG_USAGE or running.failures >= MAX_FIRST_ATTEMPTS):
+            raise ServiceFailed(f"{name} does not start: {_ending(code, log)}; the end of {log}:\n{tail(log)}")
+        pause = min(self._backoff_s * 2 ** (running.failures - 1), MAX_BACKOFF_S)
+        running.next_start = now + pause
+        self._change(running, Status.WAITING, f"{_ending(code, log)}, starting again in {pause:.0f} s")
+        self._stop_dependents(name)
+
+    def _stop_dependents(self, name: str) -> None:
+        for other in self._services.values():
+            if name in other.service.dies_with and other.child is not None:
+                other.child.stop(1.0)  # it may wait for ever for what is gone
+                other.child.close()
+                other.child = None
+                self._change(other, Status.WAITING, f"stopped because {name} went away")
+
+    def _stop_all(self) -> None:
+        for running in reversed(self._services.values()):
+            if running.child is not None:
+                running.child.stop(running.service.stop_timeout_s)
+                running.child.close()
+                running.child = None
+            self._change(running, Status.STOPPED, "")
+
+    def _change(self, running: _Running, status: Status, detail: str) -> None:
+        with self._changed:
+            running.status = status
+            self._changed.notify_all()
+        self._listener(running.service.name, status, detail)
+
+
+def _ending(code: int, log: Path) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"exited with code {code} ({tail(log, num_lines=1)})"

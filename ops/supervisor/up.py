@@ -1,0 +1,111 @@
+"""Everything at once: ``run_up`` keeps the services alive and turns the loop, until it is told to stop.
+
+Two threads: one supervises the services and never touches Kafka, so that a broker that hangs cannot keep itself from being
+restarted; this one runs the loop. (1) Lock the root, (2) start the services, (3) create the topics as soon as the broker answers,
+(4) turn the loop; at the end (5) stop the loop's jobs, (6) stop the services in reverse order, (7) release the lock.
+A SIGKILL leaves nothing running (``bound``) and nothing to repair.
+"""
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ops.supervisor.ray_head import AUTHENTICATED, head_folder, prepare
+from ops.supervisor.services import Stack, build_stack
+from ops.supervisor.supervisor import Status, Supervisor
+from pipelines.kafka.events import EventProducer
+from pipelines.kafka.topics import ensure_topics
+from pipelines.runtime.tracing import start_tracing
+from ray_apps.loop.controller import LoopController
+from schemas.errors import ServiceFailed
+from schemas.settings import Settings
+
+LOCK_FILE = "up.lock"
+
+Tell = Callable[[str], None]
+"""Called with one line about everything that happens, from two threads."""
+OnReady = Callable[[Stack, Supervisor], None]
+"""Called once, when everything is ready for the first time."""
+
+
+@contextmanager
+def root_lock(root: Path) -> Iterator[None]:
+    """Be the only ``up`` under this root; the kernel drops the lock with the process. Raises ServiceFailed."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / LOCK_FILE).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            other = file.read().strip() or "unknown"
+            raise ServiceFailed(f"process {other} runs `headrace up` under {root} already; stop it, or choose another --root") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def run_up(settings: Settings, stop: threading.Event, tell: Tell, on_ready: OnReady) -> None:
+    """Run everything until ``stop`` is set. Raises ServiceFailed if a part does not start at all."""
+    # Step 1: the only one under this root.
+    with root_lock(Path(settings.root)):
+        stack = build_stack(settings)
+        if stack.dashboard_url is not None:
+            os.environ.update(AUTHENTICATED)  # for whatever we start
+            prepare(head_folder(Path(stack.settings.root)))
+        _Up(stack, stop, tell, on_ready).run()
+
+
+class _Up:
+    """One run of the stack."""
+
+    def __init__(self, stack: Stack, stop: threading.Event, tell: Tell, on_ready: OnReady) -> None:
+        self._stack = stack
+        self._stop = stop
+        self._tell = tell
+        self._on_ready = on_ready
+        self._told_ready = False
+        self._controller: LoopController | None = None
+        logs = Path(stack.settings.root) / "logs"
+        self._supervisor = Supervisor(stack.services, logs, stack.settings.loop.restart_backoff_s, self._changed)
+
+    def run(self) -> None:
+        """Steps 2 to 6."""
+        # Step 2: the services, watched by a thread of their own.
+        thread = threading.Thread(target=self._supervise, name="supervisor")
+        thread.start()
+        try:
+            # Step 3: the topics.
+            if not self._supervisor.wait_ready([name for name in self._stack.names if name == "broker"], self._stop):
+                return
+            ensure_topics(self._stack.settings)
+            start_tracing(self._stack.settings.telemetry, "headrace-loop")
+            # Step 4 and 5: the loop, until the end.
+            with EventProducer(self._stack.settings) as events:
+                self._controller = LoopController(self._stack.settings, events, self._tell, self._has_ray)
+                self._controller.run(self._stop)
+        finally:
+            # Step 6: the services.
+            self._supervisor.stop()
+            thread.join()
+        self._supervisor.raise_failure()
+
+    def _supervise(self) -> None:
+        try:
+            self._supervisor.run()
+        finally:
+            self._stop.set()
+
+    def _has_ray(self) -> bool:
+        return "ray" not in self._stack.names or self._supervisor.status("ray") is Status.READY
+
+    def _changed(self, name: str, status: Status, detail: str) -> None:
+        self._tell(f"{name}: {status.value}{f' ({detail})' if detail else ''}")
+        if name == "ray" and status is Status.WAITING and self._controller is not None:
+            self._controller.compute_lost.set()
+        if not self._told_ready and all(self._supervisor.status(each) is Status.READY for each in self._stack.names):
+            self._told_ready = True
+            self._on_ready(self._stack, self._supervisor)

@@ -1,0 +1,106 @@
+"""Spans of retracted documents: written once with the version that retracts them, applied to whatever is read of it or of a later one.
+
+Invariant: shards never change, so an older version is read as it was. A version reads a document's tokens iff the document was kept in
+it or before, and no version up to it masks the document. Spans are whole documents, so they never overlap. Costs nothing where
+nothing is masked; else 16 bytes per span in memory, and a binary search per row read.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.history import Holds
+from pipelines.dataset.names import masks_path
+from pipelines.storage.durable import durable_file, file_entry
+from schemas.arrow import MASKS, Split
+from schemas.manifest import DatasetManifest, FileEntry
+
+Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+FindMasks = Callable[[Path], pa.Table]
+"""Finished documents file of a version -> its rows of MASKS."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The masks of one version: their file, if there are any, and how much they take out."""
+
+    files: list[FileEntry]
+    num_documents: int = 0
+    num_tokens: int = 0
+    num_train_tokens: int = 0
+
+
+class SpanMask:
+    """The masked spans of one shard as positions in its flat run of tokens: sorted, disjoint."""
+
+    def __init__(self, starts: Ids, lengths: Ids) -> None:
+        order = np.argsort(starts)
+        self._starts: Ids = starts[order]
+        self._ends: Ids = self._starts + lengths[order]
+
+    def of_rows(self, rows: Ids, sequence_length: int) -> Mask:
+        """Which positions of these rows of S tokens are masked: (n, S)."""
+        masked = np.zeros((len(rows), sequence_length), dtype=np.bool_)
+        first = rows * sequence_length
+        touched = np.searchsorted(self._ends, first, side="right") < np.searchsorted(self._starts, first + sequence_length, side="left")
+        positions = first[touched, None] + np.arange(sequence_length)
+        span = np.searchsorted(self._starts, positions, side="right") - 1
+        masked[touched] = (span >= 0) & (positions < self._ends[span])
+        return masked
+
+
+def read_masks(root: Path, manifest: DatasetManifest) -> pa.Table:
+    """Rows of MASKS of one version."""
+    tables = [MASKS.empty_table()]
+    for entry in manifest.masks:
+        with pa.memory_map(str(root / entry.path)) as source:
+            tables.append(pa.ipc.open_file(source).read_all())
+    return pa.concat_tables(tables)
+
+
+def retracted_ordinals(dataset: Dataset) -> Ids:
+    """Numbers, counted over all kept documents in commit order, of those that versions 1..N took out; ascending."""
+    masking = map(dataset.read, dataset.versions_with(Holds.MASKS))
+    found = [read_masks(dataset.root, manifest)["ordinal"].to_numpy() for manifest in masking]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
+
+
+def span_masks(dataset: Dataset) -> Mapping[str, SpanMask]:
+    """Path of each shard in which versions 1..N mask something -> what."""
+    masking = [manifest for manifest in dataset.manifests() if manifest.masks]
+    if not masking:
+        return {}
+    spans = pl.concat([_frame(read_masks(dataset.root, manifest)) for manifest in masking])
+    first = pl.col("row") * dataset.manifest.sequence_length + pl.col("start")
+    by_shard = spans.select("shard", "length", first=first).partition_by("shard", as_dict=True)
+    return {str(shard): SpanMask(part["first"].to_numpy(), part["length"].to_numpy()) for (shard,), part in by_shard.items()}
+
+
+def write_masks(root: Path, version: int, attempt: str, masks: pa.Table) -> Masked:
+    """Write the masks of a version, durably; no file if there are none."""
+    if not len(masks):
+        return Masked([])
+    path = root / masks_path(version, attempt)
+    with durable_file(path) as file, pa.ipc.new_file(file, MASKS) as writer:
+        writer.write_table(masks.combine_chunks())
+    lengths, is_train = masks["length"].to_numpy(), [is_train_shard(shard) for shard in masks["shard"].to_pylist()]
+    return Masked([file_entry(root, path, len(masks))], len(masks), int(lengths.sum()), int(lengths[is_train].sum()))
+
+
+def is_train_shard(path: str) -> bool:
+    """Whether the shard of this path holds train rows; its name says so."""
+    return f"-{Split.TRAIN}-" in path
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame: Any = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame

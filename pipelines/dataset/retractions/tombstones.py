@@ -1,0 +1,73 @@
+"""Retractions that have been seen, for documents that come after them from another partition: were they published before?
+
+The rule stands in dataset/retractions/retractions.py. Cost: about 70 bytes per retraction, and one binary search per candidate once there are some;
+opening reads the audit trail of the versions that hold retractions.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.history import Holds
+from pipelines.dataset.retractions.known import hash_ids
+from pipelines.dataset.trail import scan_trail
+from schemas.arrow import Outcome
+
+RULE = "retracted"
+_COLUMNS = ["doc_id", "topic", "partition", "timestamp_ms"]
+_NEVER_EARLIER, _NEVER_LATER = 2**62, -(2**62)
+"""What missing timestamps count as, of a retraction and of a document: the safe side."""
+
+
+class Tombstones:
+    """All retractions up to a point in commit order."""
+
+    def __init__(self, dataset: Dataset | None) -> None:
+        """Those of versions 1..N."""
+        versions = dataset.versions_with(Holds.RETRACTIONS) if dataset else []
+        paths = [dataset.root / entry.path for version in versions for entry in dataset.read(version).documents] if dataset else []
+        self._seen = pl.DataFrame(schema={"doc_id": pl.String, "topic": pl.String, "partition": pl.Int32, "timestamp_ms": pl.Int64})
+        self._hashes = np.empty(0, np.uint64)
+        if paths:
+            # A reason says that it is no retraction but a document that one took out before the tokenizer was switched (pipelines/dataset/switch.py).
+            is_retraction = (pl.col("outcome") == Outcome.RETRACTED) & pl.col("reason").is_null()
+            self._append(scan_trail(paths).filter(is_retraction).select(_COLUMNS).collect())
+
+    def add(self, block: pa.Table) -> None:
+        """Remember the retractions of a block."""
+        is_retraction = pc.equal(block["outcome"], Outcome.RETRACTED)
+        if pc.any(is_retraction).as_py():
+            self._append(_frame(block.select([*_COLUMNS, "outcome"]).filter(is_retraction)).select(_COLUMNS))
+
+    def late(self, block: pa.Table) -> npt.NDArray[np.bool_]:
+        """Which rows are candidates that were published, in another partition, before a retraction of theirs that was seen already."""
+        late = np.zeros(len(block), dtype=np.bool_)
+        if not len(self._hashes):
+            return late
+        rows = _frame(block).with_row_index().filter(pl.col("outcome") == Outcome.KEPT)
+        hashes = hash_ids(rows["doc_id"])
+        place = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        suspects = rows.filter(pl.Series(self._hashes[place] == hashes))
+        if len(suspects):
+            late[self._published_before(suspects)] = True
+        return late
+
+    def _published_before(self, suspects: pl.DataFrame) -> npt.NDArray[np.uint32]:
+        pairs = suspects.join(self._seen, on="doc_id", suffix="_seen")
+        elsewhere = (pl.col("topic") != pl.col("topic_seen")) | (pl.col("partition") != pl.col("partition_seen"))
+        before = pl.col("timestamp_ms").fill_null(_NEVER_LATER) <= pl.col("timestamp_ms_seen")
+        return pairs.filter(elsewhere & before)["index"].to_numpy()
+
+    def _append(self, rows: pl.DataFrame) -> None:
+        rows = rows.with_columns(pl.col("timestamp_ms").fill_null(_NEVER_EARLIER))
+        self._seen = pl.concat([self._seen, rows])
+        self._hashes = np.sort(np.concatenate([self._hashes, hash_ids(rows["doc_id"])]))
+
+
+def _frame(block: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(block.select([*_COLUMNS, "outcome"]))
+    assert isinstance(frame, pl.DataFrame)
+    return frame

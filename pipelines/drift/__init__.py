@@ -1,0 +1,1 @@
+"""Drift: how unlike new documents are to those before, and who was told."""

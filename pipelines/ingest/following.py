@@ -1,0 +1,128 @@
+"""When ``--follow`` makes the next version: as soon as enough has come, or the first of it has waited long enough.
+
+The first version waits for more than the others: its documents train the tokenizer that the dataset keeps for good. Both waits are bounded
+in time, so a stream of ten documents is taken in too.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from pipelines.ingest.isolation.poison import sizes
+from pipelines.ingest.progress import Progress
+from pipelines.ingest.stream import Abandoned, Stream
+from pipelines.kafka.reading import Slice, read_blocks
+from schemas.errors import BlobsUnavailable, BrokerUnavailable
+from schemas.manifest import DatasetManifest, OffsetRange
+from schemas.settings import Settings
+
+MAX_BACKOFF_S = 30.0
+MAX_REMEMBERED = 100
+PROBE_RECORDS = 1_000
+"""What waits is measured in portions of this many offsets."""
+_log = logging.getLogger(__name__)
+
+
+class Tempo:
+    """How long to wait: a function of what waits and the time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._seen_at: float | None = None
+        """Time at which the records that wait now were first seen."""
+
+    def wait_s(self, num_waiting: int, now: float, *, has_text: Callable[[], bool] | None) -> float:
+        """Seconds until the next look; 0 if a version is due. ``has_text`` tells, for a first version, whether enough is there to train on."""
+        ingest, tokenizer = self._settings.ingest, self._settings.tokenizer
+        if num_waiting == 0:
+            self._seen_at = None
+            return ingest.follow_interval_s
+        if self._seen_at is None:
+            self._seen_at = now
+        waited_s = now - self._seen_at
+        left_s = ingest.max_wait_s - waited_s if num_waiting < min(ingest.min_batch_records, ingest.max_batch_records) else 0.0
+        if has_text is not None and waited_s < tokenizer.max_wait_s and not has_text():
+            left_s = max(left_s, tokenizer.max_wait_s - waited_s)
+        return max(0.0, min(left_s, ingest.follow_interval_s))
+
+    def taken(self) -> None:
+        """What waited was taken in."""
+        self._seen_at = None
+
+
+class Follower:
+    """Makes a stream's versions when they are due."""
+
+    def __init__(self, stream: Stream, settings: Settings, stop: threading.Event) -> None:
+        self._stream = stream
+        self._settings = settings
+        self._stop = stop
+        self._tempo = Tempo(settings)
+        self._is_prepared = False
+
+    def turn(self) -> DatasetManifest | None:
+        """Commit a version if one is due, else wait a little."""
+        self._prepare()
+        waiting = self._stream.available()
+        self._stream.metrics.not_ready = None
+        num_waiting = sum(len(span) for span in waiting.values())
+        wait_s = self._tempo.wait_s(num_waiting, time.monotonic(), has_text=self._has_text(waiting))
+        if wait_s > 0:
+            self._stop.wait(wait_s)
+            return None
+        manifest = self._stream.commit_next()
+        self._tempo.taken()
+        return manifest
+
+    def _prepare(self) -> None:
+        if not self._is_prepared:
+            self._stream.create_topic_of_new_dataset()
+            self._stream.announce()
+            self._is_prepared = True
+
+    def _has_text(self, waiting: Mapping[int, OffsetRange]) -> Callable[[], bool] | None:
+        """None unless the next version trains a tokenizer."""
+        if self._settings.tokenizer.path or self._stream.dataset() is not None:
+            return None
+        return lambda: has_bytes(self._stream.topic, waiting, self._settings, self._settings.tokenizer.min_training_bytes)
+
+
+def has_bytes(topic: str, waiting: Mapping[int, OffsetRange], settings: Settings, enough: int) -> bool:
+    """Whether the records that wait have so many bytes of keys and values together; reads no more than that."""
+    found = 0
+    for partition, span in waiting.items():
+        for start in range(span.start, span.end, PROBE_RECORDS):
+            if found >= enough:
+                return True
+            part = Slice(topic, partition, start, min(start + PROBE_RECORDS, span.end))
+            found += sum(int(size) for block in read_blocks(part, settings) for size in sizes(block).to_numpy())
+    return found >= enough
+
+
+def ingest_follow(settings: Settings, stop: threading.Event, progress: Progress | None = None) -> list[DatasetManifest]:
+    """Take in what comes until ``stop`` is set; returns the last versions that were committed, MAX_REMEMBERED at most.
+
+    Waits for a topic, a broker or a folder of documents that is not there yet. Whatever else goes wrong ends it, CommitConflict included:
+    two followers of one dataset are a mistake that somebody should hear of.
+    """
+    progress = progress or Progress()
+    manifests: deque[DatasetManifest] = deque(maxlen=MAX_REMEMBERED)
+    backoff_s = settings.ingest.follow_interval_s
+    with Stream(settings, progress, stop, in_background=True) as stream:
+        follower = Follower(stream, settings, stop)
+        while not stop.is_set():
+            try:
+                manifest = follower.turn()
+                backoff_s = settings.ingest.follow_interval_s
+            except (BrokerUnavailable, BlobsUnavailable) as error:
+                stream.metrics.not_ready = str(error)
+                progress.waiting(str(error))
+                stop.wait(backoff_s)
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            except Abandoned as error:
+                _log.info("%s", error)
+            else:
+                manifests += [manifest] if manifest else []
+    return list(manifests)

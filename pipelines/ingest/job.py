@@ -1,0 +1,225 @@
+"""The job of one micro-batch: slices of offsets in, prepared blocks out, in the order of the slices.
+
+Two runners give the same rows: ``run_ray`` spreads read -> prepare over a Ray cluster as fused tasks of a few slices each, ``run_local`` does the
+same work in this process, for small machines and tests. Text stays in the worker that read it; what comes back are verdicts,
+fingerprints, token ids, and the bytes of dead records. Both are lazy: the local one is
+never ahead of the committer, and on Ray reading stops while blocks of ``ingest.read_ahead_bytes`` wait for it.
+
+A document on which a step fails is found and dead-lettered (poison.py), also if it ends the process that works on it (quarantine.py).
+"""
+
+import itertools
+import logging
+import math
+import os
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.dedup.paragraphs import EMPTY
+from pipelines.ingest.isolation.poison import isolated, sizes
+from pipelines.ingest.isolation.quarantine import DeathMark, Quarantine, quarantine
+from pipelines.kafka.reading import BLOCK_BYTES, EXPECTED_RECORD_BYTES, Slice, read_blocks
+from pipelines.kernels.ingest import ensure_compiled
+from pipelines.runtime.memory import release
+from pipelines.steps.prepare import prepare
+from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
+from schemas.errors import HeadraceError
+from schemas.manifest import TokenizerRef
+from schemas.settings import Settings
+from schemas.settings_data import IngestSettings, TokenizerSettings
+
+_log = logging.getLogger(__name__)
+Lines = npt.NDArray[np.uint64]
+"""Hashes of the lines that are known as boilerplate, ascending: 8 bytes each, so they go to the workers with the step itself."""
+Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.Table]]
+"""Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in slice order, each of one partition, in offset order; every offset of the slices is in one
+row.
+"""
+RETRIES = {"max_retries": 1}
+"""Ray repeats a task whose process died once (by default three times) before its records come under suspicion. Equal for both steps: they fuse."""
+MAX_SLICES_PER_TASK, LAST_ROUND_SLICES = 16, 6
+"""Slices of a task on Ray, and of a task that is one of the last: what such tasks wait for each other."""
+LIMITS_INTERVAL_S = 0.05
+"""How often Ray Data asks what the cluster has. The first answer is always "nothing", with which it starts one task, and left alone it waits 1 s."""
+SIZE = "size_bytes"
+"""A column of its own behind the prepared ones: bytes of each record's key and value."""
+
+
+@lru_cache(maxsize=2)
+def cached_tokenizer(root: str, sha256: str, ref_json: str, settings_json: str) -> BatchTokenizer:  # noqa: ARG001  (the hash is the key)
+    """One tokenizer per worker process: loading takes longer than encoding a small block."""
+    return load_tokenizer(Path(root), TokenizerRef.model_validate_json(ref_json), TokenizerSettings.model_validate_json(settings_json))
+
+
+class Prepare:
+    """``prepare`` with its settings bound: picklable, so that Ray can send it to workers."""
+
+    def __init__(self, settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> None:
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self._known = known
+
+    def __call__(self, records: pa.Table) -> pa.Table:
+        """One block of schemas.arrow.RECORDS -> one block of schemas.arrow.prepared with ``SIZE``. Raises what is not a record's fault."""
+        rows = isolated(self.prepared, records).append_column(SIZE, sizes(records))
+        release()
+        return rows
+
+    def in_quarantine(self, records: pa.Table) -> pa.Table:
+        """The same in a child of this worker process, for records that may end it."""
+        return quarantine(pickle.dumps(self.prepared))(records).append_column(SIZE, sizes(records))
+
+    def prepared(self, records: pa.Table) -> pa.Table:
+        """The steps; raises whatever a record makes them raise."""
+        ensure_compiled()
+        root = str(Path(self._settings.root).resolve())
+        ref, options = self._tokenizer, self._settings.tokenizer
+        tokenizer = cached_tokenizer(root, ref.sha256, ref.model_dump_json(), options.model_dump_json())
+        return prepare(records, self._settings, tokenizer, self._known)
+
+
+def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
+    """One slice after the other in this process; blocks of which it died twice, in another."""
+    step = Prepare(settings, tokenizer, known)
+    with DeathMark(Path(settings.root)) as mark, Quarantine(pickle.dumps(step.prepared)) as quarantined:
+        for part in parts:
+            for records in read_blocks(part, settings):
+                yield quarantined(records).append_column(SIZE, sizes(records)) if mark.is_suspect(records) else step(records)
+
+
+def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
+    """Ray tasks of a few slices each. Ray must be running (runtime.cluster.ray_session). Raises what the tasks raised, not Ray's wrapping."""
+    import ray
+
+    quiet_ray_data()
+    _ask_for_limits_often()
+    step, num_done = Prepare(settings, tokenizer, known), 0
+    try:
+        for block in _ray_blocks(parts, settings, step):
+            num_done += len(block)
+            yield from _by_partition(block)
+    except ray.exceptions.RayError as error:
+        if not _has_cause(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
+            raise _original(error) from error
+        _log.warning("worker processes ended again and again on the same slice; what is left of this version is prepared in processes of their own")
+    else:
+        return
+    try:
+        for block in _ray_blocks(_without_first(parts, num_done), settings, step.in_quarantine):
+            yield from _by_partition(block)
+    except ray.exceptions.RayError as error:
+        raise _original(error) from error
+
+
+def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.Table], pa.Table]) -> Iterator[pa.Table]:
+    import ray
+
+    from pipelines.kafka.datasource import KafkaDatasource
+
+    at_once = tasks_at_once()
+    groups = grouped(parts, at_once or max(1, int(ray.cluster_resources().get("CPU", 1))), settings.ingest)  # type: ignore[no-untyped-call]
+    at_once = at_once and min(at_once, max(1, len(groups)))  # for more, Ray would warn
+    # Without the override Ray would split the slices' output again when it has more processors than slices.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ray_remote_args is to go, but nothing else sets the retries of these tasks yet
+        source = KafkaDatasource(groups, settings)
+        records = ray.data.read_datasource(source, override_num_blocks=len(groups), concurrency=at_once, ray_remote_args=RETRIES)
+        records.context.target_max_block_size = BLOCK_BYTES  # up to which Ray joins a task's blocks
+        options = records.context.execution_options
+        options.preserve_order = True
+        options.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes)
+        blocks = records.map_batches(step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, concurrency=at_once, **RETRIES)
+    return iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+
+
+def _by_partition(block: pa.Table) -> Iterator[pa.Table]:
+    """The block, which Ray may have joined from several slices, cut where a partition ends. No copies."""
+    ends = np.flatnonzero(np.diff(block["partition"].to_numpy())) + 1
+    for start, end in itertools.pairwise([0, *ends.tolist(), len(block)]):
+        yield block.slice(start, end - start)
+
+
+def tasks_at_once() -> int | None:
+    """Where Ray is this machine alone, no more than it has cores: Ray's CPUs are a setting there, and a worker that prepares holds some 400 MB.
+
+    None on a cluster: what its nodes say that they have is what they have.
+    """
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    if any(node["Alive"] and node["NodeID"] != own for node in ray.nodes()):  # type: ignore[no-untyped-call]
+        return None
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def grouped(parts: Sequence[Slice], at_once: int, settings: IngestSettings) -> list[Sequence[Slice]]:
+    """The slices of each task, in order: many at first, since Ray Data looks for finished tasks ten times a second only, and fewer towards the end.
+
+    What the tasks that run at once prepare fits into what may wait for the committer, so that no later task stands still for an earlier one.
+    """
+    waiting_bytes = at_once * settings.slice_records * EXPECTED_RECORD_BYTES
+    most = max(1, min(MAX_SLICES_PER_TASK, settings.read_ahead_bytes // waiting_bytes))
+    groups: list[Sequence[Slice]] = []
+    first = 0
+    while first < len(parts):
+        left = len(parts) - first
+        size = min(most, math.ceil((left if left <= LAST_ROUND_SLICES * at_once else left * 2 / 3) / at_once))
+        end = min(len(parts), first + size * at_once)
+        groups += [parts[start : min(end, start + size)] for start in range(first, end, size)]
+        first = end
+    return groups
+
+
+def _without_first(parts: Sequence[Slice], num_records: int) -> list[Slice]:
+    """The slices without so many of their first offsets."""
+    left: list[Slice] = []
+    for part in parts:
+        skipped = min(num_records, part.end - part.start)
+        num_records -= skipped
+        if part.start + skipped < part.end:
+            left.append(part._replace(start=part.start + skipped))
+    return left
+
+
+def _has_cause(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
+    """Whether one of these errors lies behind it."""
+    while error is not None:
+        if isinstance(error, kinds):
+            return True
+        error = getattr(error, "cause", None) or error.__cause__
+    return False
+
+
+def quiet_ray_data() -> None:
+    """Ray Data's own bars and reports off: the command line has its own progress, and errors are raised here with what they say."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def _ask_for_limits_often() -> None:
+    """It has no setting of its own."""
+    from ray.data._internal.execution.resource_manager import ResourceManager
+
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_INTERVAL_S  # type: ignore[assignment]
+
+
+def _original(error: BaseException) -> BaseException:
+    """The HeadraceError that a task raised, if that is what happened, without the advice that Ray Data appends to its message."""
+    innermost: BaseException = error
+    while (inner := getattr(innermost, "cause", None) or innermost.__cause__) is not None and not type(innermost).__module__.startswith("schemas"):
+        innermost = inner
+    if not isinstance(innermost, HeadraceError):
+        return error
+    innermost.args = (str(innermost).partition("\n")[0],)
+    return innermost

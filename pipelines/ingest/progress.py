@@ -1,0 +1,20 @@
+"""What an ingest tells whoever watches. This one says nothing; the command line draws bars."""
+
+from pipelines.ingest.freshness import VersionTimes
+from schemas.manifest import DatasetManifest
+
+
+class Progress:
+    """Called from the thread that ingests; override what is of interest. Must not raise."""
+
+    def started(self, version: int, num_records: int) -> None:
+        """A micro-batch of so many offsets begins."""
+
+    def advanced(self, num_records: int) -> None:
+        """So many of them are packed."""
+
+    def committed(self, manifest: DatasetManifest, times: VersionTimes) -> None:
+        """The version is visible."""
+
+    def waiting(self, reason: str) -> None:
+        """Nothing can be done at the moment."""

@@ -1,0 +1,1 @@
+"""The compiled kernels, made ready before they are needed."""

@@ -1,0 +1,52 @@
+"""An append-only log of numbered JSON documents: the commit primitive of datasets, models and rollouts.
+
+Invariant: entry N+1 is created once, whole, by exactly one writer, and never changes. A writer that lost the race gets
+CommitConflict and has published nothing. Costs one fsync of the file and one of the folder per entry; ``latest`` lists the folder.
+"""
+
+import re
+from itertools import count
+from pathlib import Path
+
+from pipelines.storage.durable import create_durably
+from schemas.errors import CommitConflict, DatasetNotFound
+
+_ENTRY = re.compile(r"^(\d{8})\.json$")
+
+
+class CommitLog:
+    """Numbered entries ``00000001.json …`` in one folder; the folder need not exist yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, number: int) -> Path:
+        """File of an entry."""
+        return self.folder / f"{number:08d}.json"
+
+    def latest(self, known: int = 0) -> int:
+        """Number of the newest entry; 0 if there is none. ``known``: an entry that is there, so that only those after it are looked for."""
+        if known:
+            return next(number for number in count(known) if not self.path(number + 1).exists())
+        if not self.folder.is_dir():
+            return 0
+        numbers = (int(match[1]) for entry in self.folder.iterdir() if (match := _ENTRY.match(entry.name)))
+        return max(numbers, default=0)
+
+    def read(self, number: int) -> bytes:
+        """Bytes of an entry. Raises DatasetNotFound if it is not there."""
+        try:
+            return self.path(number).read_bytes()
+        except FileNotFoundError as error:
+            raise DatasetNotFound(f"{self.folder} has no entry {number}; its newest is {self.latest()}") from error
+
+    def publish(self, number: int, data: bytes) -> None:
+        """Create entry ``number`` durably. Raises CommitConflict if another writer was first, or if its predecessor is missing."""
+        if number > 1 and not self.path(number - 1).exists():
+            raise CommitConflict(f"{self.folder}: entry {number} cannot be published before entry {number - 1}; read the log again")
+        try:
+            create_durably(self.path(number), data)
+        except FileExistsError as error:
+            raise CommitConflict(
+                f"{self.path(number)} was published by another writer; nothing of this attempt is visible, start again from it"
+            ) from error

@@ -1,0 +1,166 @@
+"""Tokenizers on disk: those under a root (``<root>/tokenizer/<sha256 of tokenizer.json>/``), and Hugging Face folders elsewhere.
+
+Beside the Hugging Face files of a tokenizer that a person fitted or imported lies CARD_FILE, which says so; the ones that a dataset made itself
+have none. Which of them is in use, the manifests of the dataset and of the models say.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, ValidationError
+
+from pipelines.storage.durable import replace_durably
+from pipelines.tokenizers.engine.checked import PROBES
+from pipelines.tokenizers.engine.compiled import Engine, Unsupported
+from pipelines.tokenizers.tokenizer import CONFIG_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_FILE, BatchTokenizer, read_tokenizer, ref_of, write_files
+from schemas.errors import SettingsError, TokenizerMismatch
+from schemas.manifest import TokenizerRef
+from schemas.record import Record
+from schemas.settings_data import TokenizerSettings
+
+FOLDER = "tokenizer"
+CARD_FILE = "headrace.json"
+_FILES = (TOKENIZER_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PREFIX = re.compile(r"[0-9a-f]{4,64}")
+
+
+class TokenizerCard(Record):
+    """Where a tokenizer came from."""
+
+    origin: Literal["trained", "imported"]
+    """``headrace tokenizer fit`` or ``import``."""
+    name: str | None = None
+    """What a person calls it."""
+    created_at: datetime
+    """When, UTC."""
+    num_documents: int = 0
+    """Documents that it was trained on."""
+    num_bytes: int = 0
+    """Their text in UTF-8."""
+    languages: dict[str, int] = Field(default_factory=dict)
+    """Bytes of it by language."""
+
+
+class Opened(NamedTuple):
+    """A tokenizer ready for work."""
+
+    files: dict[str, bytes]
+    ref: TokenizerRef
+    tokenizer: BatchTokenizer
+
+
+class Encoding(NamedTuple):
+    """Which code encodes with a tokenizer."""
+
+    engine: Literal["compiled", "huggingface"]
+    why: str
+
+
+class RoundTrip(NamedTuple):
+    """Whether texts come back from their ids."""
+
+    probes: int
+    lossy: list[tuple[str, str]]
+    """Probes that do not, and what comes back."""
+
+
+def find_tokenizer(root: Path, given: str) -> Path:
+    """The folder that a person means: a folder or tokenizer.json, or how the hash of one under the root begins. Raises SettingsError."""
+    path = Path(given)
+    if (path / TOKENIZER_FILE).is_file():
+        return path
+    if path.is_file():
+        return path.parent
+    found = [folder for folder in tokenizer_folders(root) if folder.name.startswith(given)] if _PREFIX.fullmatch(given) else []
+    if len(found) != 1:
+        raise SettingsError(
+            f"{given!r} is no folder with a {TOKENIZER_FILE}, and {len(found)} tokenizers under {root} begin so; `headrace tokenizer list` shows them"
+        )
+    return found[0]
+
+
+def tokenizer_folders(root: Path) -> list[Path]:
+    """Folders of the tokenizers under the root, sorted by name."""
+    found = (root / FOLDER).iterdir() if (root / FOLDER).is_dir() else ()
+    return sorted(folder for folder in found if _SHA256.fullmatch(folder.name) and (folder / TOKENIZER_FILE).is_file())
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The files of a tokenizer: of one under a root as they are, of another as Headrace would keep them.
+
+    Raises SettingsError if they cannot be used, TokenizerMismatch if they are not those that the folder's name promises.
+    """
+    if not _SHA256.fullmatch(folder.name):
+        return read_tokenizer(folder)
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing:
+        raise TokenizerMismatch(f"{folder} lacks {', '.join(missing)}; restore it from a copy")
+    files = {name: (folder / name).read_bytes() for name in _FILES}
+    if ref_of(files).sha256 != folder.name:
+        raise TokenizerMismatch(f"{folder / TOKENIZER_FILE} has another SHA-256 than its folder's name says; restore it from a copy")
+    return files
+
+
+def open_tokenizer(folder: Path, settings: TokenizerSettings) -> Opened:
+    """Read and open a tokenizer."""
+    files = read_files(folder)
+    ref = ref_of(files)
+    return Opened(files, ref, BatchTokenizer(files[TOKENIZER_FILE].decode(), ref, settings))
+
+
+def keep_tokenizer(root: Path, files: Mapping[str, bytes], card: TokenizerCard, output: Path | None = None) -> TokenizerRef:
+    """Write a tokenizer and its card under the root, or into the ``output`` folder; durable, and harmless if it is there already."""
+    ref = ref_of(files) if output else write_files(root, files)
+    folder = output or root / ref.path
+    if output:
+        for name, data in files.items():
+            replace_durably(folder / name, data)
+    if output or not (folder / CARD_FILE).is_file():
+        replace_durably(folder / CARD_FILE, (card.model_dump_json(indent=1) + "\n").encode())
+    return ref
+
+
+def read_card(folder: Path) -> TokenizerCard | None:
+    """Where the tokenizer came from, if a card says so."""
+    path = folder / CARD_FILE
+    try:
+        return TokenizerCard.model_validate_json(path.read_bytes()) if path.is_file() else None
+    except ValidationError as error:
+        raise SettingsError(f"{path} is not a tokenizer card: {error.errors()[0]['msg']}; remove it") from error
+
+
+def encoding_of(opened: Opened) -> Encoding:
+    """Whether the compiled engine knows this tokenizer, and agrees with the tokenizers package on every probe."""
+    try:
+        Engine(opened.files[TOKENIZER_FILE].decode())
+    except Unsupported as error:
+        return Encoding("huggingface", str(error))
+    if opened.tokenizer.has_engine:
+        return Encoding("compiled", f"byte-level BPE with a known pattern; it gave the same ids on {len(PROBES)} probes")
+    return Encoding("huggingface", "tokenizer.engine asks for it, or the compiled engine gave other ids on a probe")
+
+
+def round_trip(tokenizer: BatchTokenizer) -> RoundTrip:
+    """Encode and decode the probes: the traps of Unicode, white space and special tokens."""
+    encoded = tokenizer.encode(pa.array(PROBES, pa.large_string()))
+    decoded = [tokenizer.decode(np.asarray(encoded[row].values)) for row in range(len(PROBES))]
+    return RoundTrip(len(PROBES), [(probe, text) for probe, text in zip(PROBES, decoded, strict=True) if probe != text])
+
+
+def loses_nothing(tokenizer: BatchTokenizer) -> bool:
+    """Whether every text surely comes back from its ids: plain bytes and no normalizer, which is all that the compiled engine takes on."""
+    return tokenizer.has_engine and not round_trip(tokenizer).lossy
+
+
+def with_special_tokens(files: Mapping[str, bytes], eos: str | None, pad: str | None) -> dict[str, bytes]:
+    """The configuration of a foreign tokenizer, naming these tokens: for a bare tokenizer.json, whose own files do not say."""
+    config = json.loads(files.get(CONFIG_FILE, b"{}"))
+    given = {name: token for name, token in (("eos_token", eos), ("pad_token", pad)) if token is not None}
+    return {**files, CONFIG_FILE: json.dumps(config | given, ensure_ascii=False).encode()}
