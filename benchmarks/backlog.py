@@ -26,13 +26,13 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.mixed import mixed
-from ops.broker.app import start_broker
 from ops.cli.output import print_json, say
 from pipelines.kafka.clients import open_producer
 from pipelines.kafka.topics import ensure_topics, topic_names
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
 from tests.apache_kafka import KAFKA, running_apache_kafka
+from tests.broker_process import start_broker
 
 SAMPLE_EVERY_S = 1.0
 KINDS = {"Pss_Anon": "anonymous", "Pss_File": "file", "Pss_Shmem": "shared"}
@@ -183,7 +183,7 @@ def running(broker: str, folder: Path) -> Iterator[str]:
         with running_apache_kafka(folder) as apache:
             yield apache.bootstrap_servers
     else:
-        with start_broker(Settings(), listen="127.0.0.1:0", data_dir=folder) as embedded:
+        with start_broker(Settings(), listen="127.0.0.1:0", root=folder) as embedded:
             yield embedded.bootstrap_servers
 
 

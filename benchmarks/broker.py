@@ -26,10 +26,10 @@ from typing import Any
 import confluent_kafka
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from ops.broker.app import start_broker
 from ops.cli.output import print_json, print_table
 from schemas.settings import Settings
 from tests.apache_kafka import KAFKA, running_apache_kafka
+from tests.broker_process import start_broker
 
 VALUE_BYTES = 2_000
 TARGETS = {"kafka-python": 0.8, "confluent": 1 / 3}
@@ -171,7 +171,7 @@ def main() -> int:
     args = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        embedded = stack.enter_context(start_broker(Settings(), listen="127.0.0.1:0", data_dir=folder / "embedded"))
+        embedded = stack.enter_context(start_broker(Settings(), listen="127.0.0.1:0", root=folder / "embedded"))
         targets = [Target("embedded", embedded.bootstrap_servers, embedded.pid)]
         if (KAFKA / "start").is_file():
             apache = stack.enter_context(running_apache_kafka(folder / "apache", settings=("num.partitions=2",)))

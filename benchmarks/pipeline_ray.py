@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.corpus import CORPUS, read_documents, say
-from ops.broker.app import start_broker
 from pipelines.dedup.paragraphs import EMPTY
 from pipelines.ingest.job import Runner, run_local, run_ray
 from pipelines.kafka.clients import open_producer
@@ -31,6 +30,7 @@ from pipelines.tokenizers.tokenizer import write_tokenizer
 from schemas.manifest import TokenizerRef
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
+from tests.broker_process import start_broker
 
 WARM_UP_SLICES = 2
 RUNS: tuple[tuple[str, Runner, int, int], ...] = (
@@ -73,7 +73,7 @@ def timed(runner: Runner, parts: list[Slice], settings: Settings, ref: Tokenizer
 def measure(corpus: Path, megabytes: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         base: dict[str, Any] = {"root": name, "kafka.num_partitions": 2, "tokenizer.vocab_size": 8192, "ray.dashboard_port": 0}
-        with start_broker(load_settings("", {}, base), listen="127.0.0.1:0", data_dir=Path(name, "broker")) as broker:
+        with start_broker(load_settings("", {}, base), listen="127.0.0.1:0", root=Path(name, "broker")) as broker:
             base["kafka.bootstrap_servers"] = broker.bootstrap_servers
             settings = load_settings("", {}, base)
             parts, size = publish(settings, corpus, megabytes)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from schemas.listen import parse_listen
 from schemas.section import Section
 from schemas.settings_data import IngestSettings, PackingSettings, TokenizerSettings
 from schemas.settings_dedup import DedupSettings
@@ -57,7 +58,7 @@ class KafkaSettings(Section):
 class BrokerSettings(Section):
     """The embedded broker: for laptops and tests."""
 
-    listen: str = Field("127.0.0.1:9092", pattern=r"^.+:\d{1,5}$")
+    listen: str = "127.0.0.1:9092"
     """``host:port``; port 0 takes a free one. A host that is not loopback is a deliberate choice: there is no authentication."""
     auto_create_topics: bool = True
     """Create an unknown topic when a client asks for it, as Apache Kafka does by default."""
@@ -68,9 +69,10 @@ class BrokerSettings(Section):
     segment_bytes: int = Field(64 * 2**20, ge=4096)
     """A partition's log rolls to a new segment file at this size."""
     retention_ms: int = Field(7 * 24 * 3_600_000, ge=-1)
-    """Age at which segments are deleted; -1 keeps them. Topics override it with ``retention.ms``."""
+    """Age at which segments are deleted; -1 keeps them. Topics override it with ``retention.ms``. Documents that ingest has not committed to a
+    version stay whatever their age: a stream that nobody ingests grows until the disk is full, and then its producers get errors."""
     retention_bytes: int = Field(-1, ge=-1)
-    """Size of a partition beyond which its oldest segments are deleted; -1 keeps them."""
+    """Size of a partition beyond which its oldest segments are deleted; -1 keeps them. Documents that no version has read stay here too."""
     retention_check_interval_s: float = Field(5.0, gt=0)
     """How often retention is applied."""
     min_session_timeout_ms: int = Field(1_000, ge=1)
@@ -79,6 +81,13 @@ class BrokerSettings(Section):
     """Connections beyond this are closed at once."""
     max_request_bytes: int = Field(100 * 2**20, ge=4096)
     """A request frame larger than this closes its connection."""
+
+    @field_validator("listen")
+    @classmethod
+    def listen_is_an_address(cls, listen: str) -> str:
+        """Refuse what does not name one host and one port."""
+        parse_listen(listen)
+        return listen
 
 
 class ModelSettings(Section):

@@ -10,8 +10,8 @@ from hypothesis import settings as hypothesis_settings
 os.environ.pop("COLUMNS", None)  # which workers of pytest-xdist have: what commands print into a pipe has one line for each row
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models on few cores: a second thread would only wait for its turn
 
-from ops.broker.app import BrokerProcess, start_broker
 from schemas.settings import BrokerSettings, Settings
+from tests.broker_process import BrokerProcess, start_broker
 
 hypothesis_settings.register_profile("headrace", deadline=None)  # a slow first example (an import, a compilation) is no failure
 hypothesis_settings.load_profile("headrace")
@@ -22,7 +22,7 @@ pytest.register_assert_rewrite("tests.ingest_harness")  # its assertions show bo
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
     """An embedded broker as a child process on a free loopback port, shared by all tests of the run: use topics of your own."""
     settings = Settings(broker=BrokerSettings(retention_check_interval_s=0.5))
-    with start_broker(settings, listen="127.0.0.1:0", data_dir=tmp_path_factory.mktemp("broker")) as process:
+    with start_broker(settings, listen="127.0.0.1:0", root=tmp_path_factory.mktemp("broker")) as process:
         yield process
 
 

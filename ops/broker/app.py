@@ -11,30 +11,31 @@ import logging
 import os
 import resource
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from ops.broker.admin import AdminApi
 from ops.broker.config_api import ConfigApi
 from ops.broker.dispatch import Dispatcher, Handler
 from ops.broker.fetch import FetchApi
+from ops.broker.files import make_folders
 from ops.broker.group_api import GroupApi, Groups
 from ops.broker.list_offsets import OffsetsApi
 from ops.broker.metadata import MetadataApi
 from ops.broker.offset_api import OffsetApi
 from ops.broker.offsets import OffsetStore
-from ops.broker.process import BrokerProcess, start_broker
 from ops.broker.produce import ProduceApi
 from ops.broker.producers import ProducerIds
 from ops.broker.retention import keep_applying_retention
 from ops.broker.server import Connections
 from ops.broker.topics import Catalogue
 from ops.broker.versions import ApiKey
-from schemas.errors import BrokerError
+from schemas.errors import BrokerError, SettingsError
+from schemas.listen import Listen, parse_listen
 from schemas.settings import BrokerSettings
-
-__all__ = ["Broker", "BrokerProcess", "run_broker", "serve", "start_broker"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +44,11 @@ class Broker:
     """Everything durable, and the handlers on top of it. Opening it recovers it."""
 
     def __init__(self, settings: BrokerSettings, data_dir: Path) -> None:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        make_folders(data_dir)
         self._lock = _lock(data_dir / "lock")
         self.catalogue = Catalogue(data_dir, settings)
         self.offsets = OffsetStore(data_dir / "offsets.jsonl")
-        self.catalogue.on_delete.append(lambda topic: self.offsets.delete_topic(topic.name))
+        self.catalogue.on_forget.append(self.offsets.delete_topic)
         self.groups = Groups(settings, self.offsets)
         self.dispatcher = Dispatcher(self._handlers(ProducerIds(data_dir / "producer-ids.json")))
 
@@ -94,23 +95,35 @@ def _lock(path: Path) -> int:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(handle)
         raise BrokerError(f"another broker is using {path.parent}; stop it, or give this one another --root") from error
     return handle
 
 
+def open_broker(settings: BrokerSettings, data_dir: Path) -> Broker:
+    """Lock the folder and recover what is in it. Raises BrokerError if it cannot be used."""
+    try:
+        return Broker(settings, data_dir)
+    except OSError as error:
+        raise BrokerError(f"cannot keep the broker's data in {data_dir}: {error}; free some space, or choose another --root") from error
+
+
 @asynccontextmanager
 async def serve(settings: BrokerSettings, listen: str, data_dir: Path) -> AsyncIterator[str]:
-    """Run a broker in this event loop; yields its bootstrap address. Raises BrokerError if the folder or the port is taken."""
-    broker = Broker(settings, data_dir)
+    """Run a broker in this event loop; yields its bootstrap address.
+
+    Raises SettingsError if ``listen`` is not HOST:PORT, BrokerError if the folder or the port cannot be used.
+    """
+    address = _address(listen)
+    broker = open_broker(settings, data_dir)
     connections = Connections(settings, broker.dispatcher.dispatch)
     retention = None
     try:
-        server = await _listen(connections, listen)
-        retention = asyncio.create_task(keep_applying_retention(broker.catalogue))
+        server = await _listen(connections, address)
+        retention = asyncio.create_task(keep_applying_retention(broker.catalogue, broker.offsets))
         try:
-            yield _bootstrap(listen, server.sockets[0].getsockname()[1])
+            yield _bootstrap(address, server.sockets[0].getsockname())
         finally:
             server.close()
             connections.close_all()
@@ -120,23 +133,28 @@ async def serve(settings: BrokerSettings, listen: str, data_dir: Path) -> AsyncI
         broker.close()
 
 
-async def _listen(connections: Connections, listen: str) -> asyncio.Server:
-    host, _, port = listen.rpartition(":")
+def _address(listen: str) -> Listen:
     try:
-        return await asyncio.get_running_loop().create_server(connections.accept, host.strip("[]"), int(port), backlog=512)
+        return parse_listen(listen)
+    except ValueError as error:
+        raise SettingsError(f"broker.listen: {error}") from error
+
+
+async def _listen(connections: Connections, address: Listen) -> asyncio.Server:
+    # A free port is taken for each address of a name: "localhost" has two, and one port cannot stand for both.
+    family = socket.AF_INET if address == ("localhost", 0) else socket.AF_UNSPEC
+    try:
+        return await asyncio.get_running_loop().create_server(connections.accept, *address, family=family, backlog=512)
     except OSError as error:
-        raise BrokerError(f"cannot listen on {listen}: {error.strerror or error}; choose another --listen HOST:PORT") from error
+        named = f"{address.host}:{address.port}"
+        raise BrokerError(f"cannot listen on {named}: {error.strerror or error}; choose another --listen HOST:PORT") from error
 
 
-def is_loopback(listen: str) -> bool:
-    """Whether only this machine can reach the address."""
-    host = listen.rpartition(":")[0].strip("[]")
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
-def _bootstrap(listen: str, port: int) -> str:
-    host = listen.rpartition(":")[0]
-    return f"{'127.0.0.1' if host in ('', '0.0.0.0') else host}:{port}"  # noqa: S104 - compared, not bound
+def _bootstrap(address: Listen, bound: tuple[Any, ...]) -> str:
+    """The address that clients on this machine can use."""
+    host = str(bound[0]) if address.port == 0 else address.host
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"[{host}]:{bound[1]}" if ":" in host else f"{host}:{bound[1]}"
 
 
 async def _run(settings: BrokerSettings, listen: str, data_dir: Path, on_ready: Callable[[str, asyncio.Event], None]) -> None:
@@ -146,7 +164,7 @@ async def _run(settings: BrokerSettings, listen: str, data_dir: Path, on_ready: 
         loop.add_signal_handler(number, stop.set)
     async with serve(settings, listen, data_dir) as bootstrap_servers:
         logger.info("listening on %s, data in %s", bootstrap_servers, data_dir)
-        if not is_loopback(listen):
+        if not parse_listen(listen).is_loopback:
             logger.warning("%s can be reached from other machines, and this broker asks no one who they are", listen)
         on_ready(bootstrap_servers, stop)
         await stop.wait()

@@ -13,12 +13,19 @@ from typing import Any
 
 from ops.broker.codes import ErrorCode, ProtocolError
 from ops.broker.refusal import refuse
+from ops.broker.varints import read_varint
 from ops.broker.versions import REQUEST_CLASSES, SUPPORTED, ApiKey, is_decodable, response_class
 
 logger = logging.getLogger(__name__)
 
 _HEADER = struct.Struct(">hhih")
 Buffer = bytes | bytearray | memoryview
+MAX_HEADER_TAGS = 64
+"""Apache Kafka's clients send none."""
+BULKY = frozenset({ApiKey.PRODUCE, ApiKey.JOIN_GROUP, ApiKey.SYNC_GROUP})
+"""Requests that carry the clients' own bytes, which cost nothing to decode."""
+MAX_PLAIN_BYTES = 2**20
+"""The others are lists of small items, and a megabyte of them takes a second to decode, in which nobody else is served."""
 
 
 class MalformedFrame(Exception):
@@ -119,28 +126,21 @@ def _read_header(frame: Buffer, peer: Peer) -> tuple[RequestContext, memoryview]
 
 
 def _skip_tagged_fields(data: memoryview, at: int) -> int:
-    count, at = _read_varint(data, at)
+    count, at = read_varint(data, at)
+    if count > MAX_HEADER_TAGS:
+        raise IndexError(f"a header with {count} tagged fields; the limit is {MAX_HEADER_TAGS}")
     for _ in range(count):
-        _tag, at = _read_varint(data, at)
-        size_bytes, at = _read_varint(data, at)
+        _tag, at = read_varint(data, at)
+        size_bytes, at = read_varint(data, at)
         at += size_bytes
         if at > len(data):
             raise IndexError("a tagged field ends beyond the frame")
     return at
 
 
-def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        shift += 7
-        if byte < 0x80:
-            return value, at
-
-
 def _decode(context: RequestContext, body: memoryview) -> Any:
+    if context.api_key not in BULKY and len(body) > MAX_PLAIN_BYTES:
+        raise MalformedFrame(f"request {context.api_key} from {context.peer.host} has {len(body)} bytes; the limit is {MAX_PLAIN_BYTES}")
     try:
         return REQUEST_CLASSES[context.api_key].decode(body, version=context.version)
     except Exception as error:  # the decoder raises whatever the bytes lead it to

@@ -1,7 +1,8 @@
 """Fetch: records from an offset on, now or when there are enough of them.
 
 Honours max bytes (of the request and of each partition; the first batch comes even if it alone is larger, KIP-74), min bytes and max wait. A
-request that has to wait is woken by appends and deletions. Sessions (KIP-227) are not kept: session id 0 tells the client so.
+request that has to wait is woken by appends and deletions; one that reads a segment with newer ones behind it never waits. Sessions (KIP-227)
+are not kept: session id 0 tells the client so.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ MAX_RESPONSE_BYTES = 55 * 2**20
 class _Available(NamedTuple):
     size_bytes: int
     is_final: bool
-    """Something is wrong with a partition: the client must know at once."""
+    """Waiting changes nothing: something is wrong with the partition, or the segment is complete and newer ones follow."""
 
 
 class FetchApi:
@@ -51,7 +52,8 @@ class FetchApi:
 
     def _available(self, topic: Any, wanted: Any) -> _Available:
         try:
-            return _Available(self._log(topic, wanted).bytes_from(wanted.fetch_offset), is_final=False)
+            log = self._log(topic, wanted)
+            return _Available(log.bytes_from(wanted.fetch_offset), is_final=log.is_far_behind(wanted.fetch_offset))
         except ProtocolError:
             return _Available(0, is_final=True)
 

@@ -1,4 +1,8 @@
-"""Durable small files: written beside their place, flushed, renamed over it, so that a reader sees the old bytes or the new ones."""
+"""Durable small files and new folders.
+
+A file is written beside its place, flushed, and renamed over it, so that a reader sees the old bytes or the new ones. The name of a new folder is
+flushed too, in its parent: without that, a power cut takes the folder and everything in it.
+"""
 
 import json
 import os
@@ -6,22 +10,36 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.storage.durable import sync_folder
+from schemas.errors import BrokerError
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and its missing parents; their names are durable when this returns."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(new):
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace ``path`` atomically and durably."""
+    """Replace ``path`` atomically and durably. Raises OSError with the file as it was."""
     draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(value, file, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def read_json(path: Path, default: Any) -> Any:
-    """The value in ``path``, or the default where there is no such file."""
+    """The value in ``path``, or the default where there is no such file. Raises BrokerError if it is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return default
+    except ValueError as error:
+        raise BrokerError(f"{path} is damaged ({error}); restore it from a copy") from error

@@ -208,10 +208,11 @@ class Group:
         return Joined(self.generation, self.protocol, leader_id, member.id, members)
 
     def _drop_unsynced(self) -> None:
-        """The leader, or others, never asked for the assignment: they are gone."""
-        for member in list(self.members.values()):
-            if member.sync is None:
-                self.remove(member)
+        """The leader, or others, never asked for the assignment: they are gone. Those who asked stay and rebalance."""
+        unsynced = [member for member in self.members.values() if member.sync is None]  # all of them first: a rebalance takes back who has synced
+        for member in unsynced:
+            self._forget(member)
+        self._prepare()
 
     def sync(self, member: Member, assignments: Mapping[str, bytes]) -> "asyncio.Future[bytes]":
         """The member's assignment, as soon as the leader has handed them in."""

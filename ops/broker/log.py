@@ -29,7 +29,6 @@ class PartitionLog:
         self.folder = folder
         self.producers = ProducerStates()
         self.start_offset = 0
-        self.deleted = False
         self.waiters: set[Callable[[], None]] = set()
         """Called after every change that a waiting fetch may be interested in."""
         self._segments: list[Segment] = []
@@ -46,7 +45,7 @@ class PartitionLog:
         return sum(segment.size_bytes for segment in self._segments)
 
     def _open(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)  # a broken disk may have taken an empty partition's folder
         start = int(read_json(self._start_file, {"log_start_offset": 0})["log_start_offset"])
         bases = segment_offsets(self.folder) or [start]
         for base in bases:
@@ -118,6 +117,10 @@ class PartitionLog:
         self._check_range(offset)
         return self._segment_of(offset).bytes_from(offset)
 
+    def is_far_behind(self, offset: int) -> bool:
+        """Whether a read from ``offset`` ends before the log does, because its segment is complete and newer ones follow."""
+        return self._segment_of(offset) is not self._segments[-1]
+
     def _check_range(self, offset: int) -> None:
         if not self.start_offset <= offset <= self.next_offset:
             raise ProtocolError(ErrorCode.OFFSET_OUT_OF_RANGE, f"offset {offset} is outside [{self.start_offset}, {self.next_offset}]")
@@ -135,12 +138,18 @@ class PartitionLog:
         return chain.from_iterable(segment.batches_reaching(timestamp_ms, self.start_offset) for segment in self._segments)
 
     def delete_before(self, offset: int) -> int:
-        """Move log start up to ``offset`` (-1: to the end), durably; returns the new log start."""
+        """Move log start up to ``offset`` (-1: to the end), durably; returns the new log start.
+
+        Raises OFFSET_OUT_OF_RANGE, or KAFKA_STORAGE_ERROR with log start where it was.
+        """
         target = self.next_offset if offset == -1 else offset
         if not 0 <= target <= self.next_offset:
             raise ProtocolError(ErrorCode.OFFSET_OUT_OF_RANGE, f"offset {offset} is outside [0, {self.next_offset}]")
         if target > self.start_offset:
-            self._move_start(target)
+            try:
+                self._move_start(target)
+            except OSError as error:
+                raise ProtocolError(ErrorCode.KAFKA_STORAGE_ERROR, f"cannot move the start of {self.folder}: {error}") from error
         return self.start_offset
 
     def _move_start(self, offset: int) -> None:
@@ -150,13 +159,24 @@ class PartitionLog:
         self.wake()
 
     def _delete_before_start(self) -> None:
+        """Give the space back. A disk that refuses is logged: log start is durable already, and retention tries again."""
+        try:
+            self._drop_segments()
+        except OSError:
+            logger.exception("segments of %s before offset %d cannot be deleted", self.folder, self.start_offset)
+
+    def _drop_segments(self) -> None:
         if self._segments[-1].size_bytes and self.next_offset <= self.start_offset:
             self.roll()
         while len(self._segments) > 1 and self._segments[1].base_offset <= self.start_offset:
             self._segments.pop(0).delete()
 
-    def apply_retention(self, oldest_ms: int | None, max_bytes: int | None) -> None:
-        """Delete whole segments that are too old, or too many for ``max_bytes``. The last one is sealed first if it is too old."""
+    def apply_retention(self, oldest_ms: int | None, max_bytes: int | None, read_until: int | None = None) -> None:
+        """Delete whole segments that are too old, or too many for ``max_bytes``, all below ``read_until`` if that is given.
+
+        The last segment is sealed first if it is too old.
+        """
+        self._delete_before_start()
         last = self._segments[-1]
         if oldest_ms is not None and last.size_bytes and last.newest_ms < oldest_ms:
             self.roll()
@@ -165,6 +185,8 @@ class PartitionLog:
         for segment, following in zip(self._segments, self._segments[1:], strict=False):
             surplus_bytes -= segment.size_bytes
             is_old = oldest_ms is not None and segment.newest_ms < oldest_ms
+            if read_until is not None and following.base_offset > read_until:
+                break
             if not is_old and (max_bytes is None or surplus_bytes < 0):
                 break
             keep_from = following.base_offset
@@ -176,12 +198,12 @@ class PartitionLog:
         """Force everything to disk and let go of the files."""
         for segment in self._segments[-1:]:
             segment.sync()
+            sync_folder(self.folder)
         for segment in self._segments:
             segment.close()
 
     def delete(self) -> None:
         """Remove the files; whoever waits is told."""
-        self.deleted = True
         for segment in self._segments:
             segment.delete()
         self.wake()

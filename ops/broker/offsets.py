@@ -1,10 +1,12 @@
 """Committed offsets of consumer groups, and how they survive.
 
 Invariant: a commit is in the file (with the operating system) before it is acknowledged. The file is a journal of JSON lines; the last word
-on a (group, topic, partition) counts, an unfinished last line is cut off, and the journal is rewritten when most of it is history.
+on a (group, topic, partition) counts, an unfinished last line is cut off, and the journal is rewritten when most of it is history. A rewriting that
+fails leaves the journal as it was, and commits go on into it.
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any, NamedTuple
 
 from pipelines.storage.durable import sync_folder
 from schemas.errors import BrokerError
+
+logger = logging.getLogger(__name__)
 
 COMPACT_ABOVE_LINES = 20_000
 """The journal is rewritten when it has this many lines and four times more than there are committed offsets."""
@@ -39,7 +43,10 @@ class OffsetStore:
         self._path = path
         self._groups: dict[str, dict[TopicPartition, Committed]] = {}
         self._num_lines = 0
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._retry_at_lines = 0
+        """After a rewriting that failed: the number of lines at which the next one is tried."""
+        self._fd = _open(path)
+        sync_folder(path.parent)
         self._load()
 
     def _load(self) -> None:
@@ -76,7 +83,7 @@ class OffsetStore:
 
     def commit(self, group: str, offsets: Mapping[TopicPartition, Committed]) -> None:
         """Store offsets; when this returns they survive a SIGKILL."""
-        self._write([{"group": group, **key._asdict(), **committed._asdict()} for key, committed in offsets.items()])
+        self._write([_entry(group, key, committed) for key, committed in offsets.items()])
 
     def delete(self, group: str, keys: Iterable[TopicPartition]) -> None:
         """Forget these offsets of a group."""
@@ -95,8 +102,7 @@ class OffsetStore:
     def _write(self, entries: list[dict[str, Any]]) -> None:
         if not entries:
             return
-        lines = "".join(json.dumps(entry) + "\n" for entry in entries).encode("ascii")
-        self._append(lines)
+        self._append(b"".join(map(_line, entries)))
         for entry in entries:
             self._apply(entry)
         self._num_lines += len(entries)
@@ -114,21 +120,50 @@ class OffsetStore:
 
     def _compact_if_due(self) -> None:
         num_live = sum(map(len, self._groups.values()))
-        if self._num_lines < max(COMPACT_ABOVE_LINES, 4 * num_live):
+        if self._num_lines < max(COMPACT_ABOVE_LINES, 4 * num_live, self._retry_at_lines):
             return
+        try:
+            self._compact()
+        except OSError as error:
+            self._retry_at_lines = 2 * self._num_lines
+            logger.warning("%s could not be shortened (%s); it grows until that works", self._path, error)
+
+    def _compact(self) -> None:
+        """Rewrite the journal beside itself, and go on in the new file from the moment of the rename."""
         draft = self._path.with_name(self._path.name + ".tmp")
-        draft.unlink(missing_ok=True)
+        lines = [
+            _line({"group": group, **key._asdict(), **entry._asdict()}) for group, offsets in self._groups.items() for key, entry in offsets.items()
+        ]
+        try:
+            with draft.open("wb") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            shortened = _open(draft)
+            try:
+                draft.replace(self._path)
+            except OSError:
+                os.close(shortened)
+                raise
+        finally:
+            draft.unlink(missing_ok=True)
         os.close(self._fd)
-        self._fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._num_lines = 0
-        groups, self._groups = self._groups, {}
-        for group, offsets in groups.items():
-            self.commit(group, offsets)
-        os.fsync(self._fd)
-        draft.replace(self._path)
+        self._fd, self._num_lines, self._retry_at_lines = shortened, len(lines), 0
         sync_folder(self._path.parent)
 
     def close(self) -> None:
         """Flush to disk."""
         os.fsync(self._fd)
         os.close(self._fd)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+
+def _entry(group: str, key: TopicPartition, committed: Committed) -> dict[str, Any]:
+    return {"group": group, **key._asdict(), **committed._asdict()}
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry).encode("ascii") + b"\n"

@@ -94,9 +94,10 @@ class ProducerIds:
         self._reserved = self._next
 
     def take(self) -> int:
-        """A new producer id."""
+        """A new producer id. Raises OSError when no more can be reserved."""
         if self._next == self._reserved:
-            self._reserved += ID_BLOCK
-            write_json(self._path, {"reserved": self._reserved})
+            reserved = self._reserved + ID_BLOCK
+            write_json(self._path, {"reserved": reserved})
+            self._reserved = reserved
         self._next += 1
         return self._next - 1

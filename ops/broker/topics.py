@@ -1,22 +1,28 @@
 """The catalogue of topics: names, ids, configurations, partitions.
 
 Invariant: the catalogue file, replaced atomically, decides what exists; a topic's folder is named after its id, so that a topic deleted and
-created again shares nothing with the old one, and folders that the catalogue does not name are removed at start.
+created again shares nothing with the old one, and folders that the catalogue does not name are removed at start. Every change is durable first
+and visible second: where the disk refuses (KAFKA_STORAGE_ERROR), clients see the catalogue as it was.
 """
 
 import base64
+import logging
 import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ops.broker.codes import ErrorCode, ProtocolError
 from ops.broker.configs import TopicLimits
-from ops.broker.files import read_json, write_json
+from ops.broker.files import make_folders, read_json, write_json
 from ops.broker.log import PartitionLog
+from pipelines.storage.durable import sync_folder
 from schemas.settings import BrokerSettings
+
+logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 MAX_PARTITIONS = 10_000
@@ -37,6 +43,25 @@ class Topic:
         for index in range(len(self.partitions), num_partitions):
             self.partitions.append(PartitionLog(self.folder / str(index)))
 
+    def create_partitions(self, num_partitions: int) -> None:
+        """Make partitions up to this number; their folders are durable when this returns. Raises OSError with the topic as it was."""
+        present = len(self.partitions)
+        try:
+            make_folders(self.folder)
+            self.open_partitions(num_partitions)
+            sync_folder(self.folder)
+        except OSError:
+            self.drop_partitions(present)
+            raise
+
+    def drop_partitions(self, keep: int) -> None:
+        """Remove partitions beyond this number, files and all. What the disk does not let go stays until the next start."""
+        dropped, self.partitions = self.partitions[keep:], self.partitions[:keep]
+        for partition in dropped:
+            with suppress(OSError):
+                partition.delete()
+            shutil.rmtree(partition.folder, ignore_errors=True)
+
     def describe(self) -> dict[str, Any]:
         """What the catalogue file keeps."""
         return {"name": self.name, "id": self.id.hex, "num_partitions": len(self.partitions), "configs": self.configs}
@@ -47,7 +72,8 @@ class Catalogue:
 
     def __init__(self, folder: Path, settings: BrokerSettings) -> None:
         self.settings = settings
-        self.on_delete: list[Callable[[Topic], None]] = []
+        self.on_forget: list[Callable[[str], None]] = []
+        """Told the name of a topic that is gone; told again before the name is used anew, for a crash or a full disk the first time."""
         self._file = folder / "catalogue.json"
         self._topics_folder = folder / "topics"
         self._by_name: dict[str, Topic] = {}
@@ -56,30 +82,34 @@ class Catalogue:
         self._load()
 
     def _load(self) -> None:
-        stored = read_json(self._file, {"cluster_id": _new_cluster_id(), "topics": []})
-        self.cluster_id = str(stored["cluster_id"])
-        for entry in stored["topics"]:
+        stored = read_json(self._file, None)
+        self.cluster_id = str(stored["cluster_id"]) if stored else _new_cluster_id()
+        for entry in stored["topics"] if stored else ():
             topic_id = uuid.UUID(hex=entry["id"])
             topic = Topic(entry["name"], topic_id, entry["configs"], self._topics_folder / topic_id.hex)
             topic.open_partitions(entry["num_partitions"])
             self._add(topic)
         self._remove_orphans()
-        self._save()
+        if not stored:
+            self._write([])
 
     def _remove_orphans(self) -> None:
-        self._topics_folder.mkdir(parents=True, exist_ok=True)
-        named = {topic.folder.name for topic in self}
+        make_folders(self._topics_folder)
+        partitions = {topic.folder.name: len(topic.partitions) for topic in self}
         for folder in self._topics_folder.iterdir():
-            if folder.name not in named:
+            if folder.name not in partitions:
                 shutil.rmtree(folder)
+                continue
+            for partition in folder.iterdir():
+                if partition.name.isdecimal() and int(partition.name) >= partitions[folder.name]:
+                    shutil.rmtree(partition)
 
     def _add(self, topic: Topic) -> None:
         self._by_name[topic.name] = topic
         self._by_id[topic.id] = topic
 
-    def _save(self) -> None:
-        self._limits.clear()
-        write_json(self._file, {"cluster_id": self.cluster_id, "topics": [topic.describe() for topic in self]})
+    def _write(self, topics: list[dict[str, Any]]) -> None:
+        write_json(self._file, {"cluster_id": self.cluster_id, "topics": topics})
 
     def __iter__(self) -> Iterator[Topic]:
         return iter(tuple(self._by_name.values()))
@@ -127,14 +157,36 @@ class Catalogue:
         if not 0 < num_partitions <= MAX_PARTITIONS:
             raise ProtocolError(ErrorCode.INVALID_PARTITIONS, f"{num_partitions} partitions; a topic has 1 to {MAX_PARTITIONS}")
 
+    @contextmanager
+    def _change(self, what: str) -> Iterator[None]:
+        """A disk that refuses is told to the client, which may try again."""
+        try:
+            yield
+        except OSError as error:
+            logger.error("cannot %s: %s", what, error)
+            with suppress(OSError):  # the new file may be in place and only not flushed: put back what clients see
+                self._write([known.describe() for known in self])
+            raise ProtocolError(ErrorCode.KAFKA_STORAGE_ERROR, f"cannot {what}: {error}") from error
+
     def create(self, name: str, num_partitions: int, configs: Mapping[str, str]) -> Topic:
         """Create a topic under a new id."""
         self.check_new(name, num_partitions)
         topic_id = uuid.uuid4()
         topic = Topic(name, topic_id, configs, self._topics_folder / topic_id.hex)
-        topic.open_partitions(num_partitions)
+        with self._change(f"create topic {name}"):
+            try:
+                # Step 1: nothing that was kept under this name is left.
+                self._forget(name)
+                # Step 2: the folders.
+                topic.create_partitions(num_partitions)
+                # Step 3: the catalogue names it.
+                self._write([known.describe() for known in (*self, topic)])
+            except OSError:
+                topic.drop_partitions(0)
+                shutil.rmtree(topic.folder, ignore_errors=True)
+                raise
+        # Step 4: clients see it.
         self._add(topic)
-        self._save()
         return topic
 
     def create_default(self, name: str) -> Topic:
@@ -143,23 +195,38 @@ class Catalogue:
 
     def add_partitions(self, topic: Topic, num_partitions: int) -> None:
         """Grow a topic to this many partitions."""
-        topic.open_partitions(num_partitions)
-        self._save()
+        present = len(topic.partitions)
+        with self._change(f"add partitions to topic {topic.name}"):
+            topic.create_partitions(num_partitions)
+            try:
+                self._write([known.describe() for known in self])
+            except OSError:
+                topic.drop_partitions(present)
+                raise
 
     def set_configs(self, topic: Topic, configs: Mapping[str, str]) -> None:
         """Replace a topic's configurations."""
+        with self._change(f"change the configurations of topic {topic.name}"):
+            self._write([known.describe() | ({"configs": dict(configs)} if known is topic else {}) for known in self])
         topic.configs = dict(configs)
-        self._save()
+        self._limits.pop(topic.id, None)
 
     def delete(self, topic: Topic) -> None:
-        """Remove a topic: first from the catalogue, then its files, then whoever keeps something about it is told."""
+        """Remove a topic: first from the catalogue, then from view, then its files; then whoever keeps something about it is told."""
+        with self._change(f"delete topic {topic.name}"):
+            self._write([known.describe() for known in self if known is not topic])
         del self._by_name[topic.name], self._by_id[topic.id]
-        self._save()
-        for partition in topic.partitions:
-            partition.delete()
+        self._limits.pop(topic.id, None)
+        topic.drop_partitions(0)
         shutil.rmtree(topic.folder, ignore_errors=True)
-        for listener in self.on_delete:
-            listener(topic)
+        try:
+            self._forget(topic.name)
+        except OSError:
+            logger.exception("what is kept about the deleted topic %s goes when a topic of that name is created", topic.name)
+
+    def _forget(self, name: str) -> None:
+        for listener in self.on_forget:
+            listener(name)
 
     def close(self) -> None:
         """Flush and close every log."""

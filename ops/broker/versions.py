@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from kafka.protocol import admin, consumer, metadata, producer
 from kafka.protocol.api_header import ResponseClassRegistry
 
+from ops.broker import varints  # noqa: F401 - bounds the varints of every decoder
+
 
 class ApiKey(IntEnum):
     """Numbers of the requests that are answered."""

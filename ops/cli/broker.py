@@ -13,9 +13,19 @@ from schemas.settings import Settings
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Declare the command."""
     parser = subparsers.add_parser("broker", parents=[common], help="run the embedded Kafka broker (for laptops and tests)")
-    parser.add_argument("--listen", metavar="HOST:PORT", help="address to listen on; port 0 takes a free one (default: broker.listen)")
+    parser.add_argument("--listen", metavar="HOST:PORT", type=_listen, help="address to listen on; port 0 takes a free one (default: broker.listen)")
     parser.add_argument("--json", action="store_true", help="print one JSON line when ready")
     parser.set_defaults(run=run)
+
+
+def _listen(text: str) -> str:
+    from schemas.listen import parse_listen
+
+    try:
+        parse_listen(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from ops.broker.app import BrokerProcess
 from tests.apache_kafka import ApacheKafka, running_apache_kafka
+from tests.broker_process import BrokerProcess
 from tests.contract.wire import Wire
 
 

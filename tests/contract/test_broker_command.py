@@ -10,23 +10,9 @@ import pytest
 
 from tests.contract.wire import Wire
 
-PROGRAM = """
-import argparse, sys
-from ops.cli import broker
-from ops.cli.main import common_flags, settings_from
-from schemas.errors import HeadraceError
-parser = argparse.ArgumentParser()
-broker.add_parser(parser.add_subparsers(), common_flags())
-args = parser.parse_args()
-try:
-    sys.exit(args.run(args, settings_from(args)))
-except HeadraceError as error:
-    sys.exit(str(error))
-"""
-
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", PROGRAM, "broker", *arguments]
+    command = [sys.executable, "-m", "ops.cli.main", "broker", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2])
 
 
@@ -56,3 +42,30 @@ def test_an_address_that_cannot_be_had_is_named_in_one_line(tmp_path: Path) -> N
             assert "Traceback" not in log
         first.terminate()
         first.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("listen", ["9092", ":9092", "127.0.0.1:99999", "localhost"])
+def test_an_address_without_a_host_or_with_no_possible_port_is_wrong_usage(tmp_path: Path, listen: str) -> None:
+    with start("--listen", listen, "--root", str(tmp_path)) as process:
+        out, log = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert repr(listen) in log.splitlines()[-1]
+    assert not (tmp_path / "broker").exists()
+
+
+def test_localhost_is_one_address_with_one_port(tmp_path: Path) -> None:
+    with start("--listen", "localhost:0", "--root", str(tmp_path), "--json") as process:
+        assert process.stdout is not None
+        with Wire(json.loads(process.stdout.readline())["bootstrap_servers"]) as wire:
+            assert wire.metadata("x").error_code == 3
+        process.terminate()
+        assert (process.communicate(timeout=20), process.returncode)[1] == 0
+
+
+def test_a_root_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with start("--listen", "127.0.0.1:0", "--root", str(tmp_path / "file")) as process:
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "another --root" in log.splitlines()[-1]
+    assert "Traceback" not in log

@@ -12,11 +12,12 @@ from kafka.protocol.consumer import FetchRequest, FetchResponse
 from kafka.protocol.metadata import ApiVersionsRequest, ApiVersionsResponse, FindCoordinatorRequest
 from kafka.protocol.producer import AddPartitionsToTxnRequest, EndTxnRequest
 
-from ops.broker.app import BrokerProcess, start_broker
 from ops.broker.codes import ErrorCode
+from ops.broker.dispatch import Dispatcher, MalformedFrame, Peer
 from ops.broker.fetch_response import FetchedPartition, FetchedTopic, encode_fetch
-from ops.broker.versions import SUPPORTED, ApiKey
+from ops.broker.versions import REQUEST_CLASSES, SUPPORTED, ApiKey
 from schemas.settings import BrokerSettings, Settings
+from tests.broker_process import BrokerProcess, start_broker
 from tests.contract.conftest import KafkaUnderTest
 from tests.contract.wire import Wire, batch, eventually
 
@@ -116,6 +117,46 @@ def test_garbage_ends_its_own_connection_and_nothing_else(broker: BrokerProcess,
     assert line.metadata("still-there").error_code
 
 
+@pytest.mark.parametrize("endless", [b"\xff", b"\x80"])
+def test_no_varint_of_a_request_is_read_beyond_five_bytes(endless: bytes) -> None:
+    """One number of a megabyte takes the only thread minutes: in the header, and wherever a body has its first one."""
+    with pytest.raises(MalformedFrame, match="a varint is longer than 5 bytes"):
+        Dispatcher({}).dispatch(raw_request(3, 9, body=endless * 50)[4:], Peer("127.0.0.1", "127.0.0.1", 9092))
+    for key, (_, newest) in SUPPORTED.items():
+        if REQUEST_CLASSES[key].flexible_version_q(newest):
+            errors = [error for skipped in range(40) if (error := failure(key, newest, bytes(skipped) + endless * 400))]
+            assert any("a varint is longer than 5 bytes" in error or "Invalid value" in error for error in errors), ApiKey(key).name
+
+
+def failure(api_key: int, version: int, body: bytes) -> str:
+    try:
+        REQUEST_CLASSES[api_key].decode(memoryview(body), version=version)
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def test_a_struct_with_more_than_a_kibibyte_of_tagged_fields_does_not_decode() -> None:
+    """Each struct would copy the whole rest of the request."""
+    tags = [b"\x01\x40" + bytes([size & 0x7F | 0x80, size >> 7]) + bytes(size) for size in (1_000, 1_100)]
+    assert [bool(failure(ApiKey.DESCRIBE_CLUSTER, 2, bytes(3) + tag)) for tag in tags] == [False, True]
+
+
+def test_a_list_of_millions_of_small_items_is_refused_before_it_is_decoded(line: Wire, broker: BrokerProcess) -> None:
+    with Wire(broker.bootstrap_servers) as other:
+        other.socket.sendall(raw_request(3, 0, body=(2**20).to_bytes(4, "big") + bytes(2 * 2**20)))
+        with pytest.raises(ConnectionError):
+            other.receive_frame()
+    with pytest.raises(MalformedFrame, match="the limit is 1048576"):
+        Dispatcher({}).dispatch(raw_request(3, 0, body=bytes(2 * 2**20))[4:], Peer("127.0.0.1", "127.0.0.1", 9092))
+    assert line.metadata("still-there").error_code
+
+
+def test_a_header_with_thousands_of_tagged_fields_is_refused() -> None:
+    with pytest.raises(MalformedFrame, match="tagged fields"):
+        Dispatcher({}).dispatch(raw_request(3, 9, body=b"\xff\x7f" + bytes(2**15))[4:], Peer("127.0.0.1", "127.0.0.1", 9092))
+
+
 def test_a_frame_may_arrive_byte_by_byte_and_several_at_once(line: Wire) -> None:
     frame = raw_request(18, 0)
     for index in range(len(frame)):
@@ -129,7 +170,7 @@ def test_a_frame_may_arrive_byte_by_byte_and_several_at_once(line: Wire) -> None
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
     """A broker with low limits."""
     limits = BrokerSettings(max_connections=3, max_request_bytes=10_000, auto_create_topics=False)
-    with start_broker(Settings(broker=limits), listen="127.0.0.1:0", data_dir=tmp_path_factory.mktemp("small")) as process:
+    with start_broker(Settings(broker=limits), listen="127.0.0.1:0", root=tmp_path_factory.mktemp("small")) as process:
         yield process
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import pytest
 from kafka import KafkaAdminClient
 
-from ops.broker.app import BrokerProcess
 from pipelines.kafka.clients import open_admin
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
 from tests.apache_kafka import ApacheKafka, running_apache_kafka
+from tests.broker_process import BrokerProcess
 
 FAST_CLEANING = (
     "log.cleaner.backoff.ms=200",

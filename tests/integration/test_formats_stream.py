@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ops.broker.app import BrokerProcess
 from ops.cli import produce
 from ops.cli.main import common_flags, settings_from
 from pipelines.ingest.freshness import VersionTimes
@@ -19,6 +18,7 @@ from pipelines.kafka.clients import open_producer
 from pipelines.kafka.reading import Slice, read_slice
 from pipelines.steps.decode import decode
 from schemas.manifest import DatasetManifest
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import ENGLISH, Ingest
 from tests.integration.conftest import Stream
 from tests.unit.test_kafka_records import BytesName

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.broker.app import BrokerProcess
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, state
 from tests.recovery.test_ingest_boilerplate import ON, articles
 

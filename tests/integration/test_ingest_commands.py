@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ops.broker.app import BrokerProcess
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, sample_records
 
 FIXED_FIELDS = [

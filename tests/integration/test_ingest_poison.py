@@ -8,10 +8,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ops.broker.app import BrokerProcess
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.verify import verify
 from pipelines.ingest.isolation.quarantine import MARK
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, Record, document, finish
 from tests.poisoned import CRASHES, RAISES, poisoned_environment
 

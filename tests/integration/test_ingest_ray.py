@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ops.broker.app import BrokerProcess
 from pipelines.dataset.dataset import latest_version
 from pipelines.dataset.verify import verify
 from pipelines.ingest.bootstrap import create_tokenizer
@@ -18,6 +17,7 @@ from pipelines.kafka.planning import plan_ranges
 from pipelines.kafka.reading import Slice, slices
 from pipelines.runtime.cluster import ray_session
 from schemas.errors import OffsetsLost
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import CHILD_TIMEOUT_S, Ingest, finish, is_stopped, sample_records, state, wait_until
 
 ON_RAY = {"ingest.runner": "ray"}

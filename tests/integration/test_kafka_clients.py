@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from ops.broker.app import start_broker
 from pipelines.kafka.clients import open_admin, open_consumer, open_producer
 from pipelines.kafka.offsets import publish_group_offsets
 from pipelines.kafka.topics import ensure_topics, topic_names
@@ -17,6 +16,7 @@ from schemas.errors import BrokerUnavailable, SettingsError
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
 from tests.apache_kafka import free_port, running_apache_kafka
+from tests.broker_process import start_broker
 from tests.integration.conftest import Stream
 
 
@@ -40,7 +40,7 @@ def test_a_broker_that_comes_up_in_time_is_waited_for() -> None:
     settings = with_kafka(bootstrap_servers=f"127.0.0.1:{port}", request_timeout_s=20.0)
     with ThreadPoolExecutor(1) as pool, TemporaryDirectory() as folder:
         admin = pool.submit(open_admin, settings)
-        with start_broker(settings, listen=f"127.0.0.1:{port}", data_dir=Path(folder)):
+        with start_broker(settings, listen=f"127.0.0.1:{port}", root=Path(folder)):
             admin.result(20).close()
 
 

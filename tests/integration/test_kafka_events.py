@@ -9,13 +9,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from ops.broker.app import start_broker
 from pipelines.kafka.clients import open_producer
 from pipelines.kafka.events import EventProducer, EventReader, read_events
 from pipelines.kafka.topics import ensure_topics, topic_names
 from schemas.errors import TopicMissing
 from schemas.events import AlertFired, Event, new_event
 from tests.apache_kafka import free_port
+from tests.broker_process import start_broker
 from tests.integration.conftest import Stream, stream_settings, wait_until
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -99,7 +99,7 @@ def test_a_missing_topic_is_named(stream: Stream) -> None:
 
 @contextmanager
 def late_broker(port: int) -> Iterator[None]:
-    with TemporaryDirectory() as folder, start_broker(stream_settings("", "x"), listen=f"127.0.0.1:{port}", data_dir=Path(folder)):
+    with TemporaryDirectory() as folder, start_broker(stream_settings("", "x"), listen=f"127.0.0.1:{port}", root=Path(folder)):
         yield
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from ops.broker.app import BrokerProcess
 from pipelines.kafka.events import EventProducer, read_events
 from pipelines.kafka.topics import ensure_topics, topic_names
 from pipelines.views.store import publish_view
@@ -22,6 +21,7 @@ from schemas.rollout import Decision, Phase, RolloutState
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
 from schemas.view import View as ChosenDocuments
+from tests.broker_process import BrokerProcess
 from tests.factories import make_dataset
 from tests.model_factory import make_model, make_tokenizer
 

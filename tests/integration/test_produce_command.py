@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from kafka import TopicPartition
 
-from ops.broker.app import BrokerProcess
 from ops.cli import produce
 from ops.cli.main import common_flags, settings_from
 from pipelines.kafka.clients import open_admin, open_consumer
@@ -21,6 +20,7 @@ from schemas.documents import Document, decode_document
 from schemas.envelope import decode_event
 from schemas.errors import BrokerUnavailable, SettingsError
 from schemas.settings import Settings
+from tests.broker_process import BrokerProcess
 
 DEADLINE_S = 30.0
 

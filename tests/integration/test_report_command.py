@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ops.broker.app import BrokerProcess
 from pipelines.dataset.dataset import Dataset
 from pipelines.kafka.events import read_events
 from pipelines.kafka.topics import topic_names
 from schemas.events import AlertFired
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import CHINESE, ENGLISH, Ingest, Record, document
 
 HOSTILE = "<script>alert('x')</script>"

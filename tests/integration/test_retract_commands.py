@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ops.broker.app import BrokerProcess
 from ops.cli.main import main
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.verify import verify
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import ENGLISH, Ingest, Record, document
 
 TEXT = f"{ENGLISH} and the bread was baked before the sun came up over the village"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from ops.broker.app import BrokerProcess
 from ops.cli import rollout as rollout_command
 from ops.cli.main import common_flags, settings_from
 from pipelines.kafka.events import EventProducer, read_events
@@ -23,6 +22,7 @@ from schemas.events import InferenceCompleted, RolloutChanged, new_event
 from schemas.rollout import Decision, Phase, RolloutState
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
+from tests.broker_process import BrokerProcess
 from tests.model_factory import make_model
 
 DEADLINE_S = 20.0

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from ops.broker.app import BrokerProcess
 from pipelines.kafka.events import EventProducer, read_events
 from pipelines.kafka.topics import topic_names
 from pipelines.runtime.tracing import stop_tracing
@@ -24,6 +23,7 @@ from schemas.errors import TrainingError
 from schemas.events import Event, is_traceparent
 from schemas.manifest import DatasetManifest, ModelManifest
 from schemas.rollout import RolloutState
+from tests.broker_process import BrokerProcess
 from tests.collector import Collector, nobody_answers, running_collector
 from tests.ingest_harness import Ingest, sample_records, state
 from tests.training_runs import run_alone

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from ops.broker.app import BrokerProcess
 from pipelines.kafka.events import read_events
 from pipelines.kafka.topics import ensure_topics, topic_names
 from ray_apps.models.registry import Registry
@@ -16,6 +15,7 @@ from ray_apps.training.run import is_complete
 from schemas.errors import SettingsError, TrainingError
 from schemas.events import Event
 from schemas.settings import Settings
+from tests.broker_process import BrokerProcess
 from tests.training_runs import run_alone, tiny_dataset, tiny_settings
 
 

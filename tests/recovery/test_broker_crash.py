@@ -1,8 +1,6 @@
 """SIGKILL of the embedded broker: nothing acknowledged is lost, nothing is doubled, groups and ids go on where they were."""
 
 import random
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -10,10 +8,10 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
-from ops.broker.app import BrokerProcess, start_broker
 from schemas.errors import BrokerError
 from schemas.settings import BrokerSettings, Settings
 from tests.apache_kafka import free_port
+from tests.broker_process import start_broker
 from tests.contract.test_broker_groups import GroupMember
 from tests.contract.wire import Wire, batch, eventually
 
@@ -72,13 +70,13 @@ def read_all(bootstrap_servers: str, topic: str) -> list[int]:
 def test_sigkill_under_load_loses_nothing_and_doubles_nothing(tmp_path: Path, topic_prefix: str) -> None:
     listen = f"127.0.0.1:{free_port()}"
     dice = random.Random(7)
-    broker = start_broker(SMALL_SEGMENTS, listen=listen, data_dir=tmp_path)
+    broker = start_broker(SMALL_SEGMENTS, listen=listen, root=tmp_path)
     load = Load(listen, topic_prefix)
     for _ in range(4):
         goal = len(load.acknowledged) + dice.randrange(500, 3_000)
         load.wait_for(goal)
         broker.kill()
-        broker = start_broker(SMALL_SEGMENTS, listen=listen, data_dir=tmp_path)
+        broker = start_broker(SMALL_SEGMENTS, listen=listen, root=tmp_path)
     load.finish()
     found = read_all(listen, topic_prefix)
     broker.stop()
@@ -90,7 +88,7 @@ def test_sigkill_under_load_loses_nothing_and_doubles_nothing(tmp_path: Path, to
 
 
 def test_everything_durable_is_there_after_sigkill(tmp_path: Path, topic_prefix: str) -> None:
-    broker = start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path)
+    broker = start_broker(Settings(), listen="127.0.0.1:0", root=tmp_path)
     with Wire(broker.bootstrap_servers) as wire:
         topic_id = wire.create_topic(topic_prefix, retention_ms="99999999")
         producer_id = wire.init_producer_id().producer_id
@@ -102,7 +100,7 @@ def test_everything_durable_is_there_after_sigkill(tmp_path: Path, topic_prefix:
     member.wire.socket.close()
     broker.kill()
 
-    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path) as broker, Wire(broker.bootstrap_servers) as wire:
+    with start_broker(Settings(), listen="127.0.0.1:0", root=tmp_path) as broker, Wire(broker.bootstrap_servers) as wire:
         assert wire.metadata(topic_prefix).topic_id == topic_id
         assert (wire.list_offset(topic_prefix, -2).offset, wire.list_offset(topic_prefix, -1).offset) == (1, 3)
         assert [wire.produce(topic_prefix, one).base_offset for one in sent] == [0, 2]
@@ -114,19 +112,19 @@ def test_everything_durable_is_there_after_sigkill(tmp_path: Path, topic_prefix:
 
 
 def test_a_deleted_topic_stays_deleted_and_leaves_no_files(tmp_path: Path, topic_prefix: str) -> None:
-    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path) as broker, Wire(broker.bootstrap_servers) as wire:
+    with start_broker(Settings(), listen="127.0.0.1:0", root=tmp_path) as broker, Wire(broker.bootstrap_servers) as wire:
         wire.create_topic(topic_prefix)
         wire.delete_topic(topic_prefix)
         broker.kill()
-    (tmp_path / "topics" / "left-by-a-crash").mkdir()
-    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path) as broker, Wire(broker.bootstrap_servers) as wire:
+    (tmp_path / "broker" / "topics" / "left-by-a-crash").mkdir()
+    with start_broker(Settings(), listen="127.0.0.1:0", root=tmp_path) as broker, Wire(broker.bootstrap_servers) as wire:
         assert wire.metadata(topic_prefix).error_code == 3
-        assert list((tmp_path / "topics").iterdir()) == []
+        assert list((tmp_path / "broker" / "topics").iterdir()) == []
 
 
 def test_a_consumer_group_goes_on_after_a_restart(tmp_path: Path, topic_prefix: str) -> None:
     listen = f"127.0.0.1:{free_port()}"
-    broker = start_broker(Settings(), listen=listen, data_dir=tmp_path)
+    broker = start_broker(Settings(), listen=listen, root=tmp_path)
     producer = KafkaProducer(bootstrap_servers=listen)
     consumer = KafkaConsumer(topic_prefix, bootstrap_servers=listen, group_id="g", auto_offset_reset="earliest", metadata_max_age_ms=500)
     seen: list[bytes] = []
@@ -143,7 +141,7 @@ def test_a_consumer_group_goes_on_after_a_restart(tmp_path: Path, topic_prefix: 
     eventually(lambda: read_until(2), "the first records do not come")
     consumer.commit()
     broker.kill()
-    broker = start_broker(Settings(), listen=listen, data_dir=tmp_path)
+    broker = start_broker(Settings(), listen=listen, root=tmp_path)
     for value in (b"3", b"4"):
         producer.send(topic_prefix, value)
     eventually(lambda: read_until(4), "the records after the restart do not come", timeout_s=40)
@@ -153,41 +151,11 @@ def test_a_consumer_group_goes_on_after_a_restart(tmp_path: Path, topic_prefix: 
     broker.stop()
 
 
-def test_a_broker_does_not_outlive_its_parent(tmp_path: Path) -> None:
-    program = (
-        "import os, sys; from pathlib import Path; from schemas.settings import Settings; from ops.broker.app import start_broker\n"
-        "broker = start_broker(Settings(), listen='127.0.0.1:0', data_dir=Path(sys.argv[1]))\n"
-        "print(broker.pid, flush=True); os.kill(os.getpid(), 9)"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True, check=False)
-    pid = int(done.stdout)
-    eventually(lambda: not _is_running(pid), "the broker outlives its parent")
-    start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path).stop()
-
-
-def _is_running(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_two_brokers_cannot_share_a_folder_and_the_error_says_so(tmp_path: Path) -> None:
-    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path), pytest.raises(BrokerError, match="another broker is using"):
-        start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path)
+    with start_broker(Settings(), listen="127.0.0.1:0", root=tmp_path), pytest.raises(BrokerError, match="another broker is using"):
+        start_broker(Settings(), listen="127.0.0.1:0", root=tmp_path)
 
 
 def test_a_port_in_use_is_named_in_the_error(tmp_path: Path) -> None:
-    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path / "a") as broker, pytest.raises(BrokerError, match="cannot listen on"):
-        start_broker(Settings(), listen=broker.bootstrap_servers, data_dir=tmp_path / "b")
-
-
-def test_a_broker_started_from_a_thread_lives_on_when_the_thread_ends(tmp_path: Path) -> None:
-    started: list[BrokerProcess] = []
-    thread = threading.Thread(target=lambda: started.append(start_broker(Settings(), listen="127.0.0.1:0", data_dir=tmp_path)))
-    thread.start()
-    thread.join()
-    with started[0] as broker, Wire(broker.bootstrap_servers) as wire:
-        assert wire.metadata("x").error_code == 3
-        assert broker.is_running
+    with start_broker(Settings(), listen="127.0.0.1:0", root=tmp_path / "a") as broker, pytest.raises(BrokerError, match="cannot listen on"):
+        start_broker(Settings(), listen=broker.bootstrap_servers, root=tmp_path / "b")

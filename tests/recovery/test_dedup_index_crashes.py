@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from ops.broker.app import BrokerProcess
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.gc import orphans
 from pipelines.dataset.verify import verify
 from pipelines.ingest.following import ingest_follow
 from pipelines.runtime.crash import COMPACTION_CRASH_POINTS
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, assert_recovered, finish_overtaken, sample_records, state, wait_until
 
 OFTEN = {"dedup.compact_segments": 1}

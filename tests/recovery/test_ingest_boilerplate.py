@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ops.broker.app import BrokerProcess
 from pipelines.dataset.boilerplate import counts_files
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.gc import orphans
@@ -21,6 +20,7 @@ from pipelines.runtime.crash import CRASH_POINTS
 from pipelines.tokenizers.tokenizer import load_tokenizer
 from schemas.arrow import Outcome
 from schemas.manifest import DatasetManifest
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import CHINESE, ENGLISH, Ingest, Record, document, state
 
 ENGLISH_FOOTER = "© Example Publishing House. All rights reserved; no part may be copied."

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from ops.broker.app import BrokerProcess
 from pipelines.dataset.gc import orphans
 from pipelines.dataset.verify import verify
 from pipelines.runtime.crash import CRASH_POINTS
 from schemas.arrow import Outcome
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, assert_recovered, finish, finish_overtaken, sample_records, state
 
 NUM_RECORDS = 220

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.backlog import memory, publish
-from ops.broker.app import BrokerProcess
 from pipelines.dedup.paragraphs import EMPTY
 from pipelines.ingest.bootstrap import create_tokenizer
 from pipelines.ingest.job import Runner, run_local, run_ray
 from pipelines.kafka.planning import plan_ranges
 from pipelines.kafka.reading import slices
 from pipelines.runtime.cluster import ray_session
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import CHILD_TIMEOUT_S, Ingest
 from tests.poisoned import poisoned_environment
 

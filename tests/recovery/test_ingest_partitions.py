@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from ops.broker.app import BrokerProcess
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.verify import verify
 from pipelines.kafka.clients import open_admin
 from schemas.manifest import DatasetManifest
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, Record, document, finish, is_stopped, wait_until
 
 TEXT = "water comes down from the hill and the mill turns, so that grain is ground between two stones number"

@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ops.broker.app import BrokerProcess
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.loader import TokenRows
 from pipelines.dataset.retractions.masks import retracted_ordinals
 from pipelines.dataset.shards import read_span
 from pipelines.dataset.verify import verify
 from schemas.arrow import Split
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import ENGLISH, Ingest, Record, document, state
 
 IDS = 12

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from kafka import TopicPartition
 
-from ops.broker.app import BrokerProcess, start_broker
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
 from pipelines.ingest.announcer import group_id
 from pipelines.kafka.clients import open_admin, open_consumer
@@ -17,6 +16,7 @@ from pipelines.kafka.topics import topic_names
 from schemas.arrow import Outcome
 from schemas.errors import SettingsError, TokenizerMismatch, TopicMissing
 from schemas.settings import Settings
+from tests.broker_process import BrokerProcess, start_broker
 from tests.ingest_harness import Ingest, Record, document, finish, is_stopped, sample_records, state, wait_until
 
 TEXT = "water comes down from the hill and the mill turns, so that grain is ground between two stones number"
@@ -215,7 +215,7 @@ def test_follow_waits_for_its_topic_and_ends_cleanly_on_sigterm(ingest: Ingest) 
 
 def test_follow_goes_on_after_its_broker_was_killed(tmp_path: Path) -> None:
     data_dir = tmp_path / "broker"
-    with start_broker(Settings(), listen="127.0.0.1:0", data_dir=data_dir) as first:
+    with start_broker(Settings(), listen="127.0.0.1:0", root=data_dir) as first:
         address = first.bootstrap_servers
         ingest = Ingest(tmp_path / "data", address, "p", {"ingest.follow_interval_s": 0.2, "kafka.request_timeout_s": 3})
         ingest.publish(documents(0, 30))
@@ -223,7 +223,7 @@ def test_follow_goes_on_after_its_broker_was_killed(tmp_path: Path) -> None:
         try:
             wait_until(lambda: _num_records(ingest.root) == 30, "the first commit")
             first.kill()
-            with start_broker(Settings(), listen=address, data_dir=data_dir):
+            with start_broker(Settings(), listen=address, root=data_dir):
                 ingest.publish(documents(30, 30))
                 wait_until(lambda: _num_records(ingest.root) == 60, "the commit after the broker's restart")
                 child.send_signal(signal.SIGTERM)

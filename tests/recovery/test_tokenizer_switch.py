@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ops.broker.app import BrokerProcess
 from pipelines.dataset.audit import live_texts
 from pipelines.dataset.boilerplate import Boilerplate
 from pipelines.dataset.dataset import Dataset, latest_version
@@ -28,6 +27,7 @@ from pipelines.tokenizers.tokenizer import train_tokenizer
 from schemas.arrow import Outcome, Split
 from schemas.errors import DatasetError, TokenizerMismatch
 from schemas.settings_data import TokenizerSettings
+from tests.broker_process import BrokerProcess
 from tests.factories import clock
 from tests.ingest_harness import CHINESE, ENGLISH, Ingest, Record, document, sample_records
 

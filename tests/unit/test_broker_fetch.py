@@ -52,3 +52,16 @@ def test_deleting_the_topic_ends_the_wait_whenever_it_happens(tmp_path: Path) ->
     for turns in (0, 3):
         unknown_topic = (3).to_bytes(2, "big")
         assert unknown_topic in fetch_while(tmp_path / str(turns), delete, turns=turns)
+
+
+def test_a_fetch_that_ends_at_its_segment_does_not_wait_while_newer_segments_follow(tmp_path: Path) -> None:
+    catalogue = Catalogue(tmp_path, BrokerSettings())
+    catalogue.create("t", 1, {})
+    sent = batch([b"x" * 500])
+    for _ in range(3):
+        catalogue.partition("t", None, 0).append(sent, check_produced(sent, 9), segment_bytes=len(sent))
+    far_behind, at_the_end = (Wire.fetch_request("t", offset, max_wait_ms=60_000, min_bytes=10_000) for offset in (0, 2))
+    assert isinstance(FetchApi(catalogue).fetch(CONTEXT, far_behind), list)
+    waiting = FetchApi(catalogue).fetch(CONTEXT, at_the_end)
+    assert asyncio.iscoroutine(waiting)
+    waiting.close()

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from ops.broker import offsets as offsets_module
-from ops.broker.app import is_loopback
 from ops.broker.batch import check_produced
 from ops.broker.codes import ErrorCode, ProtocolError
 from ops.broker.configs import TOPIC_CONFIGS, TopicLimits, check_config
@@ -17,6 +17,7 @@ from ops.broker.offsets import Committed, OffsetStore, TopicPartition
 from ops.broker.producers import FORGET_AFTER_S, ProducerIds, ProducerStates
 from ops.broker.versions import REQUEST_CLASSES, SUPPORTED
 from schemas.errors import BrokerError
+from schemas.listen import parse_listen
 from schemas.settings import BrokerSettings
 from tests.contract.wire import batch
 
@@ -130,6 +131,33 @@ def test_a_full_disk_leaves_no_piece_of_a_commit(tmp_path: Path) -> None:
     assert store_at(tmp_path).of("g")[key].offset == 3
 
 
+def test_a_failed_compaction_loses_no_later_commit_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offsets_module, "COMPACT_ABOVE_LINES", 20)
+    store = store_at(tmp_path)
+    key = TopicPartition("t", 0)
+    (tmp_path / "offsets.jsonl.tmp").mkdir()  # the journal cannot be rewritten beside itself
+    for offset in range(30):
+        store.commit("g", {key: Committed(offset, 0, "")})
+    store.close()
+    store = store_at(tmp_path)
+    assert store.of("g")[key].offset == 29
+    (tmp_path / "offsets.jsonl.tmp").rmdir()
+    for offset in range(30, 100):
+        store.commit("g", {key: Committed(offset, 0, "")})
+    store.close()
+    assert len((tmp_path / "offsets.jsonl").read_bytes().splitlines()) < 30
+    assert store_at(tmp_path).of("g")[key].offset == 99
+
+
+def test_no_producer_id_is_handed_out_that_is_not_reserved(tmp_path: Path) -> None:
+    ids = ProducerIds(tmp_path / "ids.json")
+    for _ in range(2):
+        with files_no_larger_than(1), pytest.raises(OSError, match="large"):
+            ids.take()
+    taken = ids.take()
+    assert ProducerIds(tmp_path / "ids.json").take() > taken
+
+
 def test_a_damaged_journal_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "offsets.jsonl").write_bytes(
         b'{"group": "g", "topic": "t", "partition": 0, "offset": 1, "leader_epoch": 0, "metadata": ""}\n\x00\x00\n'
@@ -140,10 +168,18 @@ def test_a_damaged_journal_is_named_with_its_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("listen", "expected"),
-    [("127.0.0.1:1", True), ("localhost:1", True), ("[::1]:1", True), ("0.0.0.0:1", False), ("10.0.0.5:1", False), (":1", False)],
+    [("127.0.0.1:1", True), ("localhost:1", True), ("[::1]:1", True), ("0.0.0.0:1", False), ("10.0.0.5:1", False), ("[::]:1", False)],
 )
 def test_only_loopback_addresses_count_as_loopback(listen: str, expected: bool) -> None:
-    assert is_loopback(listen) is expected
+    assert parse_listen(listen).is_loopback is expected
+
+
+@pytest.mark.parametrize("listen", ["9092", ":9092", "localhost", "127.0.0.1:99999", "127.0.0.1:-1", "::1:9092", "a b:1", "host:9 092", ""])
+def test_an_address_that_names_no_host_or_no_possible_port_is_refused(listen: str) -> None:
+    with pytest.raises(ValueError, match=r"HOST:PORT|largest is 65535"):
+        parse_listen(listen)
+    with pytest.raises(ValidationError, match=r"HOST:PORT|largest is 65535"):
+        BrokerSettings(listen=listen)
 
 
 @pytest.mark.parametrize(
