@@ -23,6 +23,7 @@
     ├── HookFailed               code of the operator, named in the settings, raised or gave a wrong answer
     ├── StepFailed               a step of the pipeline fails on too many records to be their fault
     ├── TrainingError
+    │   ├── TrainingDiverged     loss or weights of a run stopped being numbers           (exit code 3)
     │   ├── CheckpointCorrupt    a checkpoint is incomplete or belongs to another run
     │   └── NotEnoughData        the dataset has fewer rows than one global batch
     ├── RegistryError
@@ -135,6 +136,12 @@ class StepFailed(HeadraceError):
 
 class TrainingError(HeadraceError):
     """A training run could not start or could not go on."""
+
+
+class TrainingDiverged(TrainingError):
+    """The loss or the weights of a run stopped being numbers. The same run would do the same again, so the exit code tells it apart."""
+
+    exit_code = 3
 
 
 class CheckpointCorrupt(TrainingError):

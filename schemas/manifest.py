@@ -294,6 +294,8 @@ class TrainingSummary(Record):
     """Data-parallel processes."""
     parent_model: int | None = None
     """Model version whose weights the run started from; none: from scratch."""
+    precision: str | None = None
+    """fp32, bf16 or fp16: the arithmetic of the run; none in manifests of versions that did not say."""
 
 
 class ModelManifest(Record):

@@ -128,7 +128,7 @@ class TrainingSettings(Section):
     """Gradients are scaled down to this global norm."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """``auto``: bf16 on GPUs that have it, fp16 with loss scaling on older ones, fp32 on CPU."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the weights and of the order of rows."""
     checkpoint_every_steps: int = Field(20, ge=1)
     """Steps between checkpoints."""
@@ -300,7 +300,12 @@ MODEL_SECTIONS = ("model", "training")
 def fingerprint(settings: Settings, sections: Iterable[str], extra: Mapping[str, Any] | None = None) -> str:
     """SHA-256 (hex) over the canonical JSON of the named sections plus ``extra``; equal settings give equal bytes on every machine."""
     value = {name: getattr(settings, name).model_dump(mode="json", exclude=SPEED_ONLY.get(name)) for name in sorted(sections)}
-    canonical = json.dumps(value | dict(extra or {}), sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return digest(value | dict(extra or {}))
+
+
+def digest(value: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over the canonical JSON of a value; equal values give equal bytes on every machine."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 

@@ -23,7 +23,8 @@ from pipelines.runtime.tracing import Attributes, current_traceparent, span, sta
 from pipelines.storage.durable import replace_durably
 from ray_apps.models.registry import Registry
 from ray_apps.training import announce
-from ray_apps.training.files import RUN_FILE
+from ray_apps.training.failure import read_failure
+from ray_apps.training.files import FAILURE_FILE, RUN_FILE
 from ray_apps.training.loss_curve import LossFollower, LossRecord
 from ray_apps.training.run import TrainingRun, is_complete, plan_run, run_lock
 from ray_apps.training.worker import train_worker
@@ -54,8 +55,8 @@ def train(
     """Train on a dataset version (the newest by default), or on a view ``NAME[@N]`` of it, and register the model.
 
     Goes on with the run if it was interrupted. A run that was registered before is not trained again: its manifest is returned. Raises
-    NotEnoughData, DatasetNotFound, ViewNotFound, ModelNotFound, TokenizerMismatch, SettingsError, or TrainingError if the run failed more
-    often than ``training.max_failures``.
+    NotEnoughData, DatasetNotFound, ViewNotFound, ModelNotFound, TokenizerMismatch, SettingsError; whatever error a worker found that would come
+    again (TrainingDiverged, ShardCorrupt …), at its first time; TrainingError if workers were lost more often than ``training.max_failures``.
     """
     settings = settings.model_copy(update={"root": str(Path(settings.root).resolve())})  # workers run in other folders
     root = Path(settings.root)
@@ -118,6 +119,7 @@ def _register(run: TrainingRun, root: Path) -> ModelManifest:
 def _train_on_ray(run: TrainingRun, settings: Settings, on_progress: OnProgress | None) -> None:
     folder = run.folder(Path(settings.root))
     shutil.rmtree(folder / RAY_FOLDER, ignore_errors=True)
+    (folder / FAILURE_FILE).unlink(missing_ok=True)
     replace_durably(folder / RUN_FILE, run.model_dump_json(indent=2).encode())
     _check_resources(settings)
     with ray_session(settings.ray):
@@ -153,24 +155,24 @@ class _Fit(threading.Thread):
         super().__init__(name="ray-train", daemon=True)
         self._run_spec = run
         self._settings = settings
-        self._failure: str | None = None
         self._error: Exception | None = None
 
     def run(self) -> None:
         """Run the trainer to its end."""
         try:
-            self._failure = _trainer(self._run_spec, self._settings).fit().return_value
+            _trainer(self._run_spec, self._settings).fit()
         except Exception as error:  # noqa: BLE001 - handed to the main thread
             self._error = error
 
     def check(self) -> None:
-        """Raise TrainingError unless the workers finished."""
-        name = self._run_spec.run_id
+        """Raise what the workers found that cannot succeed, or TrainingError if Ray gave up."""
+        failure = read_failure(self._run_spec.folder(Path(self._settings.root)))
+        if failure is not None:
+            raise failure.exception() from self._error
         if self._error is not None:
             reason = str(self._error).strip().splitlines()[-1:] or [type(self._error).__name__]
+            name = self._run_spec.run_id
             raise TrainingError(f"run {name} was given up: {reason[0]}; `headrace train` goes on from its newest checkpoint") from self._error
-        if self._failure is not None:
-            raise TrainingError(self._failure)
 
 
 def _trainer(run: TrainingRun, settings: Settings) -> Any:

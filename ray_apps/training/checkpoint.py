@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pipelines.dataset.loader import LoaderState
 from pipelines.storage.durable import replace_durably, sha256_file, sync_folder
-from schemas.errors import CheckpointCorrupt
+from schemas.errors import CheckpointCorrupt, TrainingError
 from schemas.manifest import FORMAT
 from schemas.record import Record
 
@@ -55,7 +55,9 @@ class CheckpointManifest(Record):
     settings_fingerprint: str
     """Fingerprint of the model and training settings."""
     scaler: dict[str, float]
-    """State of the loss scaler; empty unless the run is fp16."""
+    """State of the loss scaler; empty unless the run is fp16. Its counts are whole numbers, which JSON does not tell apart."""
+    precision: str | None = None
+    """fp32, bf16 or fp16: the arithmetic of the run; none in checkpoints of versions that did not say."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,28 @@ class CheckpointStore:
             return []
         return sorted(int(match[1]) for entry in self.folder.iterdir() if (match := _MANIFEST.match(entry.name)))
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> CheckpointManifest:
-        """Publish a checkpoint; durable when this returns. One process calls it."""
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, precision: str | None = None
+    ) -> CheckpointManifest:
+        """Publish a checkpoint; durable when this returns. One process calls it. Raises TrainingError if the disk refuses; nothing is left then."""
         files = self.folder / f"{step:08d}-{secrets.token_hex(6)}"
+        try:
+            manifest = self._publish(step, files, model, optimizer, scaler, precision)
+        except (OSError, SafetensorError) as error:
+            self._path(step).unlink(missing_ok=True)
+            shutil.rmtree(files, ignore_errors=True)
+            before = self.steps()
+            going_on = f"goes on from step {before[-1]}" if before else "starts again"
+            raise TrainingError(
+                f"the checkpoint of step {step} cannot be written to {self.folder}: {error}; free some space, then `headrace train` {going_on}"
+            ) from error
+        # Step 4: what is older than the kept ones goes.
+        self._prune()
+        return manifest
+
+    def _publish(
+        self, step: int, files: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, precision: str | None
+    ) -> CheckpointManifest:
         files.mkdir(parents=True)
         # Step 1: the files, each forced to disk.
         hashes = {
@@ -111,11 +132,10 @@ class CheckpointStore:
             dataset_sha256=self.binding.dataset_sha256,
             seed=self.binding.seed,
             settings_fingerprint=self.binding.settings_fingerprint,
-            scaler={name: float(value) for name, value in scaler.state_dict().items()},
+            scaler=dict(scaler.state_dict()),
+            precision=precision,
         )
         replace_durably(self._path(step), manifest.model_dump_json(indent=2).encode())
-        # Step 4: what is older than the kept ones goes.
-        self._prune()
         return manifest
 
     def newest(self) -> CheckpointManifest | None:
@@ -149,7 +169,7 @@ class CheckpointStore:
         if optimizer is not None:
             load_optimizer_tensors(model, optimizer, _read_tensors(files / OPTIMIZER_FILE), files)
         if scaler is not None and manifest.scaler:
-            scaler.load_state_dict(dict(manifest.scaler))
+            scaler.load_state_dict(_scaler_state(manifest.scaler, scaler))
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:08d}.json"
@@ -173,6 +193,11 @@ class CheckpointStore:
             match = _FILES.match(entry.name)
             if match and int(match[1]) < oldest_kept:
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def _scaler_state(stored: dict[str, float], scaler: torch.amp.GradScaler) -> dict[str, float]:
+    """The stored state with the types that the scaler has itself: it refuses to count in floats."""
+    return {name: type(value)(stored[name]) for name, value in scaler.state_dict().items() if name in stored}
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -55,8 +55,8 @@ def register_run(run: TrainingRun, root: Path, now: Callable[[], datetime], trac
     """Export the finished run as the next model version and drop its checkpoints. ``now`` gives UTC-aware times, ``traceparent`` is the run's."""
     hide_progress_bars()
     registry = Registry(root)
-    summary = summarize(run, root)
     result = RunResult.model_validate_json((run.folder(root) / RESULT_FILE).read_bytes())
+    summary = summarize(run, root).model_copy(update={"precision": result.precision})
     model = trained_model(run, root)
     model.generation_config.pad_token_id = run.tokenizer.pad_token_id
     staging = registry.new_staging(run.run_id)

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,8 +31,9 @@ from ray_apps.training.run import RunResult, TrainingRun
 from ray_apps.training.schedule import learning_rate
 from ray_apps.training.step import Stepper, SummedLoss, seed_step, train_step
 from ray_apps.training.weights import build_model
-from schemas.errors import TrainingError
+from schemas.errors import TrainingDiverged
 from schemas.manifest import Evaluation
+from schemas.settings import TrainingSettings
 
 OnStep = Callable[[LossRecord], None]
 
@@ -63,7 +65,7 @@ class TrainingLoop:
     def run(self, on_checkpoint: OnStep | None = None) -> None:
         """Train to the last step and leave ``result.json``. ``on_checkpoint`` is called in every process with the step before each checkpoint.
 
-        Raises TrainingError, in every process alike, if the loss stops being a number.
+        Raises TrainingDiverged, in every process alike, if the loss or the weights stop being numbers.
         """
         prime(self.stepper.module, self._dummy_loss)
         parent_evaluation = None if self.spec.parent_model is None else self._evaluate_parent()
@@ -86,9 +88,18 @@ class TrainingLoop:
         newest = self.store.newest() if self.process.is_first else None
         step = self.process.from_first(newest.step if newest else 0)
         if step:
-            self.store.restore(self.store.manifest(step), self.model, self.optimizer, self.stepper.scaler)
+            manifest = self.store.manifest(step)
+            if manifest.precision not in (None, self.precision.name):
+                self._go_on_in(manifest.precision)
+            self.store.restore(manifest, self.model, self.optimizer, self.stepper.scaler)
         self.process.barrier()
         return step
+
+    def _go_on_in(self, precision: str) -> None:
+        """Use the arithmetic that the run began in, on a device for which ``auto`` stands for another one."""
+        chosen = TrainingSettings.model_validate({"precision": precision})
+        self.precision = resolve_precision(chosen, self.process.device)
+        self.stepper = replace(self.stepper, precision=self.precision, scaler=self.precision.scaler())
 
     def _step(self, step: int) -> LossRecord:
         settings = self.spec.training
@@ -97,7 +108,7 @@ class TrainingLoop:
         rate = learning_rate(settings, step)
         result = train_step(self.stepper, self.batches[step], rate)
         if not math.isfinite(result.loss):
-            raise TrainingError(
+            raise TrainingDiverged(
                 f"the loss of step {step} is {result.loss}; lower training.learning_rate ({settings.learning_rate}) or raise training.warmup_steps"
             )
         return LossRecord(step, result.loss, result.grad_norm, rate, result.num_targets, time.perf_counter() - started)
@@ -109,13 +120,24 @@ class TrainingLoop:
     def _checkpoint(self, next_step: int, curve: LossCurve | None) -> None:
         if curve:
             curve.sync()
-            self.store.save(next_step, self.model, self.optimizer, self.stepper.scaler)
+            self.store.save(next_step, self.model, self.optimizer, self.stepper.scaler, self.precision.name)
 
     def _finish(self, parent_evaluation: Evaluation | None) -> None:
-        result = RunResult(evaluation=self._evaluate(), parent_evaluation=parent_evaluation)
+        self._check_weights()
+        result = RunResult(evaluation=self._evaluate(), parent_evaluation=parent_evaluation, precision=self.precision.name)
         if self.process.is_first:
             replace_durably(self.folder / RESULT_FILE, result.model_dump_json(indent=2).encode())
         self.process.barrier()
+
+    def _check_weights(self) -> None:
+        """The loss of a step is that before its update, so what the last update has spoilt shows in the weights only."""
+        spoilt = [name for name, parameter in self.model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+        if spoilt:
+            settings = self.spec.training
+            raise TrainingDiverged(
+                f"after the last step {len(spoilt)} of the model's tensors hold values that are no numbers, {spoilt[0]} for example; "
+                f"lower training.learning_rate ({settings.learning_rate}) or raise training.warmup_steps"
+            )
 
     def _evaluate(self) -> Evaluation | None:
         self.loss_module.eval()

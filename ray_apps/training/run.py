@@ -1,6 +1,6 @@
 """A training run: what is trained on what, under a name that follows from exactly that.
 
-The name is a hash of the dataset version, of the view of it if there is one, of the settings that decide the weights and of the parent
+The name is a hash of the dataset version, of the view of it if there is one, of the settings that decide the weights (identity.py) and of the parent
 model, so that the same command after a crash finds its checkpoints, and a run that was registered is not trained again. How many
 processes share the work, how often they save and how often they may fail change the weights by rounding at most: they are left out,
 and a run can go on with fewer workers.
@@ -18,22 +18,12 @@ from pipelines.dataset.dataset import Dataset
 from ray_apps.models.registry import Registry
 from ray_apps.training.checkpoint import Binding, CheckpointStore
 from ray_apps.training.files import FOLDER, RESULT_FILE
+from ray_apps.training.identity import former_fingerprint, model_fingerprint, run_name
 from schemas.arrow import Split
 from schemas.errors import NotEnoughData, SettingsError, TokenizerMismatch, TrainingError
 from schemas.manifest import DatasetRef, Evaluation, TokenizerRef
 from schemas.record import Record
-from schemas.settings import MODEL_SECTIONS, ModelSettings, Settings, TrainingSettings, fingerprint
-
-OPERATIONAL = (
-    "num_workers",
-    "use_gpu",
-    "threads_per_worker",
-    "accumulation_steps",
-    "checkpoint_every_steps",
-    "keep_checkpoints",
-    "max_failures",
-)
-"""Training settings that say how a run is done, not what comes out of it."""
+from schemas.settings import ModelSettings, Settings, TrainingSettings
 
 
 class TrainingRun(Record):
@@ -73,6 +63,8 @@ class RunResult(Record):
     """None if the dataset version has no validation rows."""
     parent_evaluation: Evaluation | None = None
     """Of the model that the run started from, on the same rows."""
+    precision: str | None = None
+    """fp32, bf16 or fp16: what the run was trained in; none in results of versions that did not say."""
 
 
 def is_complete(run: TrainingRun, root: Path) -> bool:
@@ -83,13 +75,6 @@ def is_complete(run: TrainingRun, root: Path) -> bool:
     return newest is not None and newest.step == run.training.max_steps
 
 
-def model_fingerprint(settings: Settings) -> str:
-    """Fingerprint of the model and training settings that decide the weights; OPERATIONAL ones count as their defaults."""
-    defaults = {name: TrainingSettings.model_fields[name].default for name in OPERATIONAL}
-    training = settings.training.model_copy(update=defaults)
-    return fingerprint(settings.model_copy(update={"training": training}), MODEL_SECTIONS)
-
-
 def plan_run(settings: Settings, dataset_version: int | None = None, parent_model: int | None = None, *, view: str | None = None) -> TrainingRun:
     """Decide what to train; the newest dataset version by default, or the one that the view ``NAME[@N]`` is bound to.
 
@@ -98,11 +83,9 @@ def plan_run(settings: Settings, dataset_version: int | None = None, parent_mode
     dataset, ref = _data(settings, dataset_version, view)
     if parent_model is not None:
         _check_parent(settings, dataset, parent_model)
-    decisive = {"dataset": ref.data_sha256, "parent": parent_model}
-    model_sha256 = model_fingerprint(settings)
-    name = fingerprint(settings, (), {**decisive, "settings": model_sha256})
+    run_id, model_sha256 = _identity(settings, ref, parent_model)
     return TrainingRun(
-        run_id=f"d{dataset.version:08d}-{name[:12]}",
+        run_id=run_id,
         dataset=ref,
         tokenizer=dataset.tokenizer,
         sequence_length=dataset.manifest.sequence_length,
@@ -111,6 +94,17 @@ def plan_run(settings: Settings, dataset_version: int | None = None, parent_mode
         training=settings.training,
         settings_fingerprint=model_sha256,
     )
+
+
+def _identity(settings: Settings, ref: DatasetRef, parent_model: int | None) -> tuple[str, str]:
+    """Name and settings fingerprint of the run: those of an earlier version of Headrace if that has begun or registered it."""
+    root, former = Path(settings.root), former_fingerprint(settings)
+    if former is not None:
+        known_as = run_name(ref.version, ref.data_sha256, parent_model, former)
+        if (root / FOLDER / known_as).is_dir() or Registry(root).find_run(known_as) is not None:
+            return known_as, former
+    model_sha256 = model_fingerprint(settings)
+    return run_name(ref.version, ref.data_sha256, parent_model, model_sha256), model_sha256
 
 
 def _data(settings: Settings, dataset_version: int | None, view: str | None) -> tuple[Dataset, DatasetRef]:

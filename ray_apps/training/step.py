@@ -58,8 +58,8 @@ class StepResult:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make random numbers a pure function of (seed, step, rank): a checkpoint then needs no generator state."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+    """Make random numbers a pure function of (seed, step, rank): a checkpoint then needs no generator state. Torch takes 64 bits."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**64)
 
 
 def accumulate(stepper: Stepper, batch: Batch, num_targets: int) -> float:

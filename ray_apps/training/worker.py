@@ -5,29 +5,36 @@ transformers.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ray_apps.training.loss_curve import LossRecord
 
 
-def train_worker(config: dict[str, str]) -> Any:
-    """One worker of Ray Train. Returns a sentence if the run cannot succeed, which Ray would otherwise try again and again."""
+def train_worker(config: dict[str, str]) -> None:
+    """One worker of Ray Train: trains, or leaves in the run's folder why that cannot succeed.
+
+    It raises then too, and Ray ends the others, who would wait for this one for ever; the workers of Ray's next attempt find the failure and end.
+    """
     import ray.train.torch
 
+    from ray_apps.training.failure import lasting_error, read_failure, record_failure
     from ray_apps.training.loop import TrainingLoop
     from ray_apps.training.parallel import joined_process, prepare_device
     from ray_apps.training.run import TrainingRun
-    from schemas.errors import TrainingError
 
-    run = TrainingRun.model_validate_json(config["run"])
-    device = ray.train.torch.get_device()
-    prepare_device(device, run.training.threads_per_worker)
+    run, root = TrainingRun.model_validate_json(config["run"]), Path(config["root"])
+    if read_failure(run.folder(root)) is not None:
+        return
     try:
-        TrainingLoop(run, Path(config["root"]), joined_process(device)).run(on_checkpoint=_report)
-    except TrainingError as error:
-        return str(error)
-    return None
+        device = ray.train.torch.get_device()
+        prepare_device(device, run.training.threads_per_worker)
+        TrainingLoop(run, root, joined_process(device)).run(on_checkpoint=_report)
+    except Exception as error:
+        lasting = lasting_error(error)
+        if lasting is not None:
+            record_failure(run.folder(root), lasting)
+        raise
 
 
 def _report(record: "LossRecord") -> None:

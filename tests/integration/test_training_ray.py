@@ -1,6 +1,6 @@
 """Ray Train for real: a killed worker, a killed command, Ctrl-C; the curve is that of a run that nobody disturbed.
 
-One scenario, because starting Ray costs more than everything else: (1) `headrace train` starts, one worker is SIGKILLed at a random
+One scenario of kills, because starting Ray costs more than everything else: (1) `headrace train` starts, one worker is SIGKILLed at a random
 step, Ray starts the workers again; (2) the whole command is SIGKILLed at a random later step; (3) the same command finishes the run;
 (4) a further one trains nothing. The reference comes from two plain gloo processes without Ray.
 """
@@ -17,15 +17,19 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.dataset.dataset import Dataset
 from ray_apps.models.registry import Registry
+from ray_apps.training.files import FAILURE_FILE
 from ray_apps.training.loss_curve import FILE_NAME, read_losses
-from ray_apps.training.run import TrainingRun, plan_run
+from ray_apps.training.run import TrainingRun, is_complete, plan_run
+from schemas.arrow import Split
 from tests.training_runs import curve, run_together, tiny_dataset, tiny_settings
 
 pytestmark = pytest.mark.timeout(900)  # a minute on two idle cores; deadlines are for busy ones
 REPOSITORY = Path(__file__).parents[2]
-STEPS = 60
-SETTINGS = {"max_steps": STEPS, "checkpoint_every_steps": 7}
+STEPS = 400
+"""So many that both kills land long before the end."""
+SETTINGS = {"max_steps": STEPS, "checkpoint_every_steps": 17}
 TRAIN_ONLY = """
 import argparse, sys
 from ops.cli import main, train
@@ -125,7 +129,7 @@ def test_a_killed_worker_and_a_killed_command_leave_the_curve_of_an_undisturbed_
     run = plan_run(tiny_settings(tmp_path, **SETTINGS))
     losses = run.folder(tmp_path) / FILE_NAME
     rng = random.Random()
-    first_kill, second_kill = rng.randrange(8, 20), rng.randrange(25, 40)
+    first_kill, second_kill = rng.randrange(20, 60), rng.randrange(80, 120)
 
     def num_steps() -> int:
         return len(read_losses(losses))
@@ -136,20 +140,22 @@ def test_a_killed_worker_and_a_killed_command_leave_the_curve_of_an_undisturbed_
         wait_for(lambda: num_steps() >= first_kill, f"step {first_kill}")
         victim = rng.choice(command.workers())
         os.kill(victim, signal.SIGKILL)
+        assert num_steps() < STEPS, f"the worker was killed too late, after step {num_steps()}"
         wait_for(lambda: num_steps() >= second_kill, f"step {second_kill} after a worker was killed at step {first_kill}")
     finally:
         # Step 2: the command dies.
         orphans = command.workers()
         command.kill()
     wait_for(lambda: all_gone(orphans), "the workers of the killed command end")
-    num_done = num_steps()
+    assert second_kill <= num_steps() < STEPS, f"the command was killed too late, after step {num_steps()}"
+    assert not is_complete(run, tmp_path)
     # Step 3: the same command finishes the run.
     code, out, err = Command(tmp_path).finish()
     assert code == 0, err[-3000:]
     manifest = json.loads(out)
     assert curve(tmp_path, run) == curve(*reference), f"killed at steps {first_kill} and {second_kill}"
     assert (manifest["version"], manifest["training"]["run_id"], manifest["training"]["steps"]) == (1, run.run_id, STEPS)
-    assert num_done == STEPS or f"step {STEPS}/{STEPS}" in err  # a run whose last step came before the kill has no more to tell
+    assert f"step {STEPS}/{STEPS}" in err
     # Step 4: nothing is trained or registered twice.
     code, out, err = Command(tmp_path).finish()
     assert (code, json.loads(out)) == (0, manifest)
@@ -173,4 +179,20 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert not any(line.startswith("Traceback") for line in err.splitlines())  # of ours: Ray's actors may log what they like
     wait_for(lambda: all_gone(workers), "the workers end")
     assert run.checkpoints(tmp_path).steps()
+    assert Registry(tmp_path).versions() == []
+
+
+def test_a_corrupt_shard_ends_the_run_at_once_with_one_line(tmp_path: Path) -> None:
+    """Every attempt would find it again: the workers are not started eight times."""
+    tiny_dataset(tmp_path)
+    run = plan_run(tiny_settings(tmp_path, **SETTINGS))
+    shard = tmp_path / Dataset(tmp_path, 1).shards(Split.TRAIN)[0].path
+    os.truncate(shard, shard.stat().st_size // 2)
+    code, out, err = Command(tmp_path).finish()
+    assert (code, out) == (1, "")
+    lines = [line for line in err.splitlines() if line.startswith("headrace train:")]
+    assert len(lines) == 1
+    assert shard.name in lines[0]
+    assert "Traceback" not in lines[0]
+    assert (run.folder(tmp_path) / FAILURE_FILE).is_file()
     assert Registry(tmp_path).versions() == []

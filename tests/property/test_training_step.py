@@ -15,8 +15,10 @@ from ray_apps.training.batches import Batch, StepBatches, make_batch
 from ray_apps.training.optimizer import build_optimizer
 from ray_apps.training.parallel import CPU, Process
 from ray_apps.training.precision import resolve_precision
+from ray_apps.training.run import is_complete, plan_run
 from ray_apps.training.step import Stepper, StepResult, SummedLoss, accumulate, seed_step, train_step
-from schemas.errors import TrainingError
+from ray_apps.training.weights import build_model
+from schemas.errors import SettingsError, TrainingDiverged
 from schemas.settings import ModelSettings, TrainingSettings
 from tests.factories import make_dataset, tokenizer_ref
 from tests.training_runs import curve, final_files, records, run_alone, run_together, tiny_dataset, tiny_settings
@@ -65,11 +67,19 @@ def test_the_loss_is_that_of_transformers() -> None:
     assert train_step(stepper, batch, 1e-3).loss == pytest.approx(reference.item(), rel=1e-5)
 
 
-def test_clipping_bounds_the_update_but_reports_the_norm_before() -> None:
+def test_gradients_are_scaled_down_to_the_clip_norm_but_the_norm_before_is_reported() -> None:
+    """What the optimizer got: after one step its first moment is (1 - beta1) times the gradient."""
     free, clipped = make_stepper(clip_norm=1e9), make_stepper(clip_norm=1e-3)
     batch = ragged_batch(0, 4)
-    results: list[StepResult] = [train_step(stepper, batch, 0.0) for stepper in (free, clipped)]
-    assert results[0].grad_norm == results[1].grad_norm > 1e-3
+    results: list[StepResult] = [train_step(stepper, batch, 1e-3) for stepper in (free, clipped)]
+    assert results[0].grad_norm == results[1].grad_norm > 1e-2
+    assert used_norm(free) == pytest.approx(results[0].grad_norm, rel=1e-4)
+    assert used_norm(clipped) == pytest.approx(1e-3, rel=1e-3)
+
+
+def used_norm(stepper: Stepper) -> float:
+    moments = [state["exp_avg"].norm() for state in stepper.optimizer.state.values()]
+    return float(torch.stack(moments).norm()) / (1 - TrainingSettings().beta1)
 
 
 def test_random_numbers_of_a_step_are_a_function_of_seed_step_and_rank() -> None:
@@ -79,6 +89,16 @@ def test_random_numbers_of_a_step_are_a_function_of_seed_step_and_rank() -> None
         value = float(torch.rand(()))
         assert drawn.setdefault(key, value) == value
     assert len(set(drawn.values())) == 4
+
+
+def test_every_seed_that_the_settings_take_is_one_that_torch_takes(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path)
+    for seed in (280_000_000, 2**63 - 1):
+        chosen = plan_run(tiny_settings(tmp_path, seed=seed))
+        build_model(chosen, tmp_path)
+        seed_step(chosen.training.seed, 10**9, 4095)
+    with pytest.raises(SettingsError, match="seed"):
+        tiny_settings(tmp_path, seed=2**63)
 
 
 @settings(max_examples=10, deadline=None)
@@ -97,8 +117,17 @@ def test_the_processes_of_a_step_read_the_same_global_batch_whatever_their_numbe
 
 def test_a_loss_that_is_no_number_stops_the_run_with_advice(tmp_path: Path) -> None:
     tiny_dataset(tmp_path)
-    with pytest.raises(TrainingError, match=r"lower training\.learning_rate"):
+    with pytest.raises(TrainingDiverged, match=r"the loss of step \d+ .* lower training\.learning_rate"):
         run_alone(tiny_settings(tmp_path, learning_rate=1e30, warmup_steps=0, clip_norm=1e30))
+
+
+def test_weights_that_the_last_step_has_spoilt_are_no_result(tmp_path: Path) -> None:
+    """Each step's loss is from before its update: of one step that diverges it tells nothing."""
+    tiny_dataset(tmp_path)
+    chosen = tiny_settings(tmp_path, learning_rate=1e38, weight_decay=1e38, warmup_steps=0, max_steps=1)
+    with pytest.raises(TrainingDiverged, match="after the last step"):
+        run_alone(chosen)
+    assert not is_complete(plan_run(chosen), tmp_path)
 
 
 def test_one_and_three_processes_train_alike_and_three_resume_bit_for_bit(tmp_path: Path) -> None:

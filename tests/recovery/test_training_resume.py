@@ -10,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from ray_apps.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE
 from ray_apps.training.loss_curve import FILE_NAME
 from ray_apps.training.parallel import Process
 from ray_apps.training.run import TrainingRun, plan_run
-from schemas.errors import CheckpointCorrupt
+from ray_apps.training.weights import build_model
+from schemas.errors import CheckpointCorrupt, TrainingError
+from tests.full_disk import files_no_larger_than
 from tests.training_runs import curve, final_files, run_alone, tiny_dataset, tiny_settings, train_until
 
 
@@ -130,13 +133,48 @@ def test_only_the_last_checkpoints_are_kept(straight: tuple[Path, TrainingRun]) 
     assert sorted(path.name[:8] for path in store.folder.iterdir() if path.is_dir()) == ["00000006", "00000008"]
 
 
+def test_a_loss_scaler_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    """An fp16 run; the scaler is the same class on CPU."""
+    tiny_dataset(tmp_path)
+    run = plan_run(tiny_settings(tmp_path))
+    model = build_model(run, tmp_path)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3) for _ in range(2)]
+    weight = next(model.parameters())
+
+    def step(scaler: torch.amp.GradScaler) -> dict[str, float]:
+        scaler.scale(weight.sum()).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        return dict(scaler.state_dict())
+
+    for _ in range(2):
+        step(scalers[0])
+    store = run.checkpoints(tmp_path)
+    store.save(2, model, optimizer, scalers[0])
+    store.restore(store.manifest(2), model, optimizer, scalers[1])
+    assert scalers[1].state_dict() == scalers[0].state_dict()
+    assert [step(scalers[1]) for _ in range(4)] == [step(scalers[0]) for _ in range(4)]
+    assert scalers[1].get_scale() == 4096.0
+
+
+def test_a_checkpoint_that_does_not_fit_the_disk_leaves_nothing_and_says_how_to_go_on(tmp_path: Path, straight: tuple[Path, TrainingRun]) -> None:
+    tiny_dataset(tmp_path)
+    run = plan_run(tiny_settings(tmp_path))
+    train_until(run, tmp_path, Process(), 2)
+    before = sorted(run.checkpoints(tmp_path).folder.rglob("*"))
+    with files_no_larger_than(100_000), pytest.raises(TrainingError, match=r"step 6 cannot be written .* goes on from step 3"):
+        train_until(run, tmp_path, Process(), None)
+    assert sorted(run.checkpoints(tmp_path).folder.rglob("*")) == before
+    assert_same(tmp_path, run_alone(tiny_settings(tmp_path)), straight)
+
+
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     """The file is whole, but its tensors are not those of this run's model."""
     tiny_dataset(tmp_path)
     run = run_alone(tiny_settings(tmp_path, max_steps=1))
     small = run.model_copy(update={"model": run.model.model_copy(update={"preset": "small"})})
-    from ray_apps.training.weights import build_model
-
     store = run.checkpoints(tmp_path)
     with pytest.raises(CheckpointCorrupt, match="does not hold this model's tensors"):
         store.restore(store.manifest(1), build_model(small, tmp_path), None, None)

@@ -18,7 +18,7 @@ from pipelines.kafka.topics import topic_names
 from schemas.errors import BrokerError
 from schemas.settings import BrokerSettings, KafkaSettings, Settings
 from tests.contract.wire import batch
-from tests.unit.test_broker_stores import files_no_larger_than
+from tests.full_disk import files_no_larger_than
 
 CHANGES: dict[str, Callable[[Catalogue], object]] = {
     "create": lambda catalogue: catalogue.create("new", 2, {}),

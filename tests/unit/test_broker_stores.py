@@ -1,8 +1,5 @@
 """Small durable parts of the broker: offsets journal, producer ids, configurations, the table of versions."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from schemas.errors import BrokerError
 from schemas.listen import parse_listen
 from schemas.settings import BrokerSettings
 from tests.contract.wire import batch
+from tests.full_disk import files_no_larger_than
 
 
 def store_at(path: Path) -> OffsetStore:
@@ -91,17 +89,6 @@ def test_only_the_last_five_batches_of_a_producer_are_recognised() -> None:
     with pytest.raises(ProtocolError) as refused:
         states.original_offset(headers[1])
     assert refused.value.code is ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
-
-
-@contextmanager
-def files_no_larger_than(size_bytes: int) -> Iterator[None]:
-    """As if the disk were full: a write ends at this size, the next one fails."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_no_piece_of_a_batch(tmp_path: Path) -> None:

@@ -1,15 +1,21 @@
 """What decides a run's name, and what is refused before anything starts."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from ray_apps.training.run import model_fingerprint, plan_run, run_lock
+from ray_apps.models.registry import Registry
+from ray_apps.training.app import train
+from ray_apps.training.identity import BASELINE, OPERATIONAL, former_fingerprint, model_fingerprint, run_name
+from ray_apps.training.parallel import Process
+from ray_apps.training.run import is_complete, plan_run, run_lock
 from schemas.errors import CheckpointCorrupt, DatasetNotFound, ModelNotFound, NotEnoughData, SettingsError, TokenizerMismatch, TrainingError
+from schemas.settings_sources import load_settings
 from tests.factories import make_dataset
 from tests.model_factory import make_model
-from tests.training_runs import run_alone, tiny_dataset, tiny_settings
+from tests.training_runs import run_alone, tiny_dataset, tiny_settings, train_until
 
 
 def test_the_same_data_settings_and_parent_give_the_same_run(tmp_path: Path) -> None:
@@ -32,6 +38,54 @@ def test_another_dataset_version_or_seed_or_length_is_another_run(tmp_path: Path
 )
 def test_settings_that_only_say_how_a_run_is_done_do_not_make_another_run(tmp_path: Path, name: str) -> None:
     assert model_fingerprint(tiny_settings(tmp_path, **{name: 4})) == model_fingerprint(tiny_settings(tmp_path))
+
+
+def test_a_setting_at_its_baseline_is_no_part_of_the_fingerprint_and_every_other_value_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a new setting renames no run; without its baseline it could."""
+    settings = tiny_settings(tmp_path)
+    fields = {"model": set(type(settings.model).model_fields), "training": set(type(settings.training).model_fields) - OPERATIONAL}
+    assert {section: set(names) for section, names in BASELINE.items()} == fields
+    before, other = model_fingerprint(settings), model_fingerprint(tiny_settings(tmp_path, clip_norm=2.0))
+    assert before != other
+    without = {name: value for name, value in BASELINE["training"].items() if name != "clip_norm"}
+    monkeypatch.setattr("ray_apps.training.identity.BASELINE", {**BASELINE, "training": {**without, "clip_norm": 2.0}})
+    assert model_fingerprint(tiny_settings(tmp_path, clip_norm=2.0)) != other
+    assert model_fingerprint(tiny_settings(tmp_path, clip_norm=1.0)) != before
+
+
+FORMER_DEFAULTS = "5b0055742bd4fc53190f759d82a5b1f04bd784b004bff4ee2b274bfcc72488ad"
+
+
+def test_runs_and_models_of_versions_that_hashed_every_setting_are_recognized(tmp_path: Path) -> None:
+    """The former name is written down: it was computed by the version that made such runs."""
+    settings = load_settings("", {}, {"root": str(tmp_path)})
+    assert former_fingerprint(settings) == FORMER_DEFAULTS
+    tiny_dataset(tmp_path)
+    settings = tiny_settings(tmp_path)
+    new, former = plan_run(settings), former_fingerprint(settings)
+    assert former is not None
+    known_as = run_name(1, new.dataset.data_sha256, None, former)
+    (tmp_path / "training" / known_as).mkdir(parents=True)
+    begun = run_alone(settings)
+    assert (begun.run_id, begun.settings_fingerprint) == (known_as, former)
+    assert new.run_id != known_as
+    manifest = train(settings)
+    shutil.rmtree(tmp_path / "training")
+    assert train(settings) == manifest
+    assert Registry(tmp_path).versions() == [1]
+
+
+def test_a_run_goes_on_in_the_arithmetic_that_it_began_in_and_its_model_says_which(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path)
+    settings = tiny_settings(tmp_path)
+    run = plan_run(settings)
+    bf16 = run.model_copy(update={"training": run.training.model_copy(update={"precision": "bf16"})})
+    train_until(bf16, tmp_path, Process(), 5)
+    assert run_alone(settings).run_id == bf16.run_id  # this device's "auto" is fp32
+    assert is_complete(run, tmp_path)
+    store = run.checkpoints(tmp_path)
+    assert {store.manifest(step).precision for step in store.steps()} == {"bf16"}
+    assert train(settings).training.precision == "bf16"
 
 
 def test_a_dataset_smaller_than_one_global_batch_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Why a run cannot succeed, told once by whichever worker finds out.
+
+Ray starts the workers again when one fails, which helps when a worker or a device was lost, and costs time when the next attempt must fail alike. So
+what would come again is written to ``failure.json`` in the run's folder first: workers that find it there end at once, and ``headrace train`` raises
+it. A new ``headrace train`` removes the file and tries anew. One failure is kept, the first.
+"""
+
+import errno
+from pathlib import Path
+
+import torch
+
+from pipelines.storage.durable import create_durably
+from ray_apps.training.files import FAILURE_FILE
+from schemas import errors
+from schemas.errors import HeadraceError, TrainingError
+from schemas.record import Record
+
+_LASTING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR})
+
+
+class Failure(Record):
+    """Content of ``failure.json``."""
+
+    error: str
+    """Name of the class in schemas.errors."""
+    message: str
+    """What happened and what to do."""
+
+    def exception(self) -> HeadraceError:
+        """The error to raise."""
+        known = getattr(errors, self.error, TrainingError)
+        return known(self.message) if issubclass(known, HeadraceError) else TrainingError(self.message)
+
+
+def lasting_error(error: Exception) -> HeadraceError | None:
+    """The error to stop the run with; None where the same step may succeed in another attempt, because a worker or a device was lost."""
+    if isinstance(error, HeadraceError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return TrainingError(f"the device has too little memory: {_first_line(error)}; raise training.accumulation_steps, or choose a smaller model")
+    if isinstance(error, OSError):
+        return TrainingError(f"{error}; mend that and run `headrace train` again") if error.errno in _LASTING else None
+    if isinstance(error, RuntimeError):  # torch's word for everything: a peer that is gone, a device that is lost
+        return None
+    return TrainingError(f"{type(error).__name__}: {_first_line(error)}; another attempt would fail alike")
+
+
+def record_failure(folder: Path, error: HeadraceError) -> None:
+    """Leave the failure in the run's folder; the first one stays. A disk that is too full for it costs Ray's attempts, nothing else."""
+    failure = Failure(error=type(error).__name__, message=str(error))
+    try:
+        create_durably(folder / FAILURE_FILE, failure.model_dump_json(indent=2).encode())
+    except OSError:
+        return
+
+
+def read_failure(folder: Path) -> Failure | None:
+    """The failure that a worker has left; None if there is none."""
+    try:
+        return Failure.model_validate_json((folder / FAILURE_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
