@@ -50,8 +50,9 @@ class ModelReplica:
 
     def check_health(self) -> None:
         """Serve replaces the replica if this raises."""
-        if not self._engine.is_alive:
-            raise RuntimeError("the engine's thread has ended")
+        health = self._engine.health()
+        if not health.ok:
+            raise RuntimeError(health.reason)
 
     def __del__(self) -> None:
         with suppress(AttributeError):  # the engine was never built

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from ray_apps.serving.asgi import MAX_BODY_BYTES
 from ray_apps.serving.dispatch import MAX_SHADOWS
-from ray_apps.serving.engine.interface import Chunk, Engine, EngineStats, Events, Failure, GenerationRequest
+from ray_apps.serving.engine.interface import Chunk, Engine, EngineHealth, EngineStats, Events, Failure, GenerationRequest
 from ray_apps.serving.engine.torch_engine import TorchEngine
 from ray_apps.serving.engine_pool import unavailable
 from schemas.settings import ServingSettings
@@ -60,6 +60,9 @@ class Misbehaving:
 
     def stats(self) -> EngineStats:
         return EngineStats(num_running=0, num_waiting=0, num_slots=0, prompt_tokens=0, completion_tokens=0)
+
+    def health(self) -> EngineHealth:
+        return EngineHealth(ok=True)
 
     def close(self) -> None: ...
 

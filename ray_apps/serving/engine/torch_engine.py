@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ray_apps.serving.engine.batch import Batch, Running
-from ray_apps.serving.engine.interface import Chunk, EngineStats, Events, Failure, FinishReason, GenerationRequest
+from ray_apps.serving.engine.interface import Chunk, EngineHealth, EngineStats, Events, Failure, FinishReason, GenerationRequest
 from ray_apps.serving.engine.llama import load_llama
 from ray_apps.serving.engine.sampling import Draw
 from ray_apps.serving.engine.text import TextStream, token_bytes
@@ -119,6 +119,10 @@ class TorchEngine:
             prompt_tokens=self._batch.prompt_tokens,
             completion_tokens=self._batch.completion_tokens,
         )
+
+    def health(self) -> EngineHealth:
+        """See ``interface.Engine``; callable from any thread."""
+        return EngineHealth(ok=True) if self.is_alive else EngineHealth(ok=False, reason="the engine's thread has ended")
 
     @property
     def is_alive(self) -> bool:
