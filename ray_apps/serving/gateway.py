@@ -167,7 +167,7 @@ class Gateway:
         if champion is None:
             missing = "a champion: no model has been registered, or none was put into service"
         elif champion not in ready:
-            missing = f"the engine of champion {champion}: it is being started, or its start failed"
+            missing = f"the engine of champion {champion}: it {self._dispatcher.engines.why_not(champion)}"
         body: dict[str, Any] = {"status": "unavailable" if missing else "ok", "champion": champion, "ready_versions": ready}
         body |= {"challenger": state.challenger if state else None, "rollout_number": state.number if state else None}
         return JSONResponse(body | ({"missing": missing} if missing else {}), status_code=503 if missing else 200)
