@@ -16,7 +16,7 @@ from pipelines.runtime.cluster import ray_session
 from ray_apps.serving.deployments import LOGGING, gateway_application
 from ray_apps.serving.environment import SERVE_ENVIRONMENT
 from ray_apps.serving.naming import application_names, is_gateway
-from ray_apps.serving.reconciler import Reconciler
+from ray_apps.serving.reconciler import Reconciler, ServeApplications
 from schemas.errors import BrokerError, SettingsError
 from schemas.settings import Settings
 
@@ -78,7 +78,7 @@ def serve_forever(settings: Settings, stopping: threading.Event, on_ready: Calla
     with ray_session(settings.ray):
         url = start(settings)
         try:
-            reconciler = Reconciler(settings)
+            reconciler = Reconciler(settings, ServeApplications(settings))
             reconciler.poll()  # the models load while the gateway starts
             deploy_gateway(settings)
             on_ready(url)

@@ -91,7 +91,10 @@ class ServeEngines:
 
     async def refresh(self) -> None:
         """Ask Serve's controller, off the event loop."""
-        seen = await asyncio.to_thread(_applications, self._names)
+        self.see(await asyncio.to_thread(_applications, self._names))
+
+    def see(self, seen: Mapping[int, tuple[str, str]]) -> None:
+        """Take in the status of each version's application, and what Serve says about it."""
         self._known = frozenset(seen)
         self._ready = frozenset(version for version, (status, _) in seen.items() if status == "RUNNING")
         self._failures |= {version: message for version, (status, message) in seen.items() if status == "DEPLOY_FAILED"}

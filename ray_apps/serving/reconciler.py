@@ -9,9 +9,10 @@ application raises stops no other. Costs one question to Serve's controller per 
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
@@ -55,33 +56,78 @@ def versions_by_status(applications: Mapping[str, str], names: ApplicationNames)
     return {version: status for version, status in found.items() if version is not None}
 
 
-class Reconciler:
-    """Compares what runs with what the rollout names, and acts."""
+class Applications(Protocol):
+    """The engines' applications of one root."""
+
+    def statuses(self) -> dict[int, str]:
+        """Version -> Serve's word for its application; those that are being removed are left out."""
+        ...
+
+    def start(self, version: int) -> None:
+        """Start a version's application, or start it again; does not wait for it. May raise anything."""
+        ...
+
+    def remove(self, version: int) -> None:
+        """Let a version's running requests end, then remove it; does not wait for that."""
+        ...
+
+
+class ServeApplications:
+    """Ray Serve's."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._names = application_names(settings.root)
+
+    def statuses(self) -> dict[int, str]:
+        """See ``Applications``."""
+        from ray import serve
+
+        applications = {name: str(application.status.value) for name, application in serve.status().applications.items()}
+        return versions_by_status(applications, self._names)
+
+    def start(self, version: int) -> None:
+        """See ``Applications``."""
+        from ray import serve
+
+        application = model_application(self._settings, version)
+        serve.run_many([application], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
+
+    def remove(self, version: int) -> None:
+        """See ``Applications``."""
+        from ray import serve
+
+        serve.delete(self._names.model(version), _blocking=False)
+
+
+class Reconciler:
+    """Compares what runs with what the rollout names, and acts. ``clock`` gives seconds."""
+
+    def __init__(self, settings: Settings, applications: Applications, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._applications = applications
+        self._clock = clock
         self._follower = RolloutFollower(Path(settings.root))
         self._tried_at_s: dict[int, float] = {}
         self._failed: frozenset[int] = frozenset()
         """Versions that could not be started, and have not run since."""
         self._unwanted_polls: dict[int, int] = {}
-        self._modelless_since_s = time.monotonic()
+        self._modelless_since_s = clock()
         self._settled_since_s: float | None = None
         """When Serve was asked last, if it was as the rollout wants it then."""
 
     def poll(self) -> None:
         """Compare and act once. Serve is asked at every poll until it is as the newest state wants it, and every SETTLED_INTERVAL_S from then on."""
         self._follower.poll()
-        newest, now_s = self._follower.newest, time.monotonic()
+        newest, now_s = self._follower.newest, self._clock()
         if self._settled_since_s is not None and newest == self._follower.active and now_s - self._settled_since_s < SETTLED_INTERVAL_S:
             return
-        statuses = self._statuses()
+        statuses = self._applications.statuses()
         running = frozenset(version for version, status in statuses.items() if status == RUNNING)
         self._failed = (self._failed | {version for version, status in statuses.items() if status == FAILED}) - running
         self._follower.activate(running, now_s)
         if newest is None or newest.champion is None:
-            self._bootstrap_later()
+            self._bootstrap_later(now_s)
         is_settled = newest is not None and newest.champion is not None and statuses.keys() == running == versions_of(newest)
         self._settled_since_s = now_s if is_settled else None
         wanted = self._wanted(running)
@@ -98,36 +144,24 @@ class Reconciler:
         return wanted | standby(self._follower.states(), running, self._failed)
 
     def _deploy(self, version: int, now_s: float) -> None:
-        """Start a version's application; does not wait for it."""
-        from ray import serve
-
         self._tried_at_s[version] = now_s
         try:
-            application = model_application(self._settings, version)
-            serve.run_many([application], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
+            self._applications.start(version)
         except Exception as error:  # noqa: BLE001  whatever is wrong with one version must not keep the others from being started
             self._failed |= {version}
             _log.error("model %d is named by the rollout but cannot be served, trying again in %.0f s: %s", version, RETRY_S, error)
 
     def _remove_unwanted(self, unwanted: Iterable[int]) -> None:
-        from ray import serve
-
         self._unwanted_polls = {version: self._unwanted_polls.get(version, 0) + 1 for version in unwanted}
         for version, polls in self._unwanted_polls.items():
             if polls > LINGER_POLLS:
-                serve.delete(self._names.model(version), _blocking=False)
+                self._applications.remove(version)
                 self._tried_at_s.pop(version, None)
 
-    def _statuses(self) -> dict[int, str]:
-        from ray import serve
-
-        applications = {name: str(application.status.value) for name, application in serve.status().applications.items()}
-        return versions_by_status(applications, self._names)
-
-    def _bootstrap_later(self) -> None:
+    def _bootstrap_later(self, now_s: float) -> None:
         if not Registry(Path(self._settings.root)).versions():
-            self._modelless_since_s = time.monotonic()
-        elif time.monotonic() - self._modelless_since_s > BOOTSTRAP_GRACE_S:
+            self._modelless_since_s = now_s
+        elif now_s - self._modelless_since_s > BOOTSTRAP_GRACE_S:
             bootstrap_newest(self._settings)
 
 
