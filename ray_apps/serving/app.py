@@ -14,13 +14,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
+
+import httpx
 
 from pipelines.runtime.cluster import ray_session
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
 from ray_apps.rollout.policy import Author, bootstrap
-from ray_apps.serving.deployments import LOGGING, gateway_application, model_application
+from ray_apps.serving.deployments import DRAIN_POLL_S, LOGGING, gateway_application, model_application
+from ray_apps.serving.edge import SERVE_PREFIX
 from ray_apps.serving.engine_pool import APPLICATION_PREFIX, GATEWAY
 from ray_apps.serving.environment import SERVE_ENVIRONMENT
 from ray_apps.serving.following import RolloutFollower, versions_of
@@ -35,6 +39,9 @@ SETTLED_INTERVAL_S = 5.0
 """A look at Serve costs two processes some 10 ms."""
 RETRY_S = 30.0
 """Pause before a model that could not be started (Serve tries three times) is started again."""
+REMOVAL_S = 10.0
+"""For Serve to end a gateway whose time is up."""
+EDGE_TIMEOUT_S = 10.0
 BOOTSTRAP_GRACE_S = 10.0
 """A first model that appears while we run is left to the loop for this long; where no loop runs, we put it into service."""
 
@@ -126,9 +133,9 @@ def bootstrap_newest(settings: Settings) -> RolloutState | None:
 
 
 def start(settings: Settings) -> str:
-    """Start Serve's proxy on the Ray that this process is connected to; returns its URL. Nothing answers there before ``deploy_gateway``.
+    """Start Serve's proxy on the Ray that this process is connected to; returns its URL. It answers 503 until ``deploy_gateway`` has run.
 
-    A Serve that is running is used. Raises SettingsError if the port is taken, or if that Serve listens elsewhere.
+    A Serve that is running is used. Raises SettingsError if the port is taken, or if that Serve listens elsewhere or lacks our edge.
     """
     from ray import serve
 
@@ -138,8 +145,23 @@ def start(settings: Settings) -> str:
     else:
         port = _free_port(host, port)
         location = "HeadOnly" if _is_loopback(host) else "EveryNode"
-        serve.start(proxy_location=location, http_options={"host": host, "port": port}, logging_config=LOGGING)
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        # Serve's actors inherit the controller's environment: so they have ours also where somebody else started Ray.
+        environment = None if settings.ray.address == "local" else {"runtime_env": {"env_vars": SERVE_ENVIRONMENT}}
+        serve.start(proxy_location=location, http_options={"host": host, "port": port}, logging_config=LOGGING, controller_options=environment)
+    url = settings.serving.model_copy(update={"port": port}).url
+    _check_edge(url)
+    return url
+
+
+def _check_edge(url: str) -> None:
+    """Raise SettingsError if the proxy is another program's, which knows nothing of our ids and errors. One that we cannot reach is taken as ours."""
+    try:
+        status = httpx.post(f"{url}{SERVE_PREFIX}healthz", timeout=EDGE_TIMEOUT_S, trust_env=False).status_code
+    except httpx.HTTPError as error:
+        _log.info("the proxy at %s cannot be asked from here: %s", url, error)
+        return
+    if status != HTTPStatus.METHOD_NOT_ALLOWED:
+        raise SettingsError(f"the Ray Serve at {url} was started by another program; end it with `serve shutdown`, then start again")
 
 
 def deploy_gateway(settings: Settings) -> None:
@@ -149,19 +171,29 @@ def deploy_gateway(settings: Settings) -> None:
     serve.run_many([gateway_application(settings)])
 
 
-def stop() -> None:
-    """Let running requests end, then remove our applications, and Serve itself if nobody else uses it."""
+def stop(settings: Settings) -> None:
+    """Let running requests end, for drain_timeout_s at most, then remove our applications, and Serve itself if nobody else uses it."""
     from ray import serve
 
     names = set(serve.status().applications)
     if GATEWAY in names:
-        serve.delete(GATEWAY)  # first and alone: it waits for its running requests, and they need their engines
+        _drain_gateway(settings.serving.drain_timeout_s)
     ours = {name for name in names if name == GATEWAY or name.startswith(APPLICATION_PREFIX)}
     if names == ours:
         serve.shutdown()  # type: ignore[no-untyped-call]
         return
     for name in sorted(ours - {GATEWAY}):
         serve.delete(name)
+
+
+def _drain_gateway(timeout_s: float) -> None:
+    """Remove the gateway first and alone: it waits for its running requests, and they need their engines."""
+    from ray import serve
+
+    serve.delete(GATEWAY, _blocking=False)  # blocking ends with an error after 60 s, whatever the settings say
+    deadline_s = time.monotonic() + timeout_s + REMOVAL_S
+    while GATEWAY in serve.status().applications and time.monotonic() < deadline_s:
+        time.sleep(DRAIN_POLL_S)
 
 
 def serve_forever(settings: Settings, stopping: threading.Event, on_ready: Callable[[str], None]) -> None:
@@ -178,7 +210,7 @@ def serve_forever(settings: Settings, stopping: threading.Event, on_ready: Calla
             on_ready(url)
             _reconcile_until(stopping, reconciler, settings.loop.poll_interval_s)
         finally:
-            stop()
+            stop(settings)
 
 
 def _reconcile_until(stopping: threading.Event, reconciler: Reconciler, interval_s: float) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol, cast
 
-from ray_apps.serving.engine.interface import Chunk, Engine, Events, Failure, GenerationRequest
+from ray_apps.serving.engine.interface import Chunk, Engine, EngineHealth, Events, Failure, FinishReason, GenerationRequest
 from schemas.errors import ApiError
 
 APPLICATION_PREFIX = "model-"
@@ -39,6 +39,10 @@ class Engines(Protocol):
         """As ``Engine.submit``. Raises ApiError (503) if there is no such engine or it dies."""
         ...
 
+    async def health(self, version: int) -> EngineHealth:
+        """What the engine itself says; not ok if it cannot be asked. May take as long as the engine does."""
+        ...
+
 
 class LocalEngines:
     """Engines of this process."""
@@ -61,6 +65,11 @@ class LocalEngines:
             raise unavailable(f"model version {version} is not loaded")
         async for events in engine.submit(request):
             yield events
+
+    async def health(self, version: int) -> EngineHealth:
+        """See ``Engines``."""
+        engine = self.engines.get(version)
+        return EngineHealth(ok=False, reason="it is not loaded") if engine is None else engine.health()
 
 
 class ServeEngines:
@@ -97,6 +106,17 @@ class ServeEngines:
             if stream is not None:
                 stream.cancel()
 
+    async def health(self, version: int) -> EngineHealth:
+        """See ``Engines``."""
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            asked = self._handle(version).options(method_name="health", stream=False).remote()
+            return cast("EngineHealth", await asked)
+        except (RayError, RayServeException) as error:
+            return EngineHealth(ok=False, reason=f"it went away ({type(error).__name__})")
+
     def _handle(self, version: int) -> Any:
         if version not in self._handles:
             from ray import serve
@@ -119,18 +139,29 @@ async def stream_chunks(
 ) -> AsyncIterator[tuple[Chunk, ...]]:
     """Chunks of one engine until ``deadline_s`` (``time.perf_counter``); closing this cancels the request at once.
 
-    Raises the ApiError that a Failure stands for, or 504 when time is up (``timeout_s`` is for the message).
+    Ends only when every sequence has been finished. Raises the ApiError that a Failure stands for, 504 when time is up (``timeout_s`` is for
+    the message), 503 if the engine stops before it has finished, whatever it says about that.
     """
+    unfinished = set(range(max(len(request.prompts), 1) * request.num_choices))
     async with aclosing(cast("AsyncGenerator[Events, None]", engines.submit(version, request))) as events:
         while True:
             try:
                 async with asyncio.timeout(deadline_s - time.perf_counter()):
                     item = await anext(events)
             except StopAsyncIteration:
+                if unfinished:
+                    raise _stopped(version) from None
                 return
             except TimeoutError as error:
                 message = f"the answer was not finished within {timeout_s:g} s; ask for fewer tokens, or try again"
                 raise ApiError(504, message, type="server_error", code="timeout") from error
             if isinstance(item, Failure):
                 raise item.error()
+            if any(chunk.finish_reason is FinishReason.CANCELLED for chunk in item):
+                raise _stopped(version)
+            unfinished -= {chunk.index for chunk in item if chunk.finish_reason is not None}
             yield item
+
+
+def _stopped(version: int) -> ApiError:
+    return unavailable(f"the engine of model version {version} stopped before the answer was finished; try again")

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from ray_apps.serving.asgi import MAX_BODY_BYTES
 from ray_apps.serving.dispatch import MAX_SHADOWS
+from ray_apps.serving.edge import LINGER_BYTES, MAX_BODY_BYTES
 from ray_apps.serving.engine.interface import Chunk, Engine, EngineHealth, EngineStats, Events, Failure, GenerationRequest
 from ray_apps.serving.engine.torch_engine import TorchEngine
 from ray_apps.serving.engine_pool import unavailable
@@ -190,7 +190,7 @@ async def test_a_body_without_length_is_cut_off_at_the_limit(engines: dict[int, 
     async with running_gateway(tmp_path, engines) as client:
         response = await client.post("/v1/completions", content=endless())
         assert response.status_code == 413
-        assert sent <= MAX_BODY_BYTES + 2 * 2**16
+        assert sent <= MAX_BODY_BYTES + LINGER_BYTES + 2 * 2**16
 
 
 async def test_keys_are_asked_for_everywhere_but_health(engines: dict[int, Engine], tmp_path: Path) -> None:
