@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import cast
 
-from ray_apps.serving.engine.interface import EngineHealth, Events, Failure, GenerationRequest
+from ray_apps.serving.engine.interface import EngineHealth, Events, Failure, FinishReason, GenerationRequest
 from ray_apps.serving.engine_pool import Engines
 
 HEARD_S = 2.0
@@ -42,7 +42,7 @@ class Pulse:
         try:
             async with aclosing(cast("AsyncGenerator[Events, None]", self._engines.submit(version, request))) as answer:
                 async for events in answer:
-                    if isinstance(events, Failure) and events.status >= 500:
+                    if _is_broken(events):
                         self._heard_at_s.pop(version, None)
                     else:
                         self._heard_at_s[version] = time.monotonic()
@@ -66,3 +66,10 @@ class Pulse:
                 return await self._engines.health(version)
         except TimeoutError:
             return EngineHealth(ok=False, reason=f"it does not answer within {PROBE_TIMEOUT_S:g} s")
+
+
+def _is_broken(events: Events) -> bool:
+    """Whether the engine says that it does not go on, without having been told to stop."""
+    if isinstance(events, Failure):
+        return events.status >= 500
+    return any(chunk.finish_reason is FinishReason.CANCELLED for chunk in events)
