@@ -36,6 +36,9 @@ MAX_HEAD_BYTES = 64 * 2**10
 LINGER_S = 3.0
 LINGER_BYTES = 16 * 2**20
 """How long, and how much, we read on after an answer that came before the whole body."""
+HEALTH_PATH = "/health"
+HEALTH_TIMEOUT_S = 3.0
+"""A gateway that is being started, or whose process is stopped, says nothing: Serve lets requests wait for it."""
 REQUEST_ID = b"x-request-id"
 CLIENT_REQUEST_ID = b"x-client-request-id"
 _CLIENT_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -104,7 +107,10 @@ class _Exchange:
         self._refusal = self._early_refusal()
         if self._refusal is None:
             try:
-                await app(self.scope, self.receive, self.send)
+                async with asyncio.timeout(HEALTH_TIMEOUT_S if self.scope["path"] == HEALTH_PATH else None):
+                    await app(self.scope, self.receive, self.send)
+            except TimeoutError:
+                _log.warning("the gateway did not answer %s within %g s", HEALTH_PATH, HEALTH_TIMEOUT_S)
             except Exception:  # noqa: BLE001  Serve's proxy raises what its code raises; the client gets an answer all the same
                 _log.exception("request %s failed", self._request_id)
                 self._refusal = self._refusal or _internal(self._request_id)

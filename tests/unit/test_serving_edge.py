@@ -311,6 +311,16 @@ async def test_what_serves_proxy_says_in_plain_text_becomes_an_openai_error(app:
         assert ("retry-after" in reply.headers) == (status in (429, 503))
 
 
+async def test_health_does_not_wait_for_a_gateway_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stuck(_: Scope, __: Receive, ___: Send) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(edge, "HEALTH_TIMEOUT_S", 0.05)
+    async with serving(stuck) as server:
+        reply = await server.send(HEALTH)
+        assert (reply.status, reply.error["code"], reply.headers["retry-after"]) == (503, "gateway_unavailable", "1")
+
+
 async def test_serves_own_pages_answer_get_and_head_only() -> None:
     async with serving(answering(200, b"success")) as server:
         for path in (b"/-/healthz", b"/-/routes"):
