@@ -187,8 +187,12 @@ class RolloutSettings(Section):
     """Challenger answers needed before promotion."""
     max_unanswered_requests: int = Field(200, ge=1)
     """Champion answers (times the challenger's share) without a word from the challenger after which it is withdrawn."""
+    min_users: int = Field(10, ge=1)
+    """Distinct users (sticky keys) among the challenger's answers that each phase needs; a request without a user counts as one."""
     max_error_rate: float = Field(0.02, ge=0, le=1)
-    """Guard: largest error rate of the challenger's answers."""
+    """Guard: largest share of requests that the challenger fails, or refuses though the champion answers them."""
+    max_cancelled_increase: float = Field(0.1, ge=0, le=1)
+    """Guard: the share of the challenger's answers that clients did not wait for may exceed the champion's by this much."""
     max_latency_ratio: float = Field(2.0, gt=0)
     """Guard: largest ratio of the challenger's median latency per token to the champion's."""
     max_loss_increase: float = Field(0.02, ge=0)

@@ -9,8 +9,9 @@ from typing import Any
 from pipelines.runtime.tracing import start_tracing, stop_tracing
 from ray_apps.models.registry import Registry
 from ray_apps.serving.engine.interface import EngineHealth, Events, GenerationRequest
-from ray_apps.serving.engine_pool import APPLICATION_PREFIX, GATEWAY, ServeEngines
+from ray_apps.serving.engine_pool import ServeEngines
 from ray_apps.serving.following import RolloutFollower
+from ray_apps.serving.naming import application_names
 from schemas.settings import ServingSettings, Settings
 
 SPARE_REQUESTS = 8
@@ -75,7 +76,8 @@ class GatewayReplica:
 
         follower = RolloutFollower(Path(self._settings.root))
         interval_s = self._settings.loop.poll_interval_s
-        return build_gateway(self._settings.serving, ServeEngines(), follower, sink=self._sink, poll_interval_s=interval_s, behind_edge=True)
+        engines = ServeEngines(application_names(self._settings.root))
+        return build_gateway(self._settings.serving, engines, follower, sink=self._sink, poll_interval_s=interval_s, behind_edge=True)
 
     def __del__(self) -> None:
         with suppress(AttributeError):
@@ -94,7 +96,7 @@ def _event_sink(settings: Settings) -> Any:
 
 
 def model_application(settings: Settings, version: int) -> Any:
-    """What to run for a model version, under the name ``model-<version>``. Raises ModelNotFound."""
+    """What to run for a model version, under its name (naming.py). Raises ModelNotFound."""
     from ray import serve
     from ray.serve import RunTarget
 
@@ -110,7 +112,7 @@ def model_application(settings: Settings, version: int) -> Any:
         ray_actor_options={"num_cpus": serving.threads_per_engine, "num_gpus": 1 if serving.use_gpu else 0},
     )
     target = deployment.bind(str(folder), serving)
-    return RunTarget(target=target, name=f"{APPLICATION_PREFIX}{version}", route_prefix=None, logging_config=LOGGING)
+    return RunTarget(target=target, name=application_names(settings.root).model(version), route_prefix=None, logging_config=LOGGING)
 
 
 def gateway_application(settings: Settings) -> Any:
@@ -127,4 +129,4 @@ def gateway_application(settings: Settings) -> Any:
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         ray_actor_options={"num_cpus": 0},
     )
-    return RunTarget(target=deployment.bind(settings), name=GATEWAY, route_prefix="/", logging_config=LOGGING)
+    return RunTarget(target=deployment.bind(settings), name=application_names(settings.root).gateway, route_prefix="/", logging_config=LOGGING)

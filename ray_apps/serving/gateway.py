@@ -183,7 +183,7 @@ class Gateway:
         if champion is None:
             return "a champion: no model has been registered, or none was put into service"
         if champion not in self._dispatcher.engines.ready:
-            return f"the engine of champion {champion}: it is being started, or its start failed"
+            return f"the engine of champion {champion}: it {self._dispatcher.engines.why_not(champion)}"
         health = await self._dispatcher.engines.health(champion)
         return None if health.ok else f"an answer of the engine of champion {champion}: {health.reason}"
 

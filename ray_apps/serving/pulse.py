@@ -33,6 +33,10 @@ class Pulse:
         """See ``Engines``."""
         return self._engines.ready
 
+    def why_not(self, version: int) -> str:
+        """See ``Engines``."""
+        return self._engines.why_not(version)
+
     async def refresh(self) -> None:
         """See ``Engines``."""
         await self._engines.refresh()

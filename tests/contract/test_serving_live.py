@@ -23,6 +23,7 @@ import openai
 import pytest
 
 from pipelines.kafka.events import read_events
+from ray_apps.serving.naming import application_names
 from schemas.events import InferenceCompleted
 from schemas.settings import KafkaSettings, Settings
 from tests.model_factory import make_model
@@ -46,7 +47,8 @@ class Live:
     """What GET /health said from the first moment until the service was ready."""
 
     def replicas(self, application: str) -> list[int]:
-        """Process ids of an application's replicas: Ray puts their names into the process title."""
+        """Process ids of the replicas of ``gateway`` or ``model-N``: Ray puts their names into the process title."""
+        application = f"{application_names(self.root).prefix}-{application}"
         return [pid for pid, title in processes() if title.startswith(f"ray::ServeReplica:{application}:") and is_below(pid, os.getpid())]
 
     def metric(self, name: str) -> float:

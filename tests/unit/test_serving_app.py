@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ray_apps.rollout.log import RolloutLog
-from ray_apps.serving.app import _free_port, bootstrap_newest
+from ray_apps.serving.app import _free_port
+from ray_apps.serving.reconciler import bootstrap_newest
 from schemas.errors import SettingsError
 from schemas.rollout import Decision
 from schemas.settings import Settings
