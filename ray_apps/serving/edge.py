@@ -50,10 +50,15 @@ SERVE_PREFIX = "/-/"
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve's proxy asks for when it starts. Broken framing never becomes a request, so its answer is set here too."""
+    """What Serve's proxy asks for when it starts. What never becomes a request there is settled here too.
+
+    Broken framing gets an error of ours. Upgrades are ignored, as HTTP allows: the handshake of WebSocket has errors of its own.
+    """
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-    AutoHTTPProtocol.send_400_response = _refuse_framing
+    protocol: Any = AutoHTTPProtocol
+    protocol.send_400_response = _refuse_framing
+    protocol._should_upgrade = lambda _: False
     return [Middleware(Edge)]
 
 
@@ -72,8 +77,6 @@ class Edge:
         """ASGI entry point."""
         if scope["type"] == "http":
             await _Exchange(scope, receive, send).run(self._app)
-        elif scope["type"] == "websocket":
-            await _refuse_websocket(scope, send)
         else:
             await self._app(scope, receive, send)
 
@@ -88,6 +91,8 @@ class _Exchange:
         headers = list(scope["headers"])
         self._client_id = _client_id(headers)
         self._declared = _declared_length(headers)
+        self._closes = any(name == b"upgrade" for name, _ in headers)
+        """The parser stops where the other protocol would begin, so this is the connection's last request."""
         self._awaits_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
         self._head_bytes = len(scope.get("raw_path") or b"") + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in headers)
         self.scope = {**scope, "headers": _passed_on(headers, self._request_id, self._client_id)}
@@ -185,7 +190,7 @@ class _Exchange:
         headers.append((REQUEST_ID, self._request_id.encode()))
         if self._client_id is not None:
             headers.append((CLIENT_REQUEST_ID, self._client_id))
-        if not self._is_read:
+        if self._closes or not self._is_read:
             headers.append((b"connection", b"close"))
         return headers
 
@@ -260,18 +265,6 @@ def _internal(request_id: str) -> ApiError:
 def _too_large() -> ApiError:
     message = f"The request's body is larger than {MAX_BODY_BYTES} bytes."
     return ApiError(413, message, type="invalid_request_error", code="request_too_large")
-
-
-async def _refuse_websocket(scope: Scope, send: Send) -> None:
-    """Refuse the handshake, with a body where the server can send one."""
-    error = ApiError(400, "This server does not speak WebSocket; use HTTP.", type="invalid_request_error", code="websocket_unsupported")
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1000})
-        return
-    response = error_response(error)
-    headers = [*response.raw_headers, (REQUEST_ID, new_request_id().encode())]
-    await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": response.body})
 
 
 def _refuse_framing(protocol: Any, _: str) -> None:

@@ -368,11 +368,18 @@ async def test_a_client_that_closes_its_half_of_the_connection_has_gone(tmp_path
         assert sink.data[0].finish_reason == "cancelled"
 
 
-async def test_a_websocket_is_refused_with_an_openai_error(tmp_path: Path) -> None:
-    upgrade = (b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", b"Connection: Upgrade")
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", b"Connection: Upgrade"),
+        (b"Upgrade: websocket", b"Sec-WebSocket-Version: 99", b"Connection: Upgrade"),
+        (b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk", b"Connection: Upgrade, HTTP2-Settings"),
+    ],
+)
+async def test_an_upgrade_is_ignored_and_the_connection_ends(tmp_path: Path, headers: tuple[bytes, ...]) -> None:
     async with gateway(tmp_path) as server:
-        reply = await server.send(request(b"", *upgrade, method=b"GET", close=False))
-        assert (reply.status, reply.error["code"]) == (400, "websocket_unsupported")
+        reply = await server.send(request(b"", *headers, method=b"GET", close=False), then=HEALTH)
+        assert (reply.status, reply.error["code"], reply.headers["connection"], reply.closed) == (405, "method_not_allowed", "close", True)
 
 
 async def test_requests_on_one_connection_are_answered_one_after_the_other(tmp_path: Path) -> None:
