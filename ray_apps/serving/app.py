@@ -169,6 +169,7 @@ def _free_port(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as error:
             problem = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
-            raise SettingsError(f"{host}:{port} {problem}; choose another with --set serving.port=PORT") from error
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            raise SettingsError(f"{address} {problem}; choose another with --set serving.port=PORT") from error
         bound: int = probe.getsockname()[1]
         return bound
