@@ -138,11 +138,15 @@ class ServeEngines:
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
+        asked = None
         try:
             asked = self._handle(version).options(method_name="health", stream=False).remote()
             return cast("EngineHealth", await asked)
         except (RayError, RayServeException) as error:
             return EngineHealth(ok=False, reason=f"it went away ({type(error).__name__})")
+        finally:
+            if asked is not None:
+                asked.cancel()  # one that does not answer must not collect questions
 
     def _handle(self, version: int) -> Any:
         if version not in self._handles:
