@@ -41,7 +41,7 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
 
     A connection that is already open is used and left open.
     """
-    has_dashboard = settings.address != "local" or settings.dashboard_port > 0
+    has_dashboard = settings.dashboard_port > 0
     for name, value in (RAY_ENVIRONMENT if has_dashboard else RAY_ENVIRONMENT | WITHOUT_DASHBOARD).items():
         os.environ.setdefault(name, value)
     import ray

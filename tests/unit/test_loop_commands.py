@@ -37,7 +37,14 @@ def test_without_a_broker_and_ray_both_are_started_and_their_addresses_are_hande
     assert stack.names == ["broker", "ray", "ingest", "serve"]
     assert stack.settings.kafka.bootstrap_servers == stack.settings.broker.listen != "127.0.0.1:0"
     assert stack.settings.serving.port > 0 and stack.settings.ray.address.startswith("127.0.0.1:")
+    assert stack.dashboard_url is None and stack.starts_ray and "--include-dashboard=false" in stack.services[1].command
     assert stack.services[2].needs == ("broker", "ray") and stack.services[2].dies_with == ("ray",)
+
+
+def test_a_dashboard_is_opened_where_the_settings_want_one() -> None:
+    stack = build_stack(load_settings("", {}, {"broker.listen": "127.0.0.1:0", "serving.port": 0}))
+    assert stack.dashboard_url is not None and "--include-dashboard=true" in stack.services[1].command
+    assert f"--dashboard-port={stack.dashboard_url.rpartition(':')[2]}" in stack.services[1].command
 
 
 def test_a_given_broker_and_a_given_ray_are_used() -> None:
