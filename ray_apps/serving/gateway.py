@@ -109,7 +109,9 @@ class Gateway:
         )
 
     def _next_seed(self) -> int:
-        """A seed for a request that brings none: another one each time, and the same series after each start."""
+        """A seed for a request that brings none: another one each time, and the same series after each start if ``serving.seed`` asks for that."""
+        if self._settings.seed == 0:
+            return secrets.randbits(64)
         self._unseeded += 1
         return xxhash.xxh3_64_intdigest(f"{self._settings.seed}:{self._unseeded}".encode())
 
