@@ -159,7 +159,7 @@ class ServingSettings(Section):
     record_prompts: bool = False
     """Whether ``inference.completed`` events carry prompts and answers. Off: ids, counts and times only."""
     seed: int = Field(0, ge=0)
-    """Seed for sampling when a request brings none."""
+    """Seed of the series of seeds that requests get that bring none: the same series after each start. 0: each gets a random one."""
 
     @property
     def url(self) -> str:

@@ -36,11 +36,12 @@ def close_internal_port() -> None:
 class ModelReplica:
     """The engine of one model version, as a Serve deployment."""
 
-    def __init__(self, folder: str, settings: ServingSettings) -> None:
+    def __init__(self, root: str, version: int, settings: ServingSettings) -> None:
+        """Raises ShardCorrupt if the version's files are not those that were registered."""
         close_internal_port()
         from ray_apps.serving.engine.torch_engine import TorchEngine
 
-        self._engine = TorchEngine(Path(folder), settings)
+        self._engine = TorchEngine(Registry(Path(root)).verified_folder(version), settings)
 
     async def submit(self, request: GenerationRequest) -> AsyncIterator[Events]:
         """See ``interface.Engine.submit``."""
@@ -101,7 +102,8 @@ def model_application(settings: Settings, version: int) -> Any:
     from ray.serve import RunTarget
 
     serving = settings.serving
-    folder = Registry(Path(settings.root)).folder(version).resolve()
+    root = Path(settings.root).resolve()
+    Registry(root).folder(version)
     deployment: Any = serve.deployment(
         ModelReplica,
         name="engine",
@@ -111,7 +113,7 @@ def model_application(settings: Settings, version: int) -> Any:
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         ray_actor_options={"num_cpus": serving.threads_per_engine, "num_gpus": 1 if serving.use_gpu else 0},
     )
-    target = deployment.bind(str(folder), serving)
+    target = deployment.bind(str(root), version, serving)
     return RunTarget(target=target, name=application_names(settings.root).model(version), route_prefix=None, logging_config=LOGGING)
 
 

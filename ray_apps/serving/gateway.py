@@ -8,6 +8,7 @@ engine answers now.
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
@@ -111,7 +112,9 @@ class Gateway:
         )
 
     def _next_seed(self) -> int:
-        """A seed for a request that brings none: another one each time, and the same series after each start."""
+        """A seed for a request that brings none: another one each time, and the same series after each start if ``serving.seed`` asks for that."""
+        if self._settings.seed == 0:
+            return secrets.randbits(64)
         self._unseeded += 1
         return xxhash.xxh3_64_intdigest(f"{self._settings.seed}:{self._unseeded}".encode())
 
