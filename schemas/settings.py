@@ -150,6 +150,8 @@ class ServingSettings(Section):
     """Most tokens that one request may ask for."""
     request_timeout_s: float = Field(120.0, gt=0)
     """Longest time for one answer."""
+    drain_timeout_s: float = Field(30.0, ge=0)
+    """How long running answers may go on in a part of the service that is stopped or replaced; what is not finished then ends with an error."""
     threads_per_engine: int = Field(1, ge=1)
     """Torch threads of an engine on CPU."""
     use_gpu: bool = False
@@ -157,7 +159,12 @@ class ServingSettings(Section):
     record_prompts: bool = False
     """Whether ``inference.completed`` events carry prompts and answers. Off: ids, counts and times only."""
     seed: int = Field(0, ge=0)
-    """Seed for sampling when a request brings none."""
+    """Seed of the series of seeds that requests get that bring none: the same series after each start. 0: each gets a random one."""
+
+    @property
+    def url(self) -> str:
+        """Where the API answers."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     @model_validator(mode="after")
     def exposed_needs_keys(self) -> "ServingSettings":

@@ -13,6 +13,8 @@ from ray_apps.loop.commands import child_environment, headrace
 from schemas.settings import Settings
 
 PROBE_TIMEOUT_S = 1.0
+STOP_TIMEOUT_S = 15.0
+"""For a service to stop after its running work has ended."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Stack:
     @property
     def api_url(self) -> str:
         """Where the HTTP API is."""
-        return f"http://{self.settings.serving.host}:{self.settings.serving.port}"
+        return self.settings.serving.url
 
     @property
     def names(self) -> list[str]:
@@ -81,15 +83,16 @@ def _ray_head(settings: Settings, ports: RayPorts) -> Service:
 
 def _headrace_service(settings: Settings, name: str, needs: tuple[str, ...], ports: RayPorts | None) -> Service:
     arguments = ("--follow",) if name == "ingest" else ()
-    address = f"http://{settings.serving.host}:{settings.serving.port}/health"
+    health = f"{settings.serving.url}/health"
     return Service(
         name,
         headrace(settings, name, *arguments),
-        serves(address) if name == "serve" else _always,
-        is_alive=answers(address) if name == "serve" else _always,
+        serves(health) if name == "serve" else _always,
+        is_alive=answers(health) if name == "serve" else _always,
         needs=needs,
         dies_with=("ray",) if ports else (),
         environment=child_environment(settings),
+        stop_timeout_s=STOP_TIMEOUT_S + (settings.serving.drain_timeout_s if name == "serve" else 0.0),
     )
 
 

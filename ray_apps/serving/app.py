@@ -9,11 +9,16 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 
+import httpx
+
 from pipelines.runtime.cluster import ray_session
-from ray_apps.serving.deployments import LOGGING, gateway_application
+from ray_apps.serving.deployments import DRAIN_POLL_S, LOGGING, gateway_application
+from ray_apps.serving.edge import SERVE_PREFIX
 from ray_apps.serving.environment import SERVE_ENVIRONMENT
 from ray_apps.serving.naming import application_names, is_gateway
 from ray_apps.serving.reconciler import Reconciler, ServeApplications
@@ -21,12 +26,15 @@ from schemas.errors import BrokerError, SettingsError
 from schemas.settings import Settings
 
 _log = logging.getLogger(__name__)
+REMOVAL_S = 10.0
+"""For Serve to end a gateway whose time is up."""
+EDGE_TIMEOUT_S = 10.0
 
 
 def start(settings: Settings) -> str:
-    """Start Serve's proxy on the Ray that this process is connected to; returns its URL. Nothing answers there before ``deploy_gateway``.
+    """Start Serve's proxy on the Ray that this process is connected to; returns its URL. It answers 503 until ``deploy_gateway`` has run.
 
-    A Serve that is running is used. Raises SettingsError if the port is taken, or if that Serve listens elsewhere.
+    A Serve that is running is used. Raises SettingsError if the port is taken, or if that Serve listens elsewhere or lacks our edge.
     """
     from ray import serve
 
@@ -36,8 +44,23 @@ def start(settings: Settings) -> str:
     else:
         port = _free_port(host, port)
         location = "HeadOnly" if _is_loopback(host) else "EveryNode"
-        serve.start(proxy_location=location, http_options={"host": host, "port": port}, logging_config=LOGGING)
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        # Serve's actors inherit the controller's environment: so they have ours also where somebody else started Ray.
+        environment = None if settings.ray.address == "local" else {"runtime_env": {"env_vars": SERVE_ENVIRONMENT}}
+        serve.start(proxy_location=location, http_options={"host": host, "port": port}, logging_config=LOGGING, controller_options=environment)
+    url = settings.serving.model_copy(update={"port": port}).url
+    _check_edge(url)
+    return url
+
+
+def _check_edge(url: str) -> None:
+    """Raise SettingsError if the proxy is another program's, which knows nothing of our ids and errors. One that we cannot reach is taken as ours."""
+    try:
+        status = httpx.post(f"{url}{SERVE_PREFIX}healthz", timeout=EDGE_TIMEOUT_S, trust_env=False).status_code
+    except httpx.HTTPError as error:
+        _log.info("the proxy at %s cannot be asked from here: %s", url, error)
+        return
+    if status != HTTPStatus.METHOD_NOT_ALLOWED:
+        raise SettingsError(f"the Ray Serve at {url} was started by another program; end it with `serve shutdown`, then start again")
 
 
 def deploy_gateway(settings: Settings) -> None:
@@ -55,18 +78,28 @@ def deploy_gateway(settings: Settings) -> None:
 
 
 def stop(settings: Settings) -> None:
-    """Let running requests end, then remove this root's applications, and Serve itself if nobody else uses it."""
+    """Let running requests end, for drain_timeout_s at most, then remove this root's applications, and Serve itself if nobody else uses it."""
     from ray import serve
 
     names, present = application_names(settings.root), set(serve.status().applications)
     if names.gateway in present:
-        serve.delete(names.gateway)  # first and alone: it waits for its running requests, and they need their engines
+        _drain(names.gateway, settings.serving.drain_timeout_s)
     ours = {name for name in present if names.is_ours(name)}
     if present == ours:
         serve.shutdown()  # type: ignore[no-untyped-call]
         return
     for name in sorted(ours - {names.gateway}):
         serve.delete(name)
+
+
+def _drain(gateway: str, timeout_s: float) -> None:
+    """Remove the gateway first and alone: it waits for its running requests, and they need their engines."""
+    from ray import serve
+
+    serve.delete(gateway, _blocking=False)  # blocking ends with an error after 60 s, whatever the settings say
+    deadline_s = time.monotonic() + timeout_s + REMOVAL_S
+    while gateway in serve.status().applications and time.monotonic() < deadline_s:
+        time.sleep(DRAIN_POLL_S)
 
 
 def serve_forever(settings: Settings, stopping: threading.Event, on_ready: Callable[[str], None]) -> None:
@@ -136,6 +169,7 @@ def _free_port(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as error:
             problem = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
-            raise SettingsError(f"{host}:{port} {problem}; choose another with --set serving.port=PORT") from error
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            raise SettingsError(f"{address} {problem}; choose another with --set serving.port=PORT") from error
         bound: int = probe.getsockname()[1]
         return bound

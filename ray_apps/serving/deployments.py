@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.runtime.tracing import start_tracing, stop_tracing
 from ray_apps.models.registry import Registry
-from ray_apps.serving.engine.interface import Events, GenerationRequest
+from ray_apps.serving.engine.interface import EngineHealth, Events, GenerationRequest
 from ray_apps.serving.engine_pool import ServeEngines
 from ray_apps.serving.following import RolloutFollower
 from ray_apps.serving.naming import application_names
@@ -18,8 +18,6 @@ SPARE_REQUESTS = 8
 """Requests beyond the engine's own limit that reach it, so that the engine refuses with 429 instead of Serve queueing without bound."""
 MAX_GATEWAY_REQUESTS = 10_000
 """HTTP requests under way; engines refuse what they cannot take long before."""
-GATEWAY_DRAIN_S = 30.0
-"""How long a gateway that is replaced or stopped goes on with its running requests."""
 DRAIN_POLL_S = 0.2
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 """Serve's own access log repeats every request twice; counts are in the metrics."""
@@ -38,16 +36,21 @@ def close_internal_port() -> None:
 class ModelReplica:
     """The engine of one model version, as a Serve deployment."""
 
-    def __init__(self, folder: str, settings: ServingSettings) -> None:
+    def __init__(self, root: str, version: int, settings: ServingSettings) -> None:
+        """Raises ShardCorrupt if the version's files are not those that were registered."""
         close_internal_port()
         from ray_apps.serving.engine.torch_engine import TorchEngine
 
-        self._engine = TorchEngine(Path(folder), settings)
+        self._engine = TorchEngine(Registry(Path(root)).verified_folder(version), settings)
 
     async def submit(self, request: GenerationRequest) -> AsyncIterator[Events]:
         """See ``interface.Engine.submit``."""
         async for events in self._engine.submit(request):
             yield events
+
+    async def health(self) -> EngineHealth:
+        """See ``interface.Engine.health``."""
+        return self._engine.health()
 
     def check_health(self) -> None:
         """Serve replaces the replica if this raises."""
@@ -75,7 +78,7 @@ class GatewayReplica:
         follower = RolloutFollower(Path(self._settings.root))
         interval_s = self._settings.loop.poll_interval_s
         engines = ServeEngines(application_names(self._settings.root))
-        return build_gateway(self._settings.serving, engines, follower, sink=self._sink, poll_interval_s=interval_s, proxy_adds_id=True)
+        return build_gateway(self._settings.serving, engines, follower, sink=self._sink, poll_interval_s=interval_s, behind_edge=True)
 
     def __del__(self) -> None:
         with suppress(AttributeError):
@@ -99,17 +102,18 @@ def model_application(settings: Settings, version: int) -> Any:
     from ray.serve import RunTarget
 
     serving = settings.serving
-    folder = Registry(Path(settings.root)).folder(version).resolve()
+    root = Path(settings.root).resolve()
+    Registry(root).folder(version)
     deployment: Any = serve.deployment(
         ModelReplica,
         name="engine",
         num_replicas=1,
         max_ongoing_requests=serving.max_concurrent_sequences + serving.max_queued_requests + SPARE_REQUESTS,
-        graceful_shutdown_timeout_s=serving.request_timeout_s,
+        graceful_shutdown_timeout_s=serving.drain_timeout_s,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         ray_actor_options={"num_cpus": serving.threads_per_engine, "num_gpus": 1 if serving.use_gpu else 0},
     )
-    target = deployment.bind(str(folder), serving)
+    target = deployment.bind(str(root), version, serving)
     return RunTarget(target=target, name=application_names(settings.root).model(version), route_prefix=None, logging_config=LOGGING)
 
 
@@ -123,7 +127,7 @@ def gateway_application(settings: Settings) -> Any:
         name="gateway",
         num_replicas=1,
         max_ongoing_requests=MAX_GATEWAY_REQUESTS,
-        graceful_shutdown_timeout_s=GATEWAY_DRAIN_S,
+        graceful_shutdown_timeout_s=settings.serving.drain_timeout_s,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         ray_actor_options={"num_cpus": 0},
     )

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol, cast
 
-from ray_apps.serving.engine.interface import Chunk, Engine, Events, Failure, FinishReason, GenerationRequest
+from ray_apps.serving.engine.interface import Chunk, Engine, EngineHealth, Events, Failure, FinishReason, GenerationRequest
 from ray_apps.serving.naming import ApplicationNames
 from schemas.errors import ApiError
 
@@ -44,6 +44,10 @@ class Engines(Protocol):
         """As ``Engine.submit``. Raises ApiError (503) if there is no such engine or it dies."""
         ...
 
+    async def health(self, version: int) -> EngineHealth:
+        """What the engine itself says; not ok if it cannot be asked. May take as long as the engine does."""
+        ...
+
 
 class LocalEngines:
     """Engines of this process."""
@@ -70,6 +74,11 @@ class LocalEngines:
             raise unavailable(f"model version {version} is not loaded")
         async for events in engine.submit(request):
             yield events
+
+    async def health(self, version: int) -> EngineHealth:
+        """See ``Engines``."""
+        engine = self.engines.get(version)
+        return EngineHealth(ok=False, reason="it is not loaded") if engine is None else engine.health()
 
 
 class ServeEngines:
@@ -123,6 +132,21 @@ class ServeEngines:
         finally:
             if stream is not None:
                 stream.cancel()
+
+    async def health(self, version: int) -> EngineHealth:
+        """See ``Engines``."""
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        asked = None
+        try:
+            asked = self._handle(version).options(method_name="health", stream=False).remote()
+            return cast("EngineHealth", await asked)
+        except (RayError, RayServeException) as error:
+            return EngineHealth(ok=False, reason=f"it went away ({type(error).__name__})")
+        finally:
+            if asked is not None:
+                asked.cancel()  # one that does not answer must not collect questions
 
     def _handle(self, version: int) -> Any:
         if version not in self._handles:

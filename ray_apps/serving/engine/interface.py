@@ -8,7 +8,7 @@ process ``engine_pool.stream_chunks`` raises a Failure as the ApiError that it s
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 from schemas.errors import ApiError
 
@@ -113,6 +113,11 @@ class Failure:
     code: str | None = None
     param: str | None = None
     retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error: ApiError) -> Self:
+        """An error as a value."""
+        return cls(status=error.status, message=str(error), type=error.type, code=error.code, param=error.param, retry_after_s=error.retry_after_s)
 
     def error(self) -> ApiError:
         """As the exception that the gateway raises."""
