@@ -198,6 +198,8 @@ class RolloutChanged(EventData):
     """The numbers that the decision rests on."""
     automatic: bool = True
     """Whether the policy decided, or a person."""
+    held: bool = False
+    """Whether a person's word holds until it is released."""
 
 
 class AlertFired(EventData):
@@ -214,7 +216,7 @@ class AlertFired(EventData):
 
 
 class InferenceCompleted(EventData):
-    """A request was answered, or failed."""
+    """One engine's answer to a request came to its end, whatever that was. A request that a second engine had to answer has two."""
 
     request_id: str
     """The request; the primary answer and its shadow copy share it."""
@@ -228,16 +230,23 @@ class InferenceCompleted(EventData):
     """Whether the client named the version, instead of leaving it to the rollout: such an answer is no evidence in a trial."""
     rollout_number: int = Field(ge=1)
     """Number of the rollout state that was in force."""
-    status: Literal["ok", "error"]
-    """How it ended."""
+    status: Literal["ok", "error", "refused", "cancelled"]
+    """``ok``: to its end. ``error``: the engine failed or ran out of time. ``refused``: the engine did not take the request.
+    ``cancelled``: the client went away, or the gateway stopped."""
     error_code: str | None = None
-    """Code of the error body, for errors."""
+    """Code of the error body, for errors and refusals."""
+    attempt: int = Field(1, ge=1)
+    """Which engine in turn was asked for this request; 1 for the first and for a shadow copy."""
+    user_hash: str | None = Field(None, pattern=r"^[0-9a-f]{16}$")
+    """Hash of the request's sticky key under the trial's salt: tells users apart within a trial, and names nobody."""
     prompt_tokens: int = Field(ge=0)
     """Tokens of the prompt."""
     completion_tokens: int = Field(ge=0)
     """Tokens of the answer."""
     latency_s: float = Field(ge=0)
-    """From the request's arrival to its last token."""
+    """From the request's arrival to its last token, as the client saw it: earlier attempts and the client's own reading are in it."""
+    engine_s: float | None = Field(None, ge=0)
+    """How long this engine worked on it: what a trial compares. Earlier attempts and the client's reading are not in it."""
     time_to_first_token_s: float | None = Field(None, ge=0)
     """From the request's arrival to its first token."""
     finish_reason: str | None = None

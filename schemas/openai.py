@@ -1,7 +1,8 @@
 """The OpenAI HTTP API: requests, answers, chunks of streamed answers, errors. Source: the API reference of the openai client, version 2.
 
-Invariant: a request either parses into one of these models or is refused with a 400 that names the parameter. A parameter that is
-known but not served is refused too, unless it is set to what leaving it out means: an answer never ignores what was asked for.
+Invariants: a request either parses into one of these models or is refused with a 400 that names the parameter. A parameter that is
+known but not served is refused too, unless it is set to what leaving it out means, and so are two parameters that contradict each other:
+an answer never ignores what was asked for. The body of an error has a few kilobytes at most, however much of a request it names.
 """
 
 import re
@@ -17,6 +18,9 @@ MAX_CHOICES = 128
 MAX_STOPS = 4
 MAX_PROMPTS = 2048
 SEED_RANGE = 2**63
+MAX_MESSAGE_CHARACTERS = 800
+MAX_NAME_CHARACTERS = 100
+"""Of an error's message, and of the parameter that it names. JSON takes six bytes at most for one: 5.5 KB together."""
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "logprobs": (None, False),
@@ -165,6 +169,14 @@ class ChatRequest(GenerationParameters):
     messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=1)
 
+    @model_validator(mode="after")
+    def one_limit(self) -> Self:
+        """The old name and the new one of the same limit may both be there only if they agree."""
+        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
+            numbers = {"max_tokens": self.max_tokens, "max_completion_tokens": self.max_completion_tokens}
+            raise PydanticCustomError("max_tokens", "it is {max_tokens}, but 'max_completion_tokens' is {max_completion_tokens}; send one", numbers)
+        return self
+
     @property
     def token_limit(self) -> int | None:
         """Most tokens of each answer; none: what the context has room for."""
@@ -294,8 +306,23 @@ class ErrorBody(BaseModel):
 
 
 def error_body(error: ApiError) -> ErrorBody:
-    """The OpenAI body of an error."""
-    return ErrorBody(error=ErrorDetail(message=str(error), type=error.type, param=error.param, code=error.code))
+    """The OpenAI body of an error, bounded."""
+    param = None if error.param is None else _shortened(error.param, MAX_NAME_CHARACTERS)
+    message = _shortened(str(error), MAX_MESSAGE_CHARACTERS)
+    return ErrorBody(error=ErrorDetail(message=message, type=error.type, param=param, code=error.code))
+
+
+def error_event(error: ApiError) -> bytes:
+    """The same as the last of server-sent events."""
+    return b"data: " + error_body(error).model_dump_json().encode() + b"\n\n"
+
+
+def _shortened(text: str, limit: int) -> str:
+    """The beginning and the end of a text that is too long: what a message advises stands at its end."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 2 - 1
+    return f"{text[: limit - tail - 1]}…{text[-tail:]}"
 
 
 RequestT = TypeVar("RequestT", bound=GenerationParameters)
@@ -324,7 +351,7 @@ def _param(location: tuple[int | str, ...]) -> str:
 
 def _refusal(detail: ErrorDetails) -> ApiError:
     kind, location = detail["type"], detail["loc"]
-    param = "stream_options" if kind == "stream_options" else _param(location)
+    param = kind if kind in ("stream_options", "max_tokens") else _param(location)
     if not param:
         what = f"The body is not valid JSON: {detail['msg'].removeprefix('Invalid JSON: ')}."
         message, code = (what, "invalid_json") if kind == "json_invalid" else ("The body must be a JSON object.", "invalid_type")

@@ -34,6 +34,10 @@ class Decision(StrEnum):
     """The challenger was withdrawn: a guard tripped or a person said so."""
     SET = "set"
     """A person set versions and shares by hand."""
+    HOLD = "hold"
+    """A person took the decisions over; what is served stays."""
+    RELEASE = "release"
+    """A person gave the decisions back to the loop; what is served stays."""
     BOOTSTRAP = "bootstrap"
     """The first model became champion: there was nothing to compare it with."""
 
@@ -67,6 +71,13 @@ class RolloutState(Record):
     """The numbers that the decision rests on."""
     automatic: bool = True
     """Whether the loop's policy decided, or a person."""
+    held: bool = False
+    """Whether a person's word holds: the loop starts no trial and promotes nothing until a person releases it."""
+
+    @property
+    def person_decides(self) -> bool:
+        """Whether the loop only guards. Earlier versions said so by the decision alone."""
+        return self.held or self.decision is Decision.SET
 
     @model_validator(mode="after")
     def is_consistent(self) -> Self:

@@ -159,6 +159,8 @@ class ServingSettings(Section):
     """Most tokens that one request may ask for."""
     request_timeout_s: float = Field(120.0, gt=0)
     """Longest time for one answer."""
+    drain_timeout_s: float = Field(30.0, ge=0)
+    """How long running answers may go on in a part of the service that is stopped or replaced; what is not finished then ends with an error."""
     threads_per_engine: int = Field(1, ge=1)
     """Torch threads of an engine on CPU."""
     use_gpu: bool = False
@@ -166,7 +168,12 @@ class ServingSettings(Section):
     record_prompts: bool = False
     """Whether ``inference.completed`` events carry prompts and answers. Off: ids, counts and times only."""
     seed: int = Field(0, ge=0)
-    """Seed for sampling when a request brings none."""
+    """Seed of the series of seeds that requests get that bring none: the same series after each start. 0: each gets a random one."""
+
+    @property
+    def url(self) -> str:
+        """Where the API answers."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     @model_validator(mode="after")
     def exposed_needs_keys(self) -> "ServingSettings":
@@ -189,8 +196,12 @@ class RolloutSettings(Section):
     """Challenger answers needed before promotion."""
     max_unanswered_requests: int = Field(200, ge=1)
     """Champion answers (times the challenger's share) without a word from the challenger after which it is withdrawn."""
+    min_users: int = Field(10, ge=1)
+    """Distinct users (sticky keys) among the challenger's answers that each phase needs; a request without a user counts as one."""
     max_error_rate: float = Field(0.02, ge=0, le=1)
-    """Guard: largest error rate of the challenger's answers."""
+    """Guard: largest share of requests that the challenger fails, or refuses though the champion answers them."""
+    max_cancelled_increase: float = Field(0.1, ge=0, le=1)
+    """Guard: the share of the challenger's answers that clients did not wait for may exceed the champion's by this much."""
     max_latency_ratio: float = Field(2.0, gt=0)
     """Guard: largest ratio of the challenger's median latency per token to the champion's."""
     max_loss_increase: float = Field(0.02, ge=0)

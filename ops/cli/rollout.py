@@ -21,12 +21,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser("rollout", help="which models answer, and how the trial stands")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add(actions, common, "show", "the state in force, the evidence so far, and what the next step waits for", show)
-    by_hand = _add(actions, common, "set", "set versions and shares by hand; the loop then guards, but does not promote", set_versions)
+    by_hand = _add(actions, common, "set", "set versions and shares by hand, and hold them: see hold", set_versions)
     by_hand.add_argument("--champion", required=True, metavar="VERSION", help="model version that answers by default")
     by_hand.add_argument("--challenger", metavar="VERSION", help="model version that gets a share")
     by_hand.add_argument("--share", type=float, metavar="0..1", help="share of sticky keys for the challenger; 0: shadow copies only")
-    shadow = _add(actions, common, "shadow", "put a model on trial: shadow first, then the loop's rules", start_trial)
+    shadow = _add(actions, common, "shadow", "put a model on trial: shadow first, then the loop decides; ends a hold", start_trial)
     shadow.add_argument("version", metavar="VERSION", help="number, or latest")
+    held = "a person decides from now on: the loop withdraws a challenger that fails, but starts no trial and promotes nothing"
+    _add(actions, common, "hold", held, hold).add_argument("--reason", default="a person decides from now on", help="for the log")
+    freed = "the loop decides again, also about versions and shares that were set by hand"
+    _add(actions, common, "release", freed, release).add_argument("--reason", default="the loop decides again", help="for the log")
     _add(actions, common, "promote", "make the challenger champion now", promote)
     _add(actions, common, "abort", "withdraw the challenger", abort).add_argument("--reason", default="a person said so", help="for the log")
 
@@ -45,7 +49,8 @@ def _add(
 
 
 def show(args: argparse.Namespace, settings: Settings) -> int:
-    """Phase, versions, shares, evidence, and what is missing."""
+    """Phase, versions, shares, who decides, evidence, and what is missing."""
+    from ray_apps.loop.disk import Disk
     from ray_apps.rollout.log import RolloutLog
     from ray_apps.rollout.policy import missing
     from schemas.rollout import Phase
@@ -60,12 +65,18 @@ def show(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     evidence = None if state.phase is Phase.IDLE else _evidence(state, settings)
     waits_for = missing(state, evidence, settings.rollout) if evidence else []
+    given_up = Disk(Path(settings.root)).given_up()
+    training = given_up.reason if given_up else None
     if args.json:
-        summary = evidence.summary() if evidence else None
-        print_json({"state": state.model_dump(mode="json"), "evidence": summary, "missing": waits_for})
+        shown = {"state": state.model_dump(mode="json"), "decides": _who_decides(state), "missing": waits_for, "training_held": training}
+        print_json(shown | {"evidence": evidence.summary() if evidence else None})
     else:
-        print("\n".join([*describe(state), *_describe_evidence(evidence, waits_for)]))
+        print("\n".join([*describe(state), *_describe_evidence(evidence, waits_for), *([f"training: {training}"] if training else [])]))
     return 0
+
+
+def _who_decides(state: "RolloutState") -> str:
+    return "a person" if state.person_decides else "the loop"
 
 
 def describe(state: "RolloutState") -> list[str]:
@@ -78,7 +89,14 @@ def describe(state: "RolloutState") -> list[str]:
     if state.phase is Phase.CANARY:
         served += f", model {state.challenger} answers {state.canary_fraction:.0%} of the sticky keys (canary)"
     who = "the loop" if state.automatic else "a person"
-    return [served, f"since {state.created_at:%Y-%m-%d %H:%M:%S} UTC, rollout {state.number}, {state.decision.value} by {who}: {state.reason}"]
+    held = (
+        "a person decides what comes next: the loop withdraws a challenger that fails, starts no trial and promotes nothing until `rollout release`"
+    )
+    return [
+        served,
+        f"since {state.created_at:%Y-%m-%d %H:%M:%S} UTC, rollout {state.number}, {state.decision.value} by {who}: {state.reason}",
+        held if state.person_decides else "the loop decides what comes next; `rollout hold` stops that",
+    ]
 
 
 def _describe_evidence(evidence: "Evidence | None", waits_for: list[str]) -> list[str]:
@@ -88,7 +106,8 @@ def _describe_evidence(evidence: "Evidence | None", waits_for: list[str]) -> lis
     for name, tally in (("champion", evidence.champion), ("challenger", evidence.challenger)):
         median = tally.median_s_per_token()
         speed = "" if median is None else f", {median * 1e3:.1f} ms per token (median)"
-        lines.append(f"{name}: {tally.answers:,} answers, {tally.errors:,} errors{speed}")
+        failures = f"{tally.errors:,} errors, {tally.refusals:,} refusals, {tally.cancellations:,} given up by the client"
+        lines.append(f"{name}: {tally.answers:,} answers to {len(tally.users):,} users, {failures}{speed}")
     return lines + [f"waits for {sentence}" for sentence in waits_for]
 
 
@@ -117,6 +136,7 @@ def set_versions(args: argparse.Namespace, settings: Settings) -> int:
     registry = Registry(Path(settings.root))
     champion = registry.resolve(args.champion)
     challenger = registry.resolve(args.challenger) if args.challenger else None
+    _check(settings, champion, challenger)
 
     def change(state: "RolloutState | None") -> "RolloutState":
         return policy.set_shares(
@@ -133,12 +153,42 @@ def start_trial(args: argparse.Namespace, settings: Settings) -> int:
     from ray_apps.rollout.controller import by_hand, new_salt
 
     version = Registry(Path(settings.root)).resolve(args.version)
+    _check(settings, version)
 
     def change(state: "RolloutState | None") -> "RolloutState":
         reason = f"a person asked for a trial of model {version}"
         return policy.start(state, version, settings.rollout, reason=reason, evidence={}, author=by_hand(), salt=new_salt())
 
     return _apply(args, settings, change)
+
+
+def _check(settings: Settings, *versions: int | None) -> None:
+    """Refuse what cannot be served. A version that is named already is not checked: the service has it, or says what is wrong."""
+    from ray_apps.rollout.log import RolloutLog
+
+    state = RolloutLog(Path(settings.root)).latest()
+    named = {state.champion, state.challenger} if state else set()
+    for version in versions:
+        if version is not None and version not in named:
+            from ray_apps.serving.loadable import check_loadable  # brings torch
+
+            check_loadable(Path(settings.root), version, settings.serving)
+
+
+def hold(args: argparse.Namespace, settings: Settings) -> int:
+    """What is served stays; the loop only guards."""
+    from ray_apps.rollout import policy
+    from ray_apps.rollout.controller import by_hand
+
+    return _apply(args, settings, lambda state: policy.hold(state, args.reason, by_hand()))
+
+
+def release(args: argparse.Namespace, settings: Settings) -> int:
+    """What is served stays; the loop decides again."""
+    from ray_apps.rollout import policy
+    from ray_apps.rollout.controller import by_hand
+
+    return _apply(args, settings, lambda state: policy.release(state, args.reason, by_hand()))
 
 
 def promote(args: argparse.Namespace, settings: Settings) -> int:

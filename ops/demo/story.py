@@ -79,7 +79,8 @@ def _start_and_produce(settings: Settings, watch: Watch, story: Story) -> None:
     ensure_topics(settings)
     _produce(settings, watch, story, 1)
     story.addresses = watch.until(_showing(watch, watch.addresses, "Ray, ingest and serving are starting"), "everything started", START_TIMEOUT_S)
-    watch.screen.line(f"  API {story.addresses['api']}, Ray dashboard {story.addresses['dashboard']}")
+    dashboard = story.addresses["dashboard"]
+    watch.screen.line(f"  API {story.addresses['api']}{f', Ray dashboard {dashboard}' if dashboard else ''}")
 
 
 def _produce(settings: Settings, watch: Watch, story: Story, number: int) -> None:

@@ -67,7 +67,7 @@ def _requests(settings: Settings) -> dict[str, int]:
         while events := reader.poll(1.0):
             for event in events:
                 if isinstance(event.data, InferenceCompleted):
-                    name = "errors" if event.data.status == "error" else "shadow" if event.data.shadow else event.data.role
+                    name = "errors" if event.data.status != "ok" else "shadow" if event.data.shadow else event.data.role
                     counts[name] += 1
     return dict(counts)
 
@@ -90,7 +90,7 @@ def lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (f"model {summary['champion']}, the champion", f"“{summary['completion']['prompt']}” → “{one_line(summary['completion']['text'])}”"),
         ("OpenAI API", summary["urls"]["api"]),
-        ("Ray dashboard", f"{summary['urls']['ray_dashboard']} (token: `ray get-auth-token`)"),
+        *([("Ray dashboard", f"{summary['urls']['ray_dashboard']} (token: `ray get-auth-token`)")] if summary["urls"]["ray_dashboard"] else []),
         ("Kafka", summary["urls"]["kafka"]),
         ("data and logs", summary["root"]),
         ("took", f"{summary['duration_s']:.0f} s"),

@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.runtime.cluster import RAY_ENVIRONMENT, is_free
+from pipelines.runtime.cluster import RAY_ENVIRONMENT, WITHOUT_DASHBOARD, is_free
 from ray_apps.serving.environment import SERVE_ENVIRONMENT
 from schemas.errors import ServiceFailed
 from schemas.settings import RaySettings
@@ -33,7 +33,8 @@ class RayPorts:
 
     gcs: int
     client_server: int
-    dashboard: int
+    dashboard: int | None
+    """None: there is no dashboard."""
     dashboard_agent: int
     metrics: int
 
@@ -43,9 +44,9 @@ class RayPorts:
         return f"127.0.0.1:{self.gcs}"
 
     @property
-    def dashboard_url(self) -> str:
+    def dashboard_url(self) -> str | None:
         """For people and ``ray job submit``."""
-        return f"http://127.0.0.1:{self.dashboard}"
+        return None if self.dashboard is None else f"http://127.0.0.1:{self.dashboard}"
 
 
 def free_ports(count: int) -> list[int]:
@@ -59,10 +60,11 @@ def free_ports(count: int) -> list[int]:
 
 
 def choose_ports(settings: RaySettings) -> RayPorts:
-    """The dashboard where the settings want it, or on a free port if that one is taken; the rest on free ports."""
+    """The dashboard where the settings want it, or on a free port if that one is taken, or nowhere; the rest on free ports."""
     gcs, client_server, dashboard, agent, metrics = free_ports(5)
     wanted = settings.dashboard_port
-    return RayPorts(gcs, client_server, wanted if wanted and is_free(wanted) else dashboard, agent, metrics)
+    chosen = None if not wanted else wanted if is_free(wanted) else dashboard
+    return RayPorts(gcs, client_server, chosen, agent, metrics)
 
 
 def head_folder(root: Path) -> Path:
@@ -77,20 +79,22 @@ def head_command(settings: RaySettings, ports: RayPorts, folder: Path) -> tuple[
         "node-ip-address": "127.0.0.1",
         "port": ports.gcs,
         "ray-client-server-port": ports.client_server,
-        "dashboard-host": "127.0.0.1",
-        "dashboard-port": ports.dashboard,
+        "include-dashboard": str(ports.dashboard is not None).lower(),
         "dashboard-agent-listen-port": ports.dashboard_agent,
         "metrics-export-port": ports.metrics,
         "num-cpus": settings.num_cpus,
         "object-store-memory": settings.object_store_bytes,
         "temp-dir": folder,
     }
+    if ports.dashboard is not None:
+        options |= {"dashboard-host": "127.0.0.1", "dashboard-port": ports.dashboard}
     return (*_RAY, "start", "--head", "--block", "--disable-usage-stats", *(f"--{name}={value}" for name, value in options.items()))
 
 
 def head_environment(ports: RayPorts) -> dict[str, str]:
     """Environment of the head, and so of every worker that it starts. The address: Ray Train's helpers look for it when two heads run here."""
-    return RAY_ENVIRONMENT | SERVE_ENVIRONMENT | AUTHENTICATED | {"PYTHONUNBUFFERED": "1", "RAY_ADDRESS": ports.address}
+    ray = RAY_ENVIRONMENT if ports.dashboard is not None else RAY_ENVIRONMENT | WITHOUT_DASHBOARD
+    return ray | SERVE_ENVIRONMENT | AUTHENTICATED | {"PYTHONUNBUFFERED": "1", "RAY_ADDRESS": ports.address}
 
 
 def prepare(folder: Path) -> None:

@@ -13,6 +13,8 @@ from ray_apps.loop.commands import child_environment, headrace
 from schemas.settings import Settings
 
 PROBE_TIMEOUT_S = 1.0
+STOP_TIMEOUT_S = 15.0
+"""For a service to stop after its running work has ended."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Stack:
     """With every address filled in."""
     services: tuple[Service, ...]
     dashboard_url: str | None
-    """Ray's dashboard, if we start it."""
+    """Ray's dashboard, if we start one."""
+    starts_ray: bool
+    """Whether Ray is one of the services."""
 
     @property
     def api_url(self) -> str:
         """Where the HTTP API is."""
-        return f"http://{self.settings.serving.host}:{self.settings.serving.port}"
+        return self.settings.serving.url
 
     @property
     def names(self) -> list[str]:
@@ -52,7 +56,7 @@ def build_stack(settings: Settings) -> Stack:
         settings = settings.model_copy(update={"serving": settings.serving.model_copy(update={"port": free_ports(1)[0]})})
     names = tuple(service.name for service in services)
     services += [_headrace_service(settings, name, names, ports) for name in ("ingest", "serve")]
-    return Stack(settings, tuple(services), ports.dashboard_url if ports else None)
+    return Stack(settings, tuple(services), dashboard_url=ports.dashboard_url if ports else None, starts_ray=ports is not None)
 
 
 def _embedded_broker(settings: Settings) -> tuple[Settings, Service]:
@@ -71,7 +75,7 @@ def _embedded_broker(settings: Settings) -> tuple[Settings, Service]:
 
 def _ray_head(settings: Settings, ports: RayPorts) -> Service:
     def is_ready() -> bool:
-        return accepts("127.0.0.1", ports.gcs)() and answers(ports.dashboard_url)()
+        return accepts("127.0.0.1", ports.gcs)() and (ports.dashboard_url is None or answers(ports.dashboard_url)())
 
     command = head_command(settings.ray, ports, head_folder(Path(settings.root)))
     return Service("ray", command, is_ready, environment=head_environment(ports), stop_timeout_s=5.0)  # nothing on it is worth more patience
@@ -79,14 +83,16 @@ def _ray_head(settings: Settings, ports: RayPorts) -> Service:
 
 def _headrace_service(settings: Settings, name: str, needs: tuple[str, ...], ports: RayPorts | None) -> Service:
     arguments = ("--follow",) if name == "ingest" else ()
-    address = f"http://{settings.serving.host}:{settings.serving.port}/health"
+    health = f"{settings.serving.url}/health"
     return Service(
         name,
         headrace(settings, name, *arguments),
-        answers(address) if name == "serve" else _always,
+        serves(health) if name == "serve" else _always,
+        is_alive=answers(health) if name == "serve" else _always,
         needs=needs,
         dies_with=("ray",) if ports else (),
         environment=child_environment(settings),
+        stop_timeout_s=STOP_TIMEOUT_S + (settings.serving.drain_timeout_s if name == "serve" else 0.0),
     )
 
 
@@ -117,5 +123,19 @@ def answers(url: str) -> Callable[[], bool]:
         except httpx.HTTPError:
             return False
         return True
+
+    return probe
+
+
+def serves(url: str) -> Callable[[], bool]:
+    """Whether /health says that a champion answers, or that there is none because no model was registered yet."""
+
+    def probe() -> bool:
+        try:
+            response = httpx.get(url, timeout=PROBE_TIMEOUT_S)
+            body = response.json()
+        except (httpx.HTTPError, ValueError):
+            return False
+        return response.is_success or (isinstance(body, dict) and "champion" in body and body["champion"] is None)
 
     return probe

@@ -5,9 +5,11 @@
 
 Invariants: a service starts only while everything it needs is ready; one that exits MAX_FIRST_ATTEMPTS times before it was ever
 ready, or says that its settings are wrong, ends the supervisor with the log's last lines; one that was ready once is restarted for
-ever. All children are started by the one thread that runs ``run``, and die with it.
+ever. What goes wrong with one service, whatever it is, costs that service a pause and the others nothing; the supervisor never ends
+without saying why (``raise_failure``). All children are started by the one thread that runs ``run``, and die with it.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +17,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from pipelines.runtime.backoff import pause_s
 from pipelines.runtime.child import Child, tail
 from schemas.errors import ServiceFailed
 
+_log = logging.getLogger(__name__)
 TICK_S = 0.1
 MAX_BACKOFF_S = 30.0
 STABLE_S = 30.0
@@ -43,14 +47,16 @@ class Service:
     name: str
     command: tuple[str, ...]
     is_ready: Callable[[], bool]
-    """Asked about twice a second from start until it says yes; must return within a second or two."""
+    """Whether it does its work. Asked about twice a second from start until it says yes; must return within a second or two."""
+    is_alive: Callable[[], bool] = lambda: False
+    """Whether a start that takes long is going well: such a start is not given up."""
     needs: tuple[str, ...] = ()
     """Services that must be ready before this one starts."""
     dies_with: tuple[str, ...] = ()
     """Services without whose very process this one is useless: when they go, it is stopped and started again after them."""
     environment: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 180.0
-    """A start that takes longer is stopped and tried again."""
+    """A start that takes longer, and does not show that it is alive, is stopped and tried again."""
     stop_timeout_s: float = 15.0
     """Between SIGTERM and SIGKILL."""
 
@@ -63,6 +69,7 @@ class _Running:
     status: Status = Status.WAITING
     child: Child | None = None
     started_at: float = 0.0
+    alive_at: float = 0.0
     next_start: float = 0.0
     next_check: float = 0.0
     failures: int = 0
@@ -92,6 +99,9 @@ class Supervisor:
                 self.tick(time.monotonic())
         except ServiceFailed as error:
             self._failure = error
+        except Exception as error:  # noqa: BLE001  whatever it was, everything is stopped now, and whoever started it must hear why
+            _log.exception("the supervisor itself failed")
+            self._failure = ServiceFailed(f"the supervisor itself failed ({type(error).__name__}: {error}); everything was stopped")
         finally:
             self._stop_all()
             with self._changed:
@@ -128,12 +138,29 @@ class Supervisor:
     def tick(self, now: float) -> None:
         """Move every service one step on. Raises ServiceFailed."""
         for running in self._services.values():
-            if running.child is not None and (code := running.child.poll()) is not None:
-                self._ended(running, code, now)
-            elif running.status is Status.WAITING:
-                self._maybe_start(running, now)
-            elif running.status is Status.STARTING:
-                self._maybe_ready(running, now)
+            try:
+                self._move(running, now)
+            except ServiceFailed:
+                raise
+            except Exception as error:  # noqa: BLE001  no memory for a process, a probe that raises: one service's trouble ends no other
+                self._troubled(running, error, now)
+
+    def _move(self, running: _Running, now: float) -> None:
+        if running.child is not None and (code := running.child.poll()) is not None:
+            self._ended(running, code, now)
+        elif running.status is Status.WAITING:
+            self._maybe_start(running, now)
+        elif running.status is Status.STARTING:
+            self._maybe_ready(running, now)
+
+    def _troubled(self, running: _Running, error: Exception, now: float) -> None:
+        """Something that is no exit of the service: try the step again after a pause."""
+        running.failures += 1
+        pause = pause_s(self._backoff_s, running.failures, MAX_BACKOFF_S)
+        running.next_start = running.next_check = now + pause
+        if running.child is None:
+            running.status = Status.WAITING
+        _log.error("%s: %s: %s; trying again in %.0f s", running.service.name, type(error).__name__, error, pause, exc_info=error)
 
     def _maybe_start(self, running: _Running, now: float) -> None:
         needs = running.service.needs
@@ -152,7 +179,9 @@ class Supervisor:
                 running.was_ready = True
                 self._change(running, Status.READY, f"after {now - running.started_at:.1f} s")
                 return
-        if now - running.started_at > running.service.start_timeout_s:
+            if running.service.is_alive():
+                running.alive_at = now
+        if now - max(running.started_at, running.alive_at) > running.service.start_timeout_s:
             code = running.child.stop(running.service.stop_timeout_s)
             self._ended(running, code, now)
 
@@ -166,7 +195,7 @@ class Supervisor:
         name, log = running.service.name, self._logs / f"{running.service.name}.log"
         if not running.was_ready and (code == WRONG_USAGE or running.failures >= MAX_FIRST_ATTEMPTS):
             raise ServiceFailed(f"{name} does not start: {_ending(code, log)}; the end of {log}:\n{tail(log)}")
-        pause = min(self._backoff_s * 2 ** (running.failures - 1), MAX_BACKOFF_S)
+        pause = pause_s(self._backoff_s, running.failures, MAX_BACKOFF_S)
         running.next_start = now + pause
         self._change(running, Status.WAITING, f"{_ending(code, log)}, starting again in {pause:.0f} s")
         self._stop_dependents(name)
@@ -191,7 +220,10 @@ class Supervisor:
         with self._changed:
             running.status = status
             self._changed.notify_all()
-        self._listener(running.service.name, status, detail)
+        try:
+            self._listener(running.service.name, status, detail)
+        except Exception:  # noqa: BLE001  a terminal that is gone, for example: whoever listens must not be able to stop the services
+            _log.exception("a change of %s could not be told", running.service.name)
 
 
 def _ending(code: int, log: Path) -> str:

@@ -53,7 +53,7 @@ def run_up(settings: Settings, stop: threading.Event, tell: Tell, on_ready: OnRe
     # Step 1: the only one under this root.
     with root_lock(Path(settings.root)):
         stack = build_stack(settings)
-        if stack.dashboard_url is not None:
+        if stack.starts_ray:
             os.environ.update(AUTHENTICATED)  # for whatever we start
             prepare(head_folder(Path(stack.settings.root)))
         _Up(stack, stop, tell, on_ready).run()

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
 LARGE_BYTES = 2**20
 """Blocks of this size have pages of their own, which go back when they are freed."""
 
@@ -35,3 +36,12 @@ def _malloc_trim() -> Any:
         return None
     library.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
     return library.malloc_trim
+
+
+def few_arenas(count: int = 2) -> None:
+    """Let all threads share ``count`` stores of freed memory from now on, instead of eight per core; large blocks go back by themselves.
+
+    For a process whose few busy threads release the interpreter's lock while they compute, so they hardly ever wait for each other here.
+    """
+    if _malloc_trim() is not None:
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, count)

@@ -35,15 +35,29 @@ END_OF_TEXT = "<|endoftext|>"
 """Id 0: ends every document."""
 PADDING = "<|pad|>"
 """Id 1: fills the last row of a shard."""
+TURN_BEGIN = "<|im_start|>"
+"""Id 2: begins a turn of a chat; the role follows. The markers are those of ChatML, which other servers know."""
+TURN_END = "<|im_end|>"
+"""Id 3: ends a turn of a chat, and an answer."""
+SPECIAL_TOKENS = (END_OF_TEXT, PADDING, TURN_BEGIN, TURN_END)
+"""Of the tokenizers that are trained here, in the order of their ids. No text makes one."""
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 
 CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    f"{{{{ '{TURN_BEGIN}' + message['role'] + '\\n' + message['content'] + '{TURN_END}\\n' }}}}"
+    "{% endfor %}"
+    f"{{% if add_generation_prompt %}}{{{{ '{TURN_BEGIN}assistant\\n' }}}}{{% endif %}}"
+)
+"""For tokenizers that are trained here: turns stand between special tokens."""
+PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
-"""Plain ``role: content`` lines; the model goes on after ``assistant:``."""
+"""For tokenizers that bring no template and no special tokens for one: plain ``role: content`` lines; the model goes on after ``assistant:``.
+The engine quotes lines of a content that look like such a one (ray_apps/serving/engine/chat_template.py)."""
 
 _MIN_FREQUENCY = 2
 _MAX_TOKEN_BYTES = 48
@@ -53,7 +67,7 @@ _MAX_TOKEN_BYTES = 48
 def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> dict[str, bytes]:
     """Train on the texts, in their order, up to ``max_training_bytes``; returns the folder's files by name.
 
-    Few texts give fewer ids than ``vocab_size``, never fewer than 258: two special tokens and every byte.
+    Few texts give fewer ids than ``vocab_size``, never fewer than 260: four special tokens and every byte.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -63,7 +77,7 @@ def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> dict[s
     trainer = trainers.BpeTrainer(
         vocab_size=settings.vocab_size,
         min_frequency=_MIN_FREQUENCY,
-        special_tokens=[END_OF_TEXT, PADDING],
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         max_token_length=_MAX_TOKEN_BYTES,
         show_progress=False,
@@ -122,7 +136,7 @@ def read_tokenizer(folder: Path) -> dict[str, bytes]:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.add_special_tokens([eos, pad])
-    template = config.get("chat_template") or _read_template(folder) or CHAT_TEMPLATE
+    template = config.get("chat_template") or _read_template(folder) or PLAIN_CHAT_TEMPLATE
     return _files(tokenizer.to_str(pretty=True).encode(), config | {"eos_token": eos, "pad_token": pad, "chat_template": template})
 
 
@@ -197,6 +211,7 @@ def _first_bytes(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
 def _own_config() -> dict[str, Any]:
     tokens = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PADDING}
     return tokens | {
+        "additional_special_tokens": [TURN_BEGIN, TURN_END],
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1_048_576,

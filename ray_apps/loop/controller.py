@@ -2,27 +2,39 @@
 
 It looks at what is on disk (``plan.LoopFacts``), asks ``plan`` what to do, and does it; then it lets the rollout controller weigh the evidence.
 Everything it decides is on disk before it acts on it, so a SIGKILL at any moment costs only the time since. One loop runs per root.
+Whatever goes wrong in a round is told, and tried again after a pause that grows: the loop never ends by itself, and nothing else with it.
 """
 
 import contextlib
+import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from pipelines.kafka.events import EventProducer
+from pipelines.runtime.backoff import pause_s
+from pipelines.runtime.child import tail
 from ray_apps.loop.disk import Disk
 from ray_apps.loop.evaluations import Evaluations
 from ray_apps.loop.jobs import MAX_EVALUATION_ATTEMPTS, Job, parse_evaluation, train_arguments
 from ray_apps.loop.plan import Bootstrap, LoopFacts, StartTrial, TrainingOrder, plan
 from ray_apps.rollout import policy
 from ray_apps.rollout.controller import RolloutController, announce, by_the_loop, new_salt
-from schemas.errors import RolloutError
+from schemas.errors import HeadraceError, RolloutError
+from schemas.events import AlertFired, new_event
 from schemas.rollout import Phase, RolloutState
-from schemas.settings import Settings
+from schemas.settings import MODEL_SECTIONS, Settings, fingerprint
 
+_log = logging.getLogger(__name__)
+SOURCE = "/headrace/loop"
 MAX_ATTEMPTS = 3
-"""Failures of a training run after which its order is given up for a newer one, if there is one."""
+"""Failures of a training run after which its order is given up, until something that it depends on has changed."""
+MAX_PAUSE_S = 30.0
+"""Longest pause after a round that failed."""
 
 
 class LoopController:
@@ -33,12 +45,19 @@ class LoopController:
         self._events = events
         self._tell = tell
         self._can_compute = can_compute
-        self._disk = Disk(Path(settings.root), settings.drift, settings.loop.view)
+        self._disk = Disk(Path(settings.root), settings.drift, settings.loop.view, fingerprint(settings, MODEL_SECTIONS))
         self._evaluations = Evaluations(Path(settings.root), settings.training.evaluate_rows)
         self._rollout = RolloutController(settings, self._disk.rollouts, self._evaluations.validation)
         self._training = Job(settings, "train")
         self._evaluation = Job(settings, "evaluate")
         self._asked: tuple[int, int] | None = None
+        self._ordered: TrainingOrder | None = None
+        """The order that the training job carries out."""
+        self._damaged: frozenset[int] = frozenset()
+        """Models that are not put on trial, because their files are not those that were registered."""
+        self._troubles = 0
+        """Rounds in a row that failed."""
+        self._trouble = ""
         self.compute_lost = threading.Event()
         """Set it when Ray went away: what runs on it would wait for ever. The order to train stands and is carried out again."""
         self._seen = LoopFacts()
@@ -47,11 +66,39 @@ class LoopController:
         """Go round until ``stop`` is set; then stop what runs."""
         try:
             while not stop.is_set():
-                next_round = time.monotonic() + self._settings.loop.poll_interval_s
-                self.step(self._settings.loop.poll_interval_s)
+                next_round = time.monotonic() + self._round()
                 stop.wait(max(0.0, next_round - time.monotonic()))  # nothing to wait for inside: no trial yet, no broker, or answers at once
         finally:
             self.close()
+
+    def _round(self) -> float:
+        """One step, whatever it raises; returns the time from its start to the next one's."""
+        interval_s = self._settings.loop.poll_interval_s
+        try:
+            self.step(interval_s)
+        except Exception as error:  # noqa: BLE001  it must not take serving with it: told, and tried again
+            self._troubles += 1
+            self._failed(error)
+            return pause_s(2 * interval_s, self._troubles, MAX_PAUSE_S)
+        if self._troubles:
+            self._troubles, self._trouble = 0, ""
+            self._tell("the loop goes on")
+        return interval_s
+
+    def _failed(self, error: Exception) -> None:
+        """Tell an error once, also where it comes back in every round."""
+        self._rollout.close()
+        trouble = f"the loop stands still and tries again: {type(error).__name__}: {error}"
+        if trouble != self._trouble:
+            self._trouble = trouble
+            _log.error("a round of the loop failed", exc_info=error)
+            self._alert("loop.failed", "critical", trouble)
+
+    def _alert(self, name: str, severity: Literal["warning", "critical"], summary: str) -> None:
+        """Tell the person, and everybody who reads the events."""
+        self._tell(summary)
+        data = AlertFired(name=name, severity=severity, summary=summary)
+        self._events.publish(new_event(data, id=f"{name}-{secrets.token_hex(8)}", source=SOURCE, time=datetime.now(UTC)), topic="events", key=name)
 
     def step(self, timeout_s: float) -> None:
         """One round; takes ``timeout_s`` at most where there is nothing to do, and no time at all while there is no traffic to wait for."""
@@ -84,6 +131,8 @@ class LoopController:
             return
         if is_new:
             self._disk.give_order(order)
+        if order != self._ordered:
+            self._ordered, self._training.failures = order, 0
         if self._training.start("train", *train_arguments(order)):
             origin = f"from model {order.parent_model}" if order.parent_model else "from scratch"
             self._tell(f"training on {f'view {order.view} of ' if order.view else ''}dataset {order.dataset_version} {origin}")
@@ -93,10 +142,24 @@ class LoopController:
         if ended is None or ended[0] == 0:
             return
         self._tell(f"training failed: {self._training.failure(ended[0])}")
-        if self._training.failures >= MAX_ATTEMPTS:
-            self._disk.drop_order()
+        if not self._can_compute():
+            self._training.failures -= 1  # Ray went away under it: that says nothing about the order
+        if self._training.failures >= MAX_ATTEMPTS and self._ordered is not None:
+            self._give_up(self._ordered)
+
+    def _give_up(self, order: TrainingOrder) -> None:
+        words = " ".join(train_arguments(order))
+        reason = (
+            f"training on dataset {order.dataset_version} was given up after {MAX_ATTEMPTS} attempts ({tail(self._training.log, 1)}); it waits for "
+            f"other [training] or [model] settings, for {self._settings.loop.min_new_tokens:,} new tokens, or for `headrace train {words}` by hand"
+        )
+        self._disk.give_up(order, reason, datetime.now(UTC))
+        self._ordered, self._training.failures = None, 0
+        self._alert("training.given_up", "critical", reason)
 
     def _change_rollout(self, todo: Bootstrap | StartTrial) -> None:
+        if not self._is_whole(todo.model_version):
+            return
         evidence = self._rollout.evidence()
 
         def change(state: RolloutState | None) -> RolloutState:
@@ -111,6 +174,18 @@ class LoopController:
             state = self._disk.rollouts.transition(change)
             if state is not None:
                 self._changed(state)
+
+    def _is_whole(self, version: int) -> bool:
+        """Whether a model's files are those that were registered; costs one reading of them. What is not whole is told once, and left alone."""
+        if version in self._damaged:
+            return False
+        try:
+            self._disk.registry.verified_folder(version)
+        except HeadraceError as error:
+            self._damaged |= {version}
+            self._alert("model.damaged", "critical", f"model {version} is not put into service: {error}")
+            return False
+        return True
 
     def _evaluate(self, state: RolloutState) -> None:
         wanted = self._evaluations.wanted(state)

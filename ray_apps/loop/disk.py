@@ -1,10 +1,11 @@
 """Reads the loop's view from the root, and keeps the one thing that only the loop knows: the order to train that it gave.
 
 ``<root>/loop/training.json`` is replaced durably before a training run starts, so that a restarted loop repeats exactly that order
-and the run resumes from its checkpoints, also when newer dataset versions were committed meanwhile. Manifests never change, so
-each is read once; a tick costs three listings of folders and one small file.
+and the run resumes from its checkpoints, also when newer dataset versions were committed meanwhile. ``<root>/loop/given_up.json`` is the last
+order that failed again and again. Manifests never change, so each is read once; a tick costs three listings of folders and two small files.
 """
 
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from pipelines.drift.watch import Watch
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import replace_durably
 from pipelines.views.store import parse_label, read_view
-from ray_apps.loop.plan import LoopFacts, TrainingOrder
+from ray_apps.loop.plan import GivenUp, LoopFacts, TrainingOrder
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
 from schemas.errors import DatasetError, ManifestCorrupt
@@ -24,8 +25,11 @@ from schemas.settings_drift import DriftSettings
 class Disk:
     """The root as the loop sees it."""
 
-    def __init__(self, root: Path, drift: DriftSettings | None = None, view: str = "") -> None:
-        """``drift`` says whether drift holds training back; without it that does not. ``view`` is ``loop.view``."""
+    def __init__(self, root: Path, drift: DriftSettings | None = None, view: str = "", training_fingerprint: str = "") -> None:
+        """``drift`` says whether drift holds training back; without it that does not. ``view`` is ``loop.view``.
+
+        ``training_fingerprint``: of the settings that decide a model's weights; an order that was given up under others is not held against them.
+        """
         self._root = root
         self._view_label = view
         self._watch = Watch(root, drift) if drift is not None else None
@@ -33,6 +37,8 @@ class Disk:
         self.rollouts = RolloutLog(root)
         self._datasets = CommitLog(root / "log")
         self._order_path = root / "loop" / "training.json"
+        self._given_up_path = root / "loop" / "given_up.json"
+        self._training_fingerprint = training_fingerprint
         self._tried: set[int] = set()
         self._num_states = 0
         self._dataset: DatasetManifest | None = None
@@ -42,6 +48,7 @@ class Disk:
         """What is there now."""
         dataset, model, state = self.dataset(), self._newest_model(), self.rollouts.latest()
         view, problem = self._chosen_view()
+        given_up = self._binding()
         return LoopFacts(
             dataset_version=dataset.version if dataset else 0,
             train_tokens=dataset.totals.num_effective_train_tokens if dataset else 0,
@@ -49,8 +56,9 @@ class Disk:
             newest_model_tokens=model.dataset.num_train_tokens if model else 0,
             state=state,
             tried=self._tried_models(),
-            order=self._open_order(model),
+            order=self._open_order(model, given_up),
             view=view,
+            given_up=given_up,
             held=problem or (self._watch.held(dataset.version, model.dataset.version if model else 0) if self._watch and dataset else None),
         )
 
@@ -87,11 +95,35 @@ class Disk:
         """Remember an order; it stands until its model is registered."""
         replace_durably(self._order_path, order.model_dump_json(indent=2).encode())
 
-    def drop_order(self) -> None:
-        """Forget the order: it cannot be carried out."""
-        self._order_path.unlink(missing_ok=True)
+    def give_up(self, order: TrainingOrder, reason: str, now: datetime) -> None:
+        """Remember that an order cannot be carried out as things are."""
+        dataset = self.dataset()
+        given_up = GivenUp(
+            order=order,
+            reason=reason,
+            train_tokens=dataset.totals.num_effective_train_tokens if dataset else 0,
+            settings_fingerprint=self._training_fingerprint,
+            given_up_at=now,
+        )
+        replace_durably(self._given_up_path, given_up.model_dump_json(indent=2).encode())
 
-    def _open_order(self, newest: ModelManifest | None) -> TrainingOrder | None:
+    def given_up(self) -> GivenUp | None:
+        """The last order that was given up, unless its model was registered since. Raises ManifestCorrupt."""
+        try:
+            given_up = GivenUp.model_validate_json(self._given_up_path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise ManifestCorrupt(f"{self._given_up_path} is not an order that was given up: {error}; remove it") from error
+        newest = self._newest_model()
+        return None if newest is not None and newest.dataset.version >= given_up.order.dataset_version else given_up
+
+    def _binding(self) -> GivenUp | None:
+        """The same, as far as it says something about the present settings."""
+        given_up = self.given_up()
+        return given_up if given_up is not None and given_up.settings_fingerprint == self._training_fingerprint else None
+
+    def _open_order(self, newest: ModelManifest | None, given_up: GivenUp | None) -> TrainingOrder | None:
         try:
             order = TrainingOrder.model_validate_json(self._order_path.read_bytes())
         except FileNotFoundError:
@@ -99,7 +131,7 @@ class Disk:
         except ValidationError as error:
             raise ManifestCorrupt(f"{self._order_path} is not an order to train: {error}; remove it") from error
         done = newest is not None and newest.dataset.version >= order.dataset_version
-        return None if done else order
+        return None if done or (given_up is not None and given_up.order == order) else order
 
     def _newest_model(self) -> ModelManifest | None:
         version = self.registry.log.latest()

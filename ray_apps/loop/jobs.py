@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from pipelines.runtime.backoff import pause_s
 from pipelines.runtime.child import Child, tail
 from ray_apps.loop.commands import child_environment, headrace
 from ray_apps.loop.plan import TrainingOrder
@@ -53,11 +54,12 @@ class Job:
         self._child.close()
         self._child = None
         self.failures = self.failures + 1 if code else 0
-        self._not_before = time.monotonic() + min(self._settings.loop.restart_backoff_s * 2**self.failures, MAX_PAUSE_S) if code else 0.0
+        pause = pause_s(2 * self._settings.loop.restart_backoff_s, self.failures, MAX_PAUSE_S) if code else 0.0
+        self._not_before = time.monotonic() + pause
         return code, output
 
     def stop(self) -> None:
-        """End the command now; it counts neither as done nor as failed."""
+        """End the command now, if one runs; it counts neither as done nor as failed."""
         if self._child is not None:
             self._child.stop(STOP_TIMEOUT_S)
             self._child.close()

@@ -24,9 +24,10 @@ from pydantic import ValidationError
 from pipelines.runtime.crash import crash_point
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import TEMPORARY_PREFIX, create_durably, file_entry, sync_folder
+from pipelines.storage.pinned import verify_pinned
 from ray_apps.models.card import CARD_FILE, model_card
 from ray_apps.models.lineage import language_counts
-from schemas.errors import DatasetNotFound, ManifestCorrupt, ModelNotFound
+from schemas.errors import DatasetNotFound, ManifestCorrupt, ModelNotFound, ShardCorrupt
 from schemas.manifest import FileEntry, ModelManifest
 from schemas.rollout import RolloutState
 
@@ -34,6 +35,8 @@ FOLDER = "models"
 MANIFEST_FILE = "manifest.json"
 REGISTRATION_CRASH_POINTS = ("model_staged", "model_described", "model_renamed", "model_published")
 """Every step of a registration, in its order; the recovery tests kill the process there (pipelines/runtime/crash.py)."""
+_LOADED_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".pt", ".jinja", ".model", ".py"})
+"""Of files that a loader of Hugging Face folders may read."""
 _VERSION_FOLDER = re.compile(r"^\d{8}$")
 
 BuildManifest = Callable[[int, list[FileEntry]], ModelManifest]
@@ -68,6 +71,22 @@ class Registry:
         if not self.log.path(version).is_file():
             raise ModelNotFound(f"there is no model version {version} under {self.root}; {self._known()}")
         return self._folder(version)
+
+    def verified_folder(self, version: int) -> Path:
+        """The folder, once its files were compared with the manifest; costs one reading of them (1 GB/s).
+
+        Raises ModelNotFound; ShardCorrupt if a file is missing, has other bytes, or lies there unlisted where a loader would read it.
+        """
+        manifest, folder = self.manifest(version), self._folder(version)
+        listed = {self.root / entry.path for entry in manifest.files}
+        if any(folder not in path.parents for path in listed):
+            raise ManifestCorrupt(f"{self.log.path(version)} lists files outside of {folder}; restore it from a copy")
+        for entry in manifest.files:
+            verify_pinned(self.root, entry)
+        strangers = sorted(path.name for path in folder.iterdir() if path.suffix in _LOADED_SUFFIXES and path not in listed)
+        if strangers := [name for name in strangers if name != MANIFEST_FILE]:
+            raise ShardCorrupt(f"{folder} holds {', '.join(strangers)}, which the manifest of model version {version} does not list; remove that")
+        return folder
 
     def find_run(self, run_id: str) -> ModelManifest | None:
         """The model that a training run made, if it was registered."""

@@ -1,7 +1,8 @@
-"""What a trial has shown so far: counts, errors and latency of both models since the present rollout state was published.
+"""What a trial has shown so far: counts, failures and latency of both models since the present rollout state was published.
 
-A ``ArmCounts`` holds latencies in buckets that grow by a factor of 2^(1/8), so a median is right to 4.5 % in at most a few hundred
-integers, whatever the traffic. Adding an answer costs one dictionary update; nothing here reads a clock or a broker.
+An arm is a model and the requests that were its to answer. An ``ArmCounts`` holds latencies in buckets that grow by a factor of 2^(1/8), so
+a median is right to 4.5 % in at most a few hundred integers, whatever the traffic. Adding an answer costs one dictionary update; nothing
+here reads a clock or a broker.
 """
 
 import math
@@ -13,41 +14,66 @@ from schemas.record import Record
 BUCKETS_PER_DOUBLING = 8
 SHORTEST_S = 1e-7
 """Everything faster counts as this: it only keeps the logarithm finite."""
+MAX_USERS = 10_000
+"""Users of an arm that are told apart; more are not asked for, and are not remembered."""
 
 
 @dataclass
 class ArmCounts:
-    """Answers of one model version in one rollout state."""
+    """What became of the requests of one model version in one rollout state."""
 
     answers: int = 0
+    """Answered to the end."""
     errors: int = 0
+    """Failed, or out of time."""
+    refusals: int = 0
+    """Refused by this model, and answered by the other: not the fault of the request."""
+    cancellations: int = 0
+    """Given up by the client, or by a gateway that stopped, before the end: neither a success nor a failure."""
     latency_buckets: dict[int, int] = field(default_factory=dict)
+    users: set[str] = field(default_factory=set)
+    """Hashes of the users who got an answer with a measured time."""
 
     @property
     def requests(self) -> int:
-        """Answers and errors."""
-        return self.answers + self.errors
+        """Requests that say whether the model works."""
+        return self.answers + self.errors + self.refusals
+
+    @property
+    def failures(self) -> int:
+        """Errors, and refusals of what the other model answers."""
+        return self.errors + self.refusals
+
+    @property
+    def measured(self) -> int:
+        """Answers whose time per token is known: the only ones that count for a model."""
+        return sum(self.latency_buckets.values())
 
     @property
     def error_rate(self) -> float:
-        """Share of requests that ended in an error; 0 without requests."""
-        return self.errors / self.requests if self.requests else 0.0
+        """Share of requests that failed; 0 without requests."""
+        return self.failures / self.requests if self.requests else 0.0
 
-    def add_answer(self, latency_s: float, completion_tokens: int) -> None:
-        """Count an answer. One without tokens says nothing about the time per token."""
+    @property
+    def cancelled_rate(self) -> float:
+        """Share of all requests that nobody waited for; 0 without requests."""
+        total = self.requests + self.cancellations
+        return self.cancellations / total if total else 0.0
+
+    def add_answer(self, engine_s: float | None, completion_tokens: int, user: str | None = None) -> None:
+        """Count an answer. One without tokens, or of an engine that was not timed, says nothing about the time per token."""
         self.answers += 1
-        if completion_tokens > 0:
-            seconds = max(latency_s / completion_tokens, SHORTEST_S)
-            bucket = math.floor(math.log2(seconds) * BUCKETS_PER_DOUBLING)
-            self.latency_buckets[bucket] = self.latency_buckets.get(bucket, 0) + 1
-
-    def add_error(self) -> None:
-        """Count a request that was not answered."""
-        self.errors += 1
+        if engine_s is None or completion_tokens <= 0:
+            return
+        seconds = max(engine_s / completion_tokens, SHORTEST_S)
+        bucket = math.floor(math.log2(seconds) * BUCKETS_PER_DOUBLING)
+        self.latency_buckets[bucket] = self.latency_buckets.get(bucket, 0) + 1
+        if user is not None and len(self.users) < MAX_USERS:
+            self.users.add(user)
 
     def median_s_per_token(self) -> float | None:
-        """Median of latency per completion token in seconds, None without any; the geometric middle of its bucket."""
-        remaining = (sum(self.latency_buckets.values()) + 1) // 2
+        """Median of the engine's time per completion token in seconds, None without any; the geometric middle of its bucket."""
+        remaining = (self.measured + 1) // 2
         for bucket in sorted(self.latency_buckets):
             remaining -= self.latency_buckets[bucket]
             if remaining <= 0:
@@ -57,7 +83,15 @@ class ArmCounts:
     def summary(self) -> dict[str, Any]:
         """Numbers for people and for the rollout log."""
         median = self.median_s_per_token()
-        return {"answers": self.answers, "errors": self.errors, "median_s_per_token": None if median is None else round(median, 6)}
+        return {
+            "answers": self.answers,
+            "measured": self.measured,
+            "errors": self.errors,
+            "refusals": self.refusals,
+            "cancellations": self.cancellations,
+            "users": len(self.users),
+            "median_s_per_token": None if median is None else float(f"{median:.4g}"),
+        }
 
 
 class LossComparison(Record):
@@ -80,7 +114,7 @@ class Evidence:
     champion: ArmCounts = field(default_factory=ArmCounts)
     challenger: ArmCounts = field(default_factory=ArmCounts)
     unanswered: int = 0
-    """Champion answers since the challenger last answered or failed."""
+    """Champion answers since the challenger last gave an answer with a measured time, or failed."""
     validation: LossComparison = field(default_factory=LossComparison)
 
     def summary(self) -> dict[str, Any]:

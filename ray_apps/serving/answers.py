@@ -1,9 +1,10 @@
 """Chunks of an engine as OpenAI bodies: one JSON object, or server-sent events.
 
 Invariant: the texts of a stream's events, joined per choice, are the text of the same answer in one piece; every choice ends with one
-finish reason; a stream that ends well ends with ``data: [DONE]``, one that fails ends with an error event and without it.
+finish reason; a stream that ends well ends with ``data: [DONE]``, one that fails, whatever fails, ends with an error event and without it.
 """
 
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +23,10 @@ from schemas.openai import (
     Delta,
     Finish,
     Usage,
-    error_body,
+    error_event,
 )
 
+_log = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
 
 
@@ -46,11 +48,8 @@ class Form:
         return {"id": self.id, "created": self.created, "model": self.model}
 
 
-def _finish(reason: FinishReason | None) -> Finish | None:
-    """OpenAI has no word for cancelled; what was cut off is ``length``."""
-    if reason is None:
-        return None
-    return "stop" if reason is FinishReason.STOP else "length"
+_FINISH: dict[FinishReason, Finish] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+"""OpenAI's words. There is none for cancelled: ``engine_pool.stream_chunks`` makes an error of a sequence that its engine gave up."""
 
 
 class AnswerSoFar:
@@ -78,8 +77,8 @@ class AnswerSoFar:
 
 
 def whole(form: Form, tally: AnswerSoFar) -> Completion | ChatCompletion:
-    """The answer in one piece."""
-    ends = [_finish(reason) or "length" for reason in tally.finish]
+    """The answer in one piece, once every choice has ended."""
+    ends = [_FINISH[reason] for reason in tally.finish if reason is not None]
     if form.kind == "completion":
         texts = [CompletionChoice(text=text, index=index, finish_reason=ends[index]) for index, text in enumerate(tally.texts)]
         return Completion(**form.common, choices=texts, usage=tally.usage)
@@ -92,7 +91,7 @@ def _event(body: Completion | ChatChunk, form: Form) -> bytes:
 
 
 def _chat_choices(chunk: Chunk) -> list[ChatChunkChoice]:
-    finish = _finish(chunk.finish_reason)
+    finish = _FINISH[chunk.finish_reason] if chunk.finish_reason else None
     text = [ChatChunkChoice(index=chunk.index, delta=Delta(content=chunk.text))] if chunk.text else []
     return text + ([ChatChunkChoice(index=chunk.index, delta=Delta(), finish_reason=finish)] if finish else [])
 
@@ -103,7 +102,8 @@ def _chunk_events(chunk: Chunk, form: Form) -> list[bytes]:
         return [_event(ChatChunk(**form.common, choices=[choice]), form) for choice in _chat_choices(chunk)]
     if not chunk.text and chunk.finish_reason is None:
         return []
-    choice = CompletionChoice(text=chunk.text, index=chunk.index, finish_reason=_finish(chunk.finish_reason))
+    finish = _FINISH[chunk.finish_reason] if chunk.finish_reason else None
+    choice = CompletionChoice(text=chunk.text, index=chunk.index, finish_reason=finish)
     return [_event(Completion(**form.common, choices=[choice]), form)]
 
 
@@ -135,6 +135,10 @@ async def events(form: Form, answer: AsyncIterator[Sequence[Chunk]]) -> AsyncIte
             if joined:
                 yield joined
     except ApiError as error:
-        yield b"data: " + error_body(error).model_dump_json().encode() + b"\n\n"
+        yield error_event(error)
+        return
+    except Exception:  # noqa: BLE001  the status has been sent: an event is the only way left to say what failed
+        _log.exception("the stream %s failed", form.id)
+        yield error_event(ApiError(500, f"the server failed; its log names {form.id}", type="server_error", code="internal_error"))
         return
     yield b"".join(_closing(form, tally))

@@ -1,15 +1,13 @@
-"""What surrounds every HTTP exchange: request id, authentication, trace, error bodies, body size, disconnects.
+"""What surrounds every HTTP exchange inside the gateway: authentication, trace, error bodies, disconnects. ``edge`` is around it.
 
-Invariant: every answer carries ``x-request-id``, and every answer that is not a success has the OpenAI error body, also for unknown paths,
-wrong methods and failures of our own. Keys are compared in constant time. ``/health`` needs no key, for load balancers.
+Invariant: every answer that is not a success has the OpenAI error body, also for unknown paths, wrong methods and failures of our own.
+Keys are compared in constant time. ``/health`` needs no key, for load balancers.
 A request that asks for an answer goes on with the trace of its ``traceparent`` header; what is refused for want of a key leaves no trace.
 """
 
 import hashlib
 import hmac
 import logging
-import re
-import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
@@ -24,9 +22,6 @@ from schemas.errors import ApiError
 from schemas.openai import error_body
 
 _log = logging.getLogger(__name__)
-MAX_BODY_BYTES = 4 * 2**20
-"""Larger request bodies are refused with 413 before they are read to the end."""
-_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{8,128}$")
 OPEN_PATHS = frozenset({"/health"})
 TRACED_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
 """Probes and scrapes have no spans."""
@@ -44,19 +39,11 @@ def _header(scope: Scope, wanted: bytes) -> str:
     return first.decode("latin-1")
 
 
-def _request_id(scope: Scope) -> str:
-    """The id that the client or a proxy gave the request, if it looks like one, else a new one. Clients may repeat themselves."""
-    given = _header(scope, b"x-request-id")
-    return given if _REQUEST_ID.match(given) else f"req_{secrets.token_hex(16)}"
-
-
 class Surroundings:
-    """ASGI middleware: gives every request an id, asks for the key, counts statuses."""
+    """ASGI middleware: asks for the key, counts statuses."""
 
-    def __init__(self, app: App, *, api_keys: Sequence[SecretStr], metrics: Metrics, proxy_adds_id: bool) -> None:
-        """``proxy_adds_id``: what stands before us, as Serve's proxy does, puts x-request-id on answers itself."""
+    def __init__(self, app: App, *, api_keys: Sequence[SecretStr], metrics: Metrics) -> None:
         self._app = app
-        self._proxy_adds_id = proxy_adds_id
         self._digests = [_digest(key.get_secret_value()) for key in api_keys]
         self._metrics = metrics
 
@@ -65,22 +52,20 @@ class Surroundings:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
-        id_header = [] if self._proxy_adds_id else [(b"x-request-id", request_id.encode())]
+        scope.setdefault("state", {})["request_id"] = _header(scope, b"x-request-id")
 
-        async def send_with_id(message: Message) -> None:
+        async def send_and_count(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *id_header]
                 self._metrics.count_response(message["status"])
             await send(message)
 
         if scope["path"] in OPEN_PATHS or self._is_let_in(scope):
             answer = self._traced if scope["path"] in TRACED_PATHS else self._app
-            await answer(scope, receive, send_with_id)
+            await answer(scope, receive, send_and_count)
             return
         message = "Incorrect API key provided, or none; send one of serving.api_keys as 'Authorization: Bearer KEY'."
         refusal = ApiError(401, message, type="invalid_request_error", code="invalid_api_key")
-        await error_response(refusal)(scope, receive, send_with_id)
+        await error_response(refusal)(scope, receive, send_and_count)
 
     async def _traced(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer in a span that lasts until the last byte; its parent is the client's, if it sends one."""
@@ -142,28 +127,18 @@ def install_error_bodies(app: FastAPI) -> None:
 
 
 async def read_body(request: Request) -> bytes:
-    """The request's body. Raises ApiError 413 beyond MAX_BODY_BYTES, 400 if the client goes away in the middle."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-        raise _too_large()
+    """The request's body, whose size the edge limits. Raises ApiError 400 if the client goes away in the middle."""
     body = bytearray()
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ApiError(400, "the request's body ended early", type="invalid_request_error", code="incomplete_body")
         body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise _too_large()
         if not message.get("more_body", False):
             return bytes(body)
 
 
-def _too_large() -> ApiError:
-    message = f"The request's body is larger than {MAX_BODY_BYTES} bytes."
-    return ApiError(413, message, type="invalid_request_error", code="request_too_large")
-
-
 async def disconnected(request: Request) -> None:
-    """Return when the client has gone. Call after the body has been read."""
+    """Return when the client has gone, or has closed its half of the connection. Call after the body has been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

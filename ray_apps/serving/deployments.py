@@ -8,17 +8,16 @@ from typing import Any
 
 from pipelines.runtime.tracing import start_tracing, stop_tracing
 from ray_apps.models.registry import Registry
-from ray_apps.serving.engine.interface import Events, GenerationRequest
-from ray_apps.serving.engine_pool import APPLICATION_PREFIX, GATEWAY, ServeEngines
+from ray_apps.serving.engine.interface import EngineHealth, Events, GenerationRequest
+from ray_apps.serving.engine_pool import ServeEngines
 from ray_apps.serving.following import RolloutFollower
+from ray_apps.serving.naming import application_names
 from schemas.settings import ServingSettings, Settings
 
 SPARE_REQUESTS = 8
 """Requests beyond the engine's own limit that reach it, so that the engine refuses with 429 instead of Serve queueing without bound."""
 MAX_GATEWAY_REQUESTS = 10_000
 """HTTP requests under way; engines refuse what they cannot take long before."""
-GATEWAY_DRAIN_S = 30.0
-"""How long a gateway that is replaced or stopped goes on with its running requests."""
 DRAIN_POLL_S = 0.2
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 """Serve's own access log repeats every request twice; counts are in the metrics."""
@@ -37,21 +36,27 @@ def close_internal_port() -> None:
 class ModelReplica:
     """The engine of one model version, as a Serve deployment."""
 
-    def __init__(self, folder: str, settings: ServingSettings) -> None:
+    def __init__(self, root: str, version: int, settings: ServingSettings) -> None:
+        """Raises ShardCorrupt if the version's files are not those that were registered."""
         close_internal_port()
         from ray_apps.serving.engine.torch_engine import TorchEngine
 
-        self._engine = TorchEngine(Path(folder), settings)
+        self._engine = TorchEngine(Registry(Path(root)).verified_folder(version), settings)
 
     async def submit(self, request: GenerationRequest) -> AsyncIterator[Events]:
         """See ``interface.Engine.submit``."""
         async for events in self._engine.submit(request):
             yield events
 
+    async def health(self) -> EngineHealth:
+        """See ``interface.Engine.health``."""
+        return self._engine.health()
+
     def check_health(self) -> None:
         """Serve replaces the replica if this raises."""
-        if not self._engine.is_alive:
-            raise RuntimeError("the engine's thread has ended")
+        health = self._engine.health()
+        if not health.ok:
+            raise RuntimeError(health.reason)
 
     def __del__(self) -> None:
         with suppress(AttributeError):  # the engine was never built
@@ -72,7 +77,8 @@ class GatewayReplica:
 
         follower = RolloutFollower(Path(self._settings.root))
         interval_s = self._settings.loop.poll_interval_s
-        return build_gateway(self._settings.serving, ServeEngines(), follower, sink=self._sink, poll_interval_s=interval_s, proxy_adds_id=True)
+        engines = ServeEngines(application_names(self._settings.root))
+        return build_gateway(self._settings.serving, engines, follower, sink=self._sink, poll_interval_s=interval_s, behind_edge=True)
 
     def __del__(self) -> None:
         with suppress(AttributeError):
@@ -91,23 +97,24 @@ def _event_sink(settings: Settings) -> Any:
 
 
 def model_application(settings: Settings, version: int) -> Any:
-    """What to run for a model version, under the name ``model-<version>``. Raises ModelNotFound."""
+    """What to run for a model version, under its name (naming.py). Raises ModelNotFound."""
     from ray import serve
     from ray.serve import RunTarget
 
     serving = settings.serving
-    folder = Registry(Path(settings.root)).folder(version).resolve()
+    root = Path(settings.root).resolve()
+    Registry(root).folder(version)
     deployment: Any = serve.deployment(
         ModelReplica,
         name="engine",
         num_replicas=1,
         max_ongoing_requests=serving.max_concurrent_sequences + serving.max_queued_requests + SPARE_REQUESTS,
-        graceful_shutdown_timeout_s=serving.request_timeout_s,
+        graceful_shutdown_timeout_s=serving.drain_timeout_s,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         ray_actor_options={"num_cpus": serving.threads_per_engine, "num_gpus": 1 if serving.use_gpu else 0},
     )
-    target = deployment.bind(str(folder), serving)
-    return RunTarget(target=target, name=f"{APPLICATION_PREFIX}{version}", route_prefix=None, logging_config=LOGGING)
+    target = deployment.bind(str(root), version, serving)
+    return RunTarget(target=target, name=application_names(settings.root).model(version), route_prefix=None, logging_config=LOGGING)
 
 
 def gateway_application(settings: Settings) -> Any:
@@ -120,8 +127,8 @@ def gateway_application(settings: Settings) -> Any:
         name="gateway",
         num_replicas=1,
         max_ongoing_requests=MAX_GATEWAY_REQUESTS,
-        graceful_shutdown_timeout_s=GATEWAY_DRAIN_S,
+        graceful_shutdown_timeout_s=settings.serving.drain_timeout_s,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         ray_actor_options={"num_cpus": 0},
     )
-    return RunTarget(target=deployment.bind(settings), name=GATEWAY, route_prefix="/", logging_config=LOGGING)
+    return RunTarget(target=deployment.bind(settings), name=application_names(settings.root).gateway, route_prefix="/", logging_config=LOGGING)

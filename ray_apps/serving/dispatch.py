@@ -1,8 +1,9 @@
 """From a parsed request to an engine's answer: choose versions, send the shadow copy, fail over, keep the time limit.
 
 Invariants: a shadow copy runs in a task of its own, of which at most MAX_SHADOWS exist; it shares nothing with the primary answer but
-the request's values, so it cannot delay, fail or cancel it. As long as nothing has been shown to the client, an engine that dies is
-replaced: by the champion, or by another replica of the champion. Every answer is told to the recorder.
+the request's values, so it cannot delay, fail or cancel it. As long as nothing has been shown to the client and time is left, the champion
+answers in the place of a challenger that fails, refuses (a full queue, a prompt it cannot take) or has no first token in half of the
+time; and an engine of the champion that dies is replaced by another replica of it. Every answer is told to the recorder.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from ray_apps.serving.engine.interface import Chunk, GenerationRequest
 from ray_apps.serving.engine_pool import Engines, stream_chunks, unavailable
 from ray_apps.serving.following import RolloutFollower, versions_of
 from ray_apps.serving.record import Assignment, Recorder, Role
-from ray_apps.serving.router import Route, route
+from ray_apps.serving.router import Route, route, user_hash
 from schemas.errors import ApiError
 from schemas.rollout import RolloutState
 
@@ -98,19 +99,25 @@ class Dispatcher:
         candidates = self._candidates(job, state, chosen.primary)
         for attempt, version in enumerate(candidates, start=1):
             role: Role = "champion" if version == state.champion else "challenger"
-            stream = self._observed(job, _assignment(job, state, version, role))
+            assignment = _assignment(job, state, version, role, attempt=attempt)
+            next_one = candidates[attempt] if attempt < len(candidates) else None
+            stream = self._observed(job, assignment, is_replaceable=next_one is not None and next_one != version)
             try:
                 begun = [await anext(stream)]
                 if whole:
                     begun += [chunks async for chunks in stream]
             except ApiError as error:
                 self._looked_at_s = 0.0 if error.status == 503 else self._looked_at_s
-                if error.status != 503 or attempt == len(candidates):
+                if next_one is None or not self._is_replaced(job, error, by_another=next_one != version):
                     raise
-                _log.warning("request %s: %s; model %d takes over", job.request.id, error, candidates[attempt])
+                _log.warning("request %s: %s; model %d takes over", job.request.id, error, next_one)
                 continue
             return Answer(version, role, begun, stream)
         raise AssertionError("there is at least one candidate")
+
+    def _is_replaced(self, job: Job, error: ApiError, *, by_another: bool) -> bool:
+        """Another model may answer whatever this one failed at; another replica of the same model only what died. Neither without time."""
+        return (by_another or error.status == 503) and time.perf_counter() < job.arrived_s + self._timeout_s
 
     async def close(self) -> None:
         """Cancel the shadow copies."""
@@ -141,12 +148,15 @@ class Dispatcher:
         wanted = (primary, champion) if primary == champion else (primary, champion, champion)
         candidates = [version for version in wanted if version in self.engines.ready]
         if not candidates:
-            raise unavailable(f"model version {primary} is not up; it is being started")
+            raise unavailable(f"model version {primary} {self.engines.why_not(primary)}")
         return candidates
 
-    def _observed(self, job: Job, assignment: Assignment) -> AsyncGenerator[tuple[Chunk, ...], None]:
+    def _observed(self, job: Job, assignment: Assignment, *, is_replaceable: bool = False) -> AsyncGenerator[tuple[Chunk, ...], None]:
         deadline_s = job.arrived_s + self._timeout_s
-        chunks = stream_chunks(self.engines, assignment.version, job.request, deadline_s=deadline_s, timeout_s=self._timeout_s)
+        first_s = (time.perf_counter() + deadline_s) / 2 if is_replaceable else None
+        chunks = stream_chunks(
+            self.engines, assignment.version, job.request, deadline_s=deadline_s, timeout_s=self._timeout_s, first_deadline_s=first_s
+        )
         return self._recorder.observe(chunks, job.request, assignment)
 
     def _send_shadow(self, job: Job, state: RolloutState, version: int) -> None:
@@ -169,7 +179,7 @@ class Dispatcher:
             _log.exception("the shadow copy of %s failed", job.request.id)
 
 
-def _assignment(job: Job, state: RolloutState, version: int, role: Role, *, shadow: bool = False) -> Assignment:
+def _assignment(job: Job, state: RolloutState, version: int, role: Role, *, attempt: int = 1, shadow: bool = False) -> Assignment:
     return Assignment(
         request_id=job.request_id,
         version=version,
@@ -177,6 +187,8 @@ def _assignment(job: Job, state: RolloutState, version: int, role: Role, *, shad
         shadow=shadow,
         pinned=job.pinned,
         rollout_number=state.number,
+        attempt=attempt,
+        user_hash=user_hash(state.salt, job.sticky_key),
         arrived_s=job.arrived_s,
         traceparent=job.traceparent,
     )

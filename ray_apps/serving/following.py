@@ -1,11 +1,15 @@
-"""The rollout state that the gateway acts on: the newest entry of ``<root>/rollout`` whose models are there.
+"""The rollout state that the gateway acts on: the newest entry of ``<root>/rollout`` whose models answer.
 
-A new state comes into force once every version it names answers, so that a challenger is not judged while it loads, and a promotion
-never points at an engine that is not up. If that takes longer than ACTIVATION_TIMEOUT_S, it comes into force anyway: a model
-that cannot be loaded must be seen to fail. Costs one directory listing per poll.
+Invariant: only what answers replaces what answers. A new state comes into force once every version that it names answers, so that a
+challenger is not judged while it loads, and a promotion never points at an engine that is not up. A challenger that does not come up holds
+its state back for CHALLENGER_TIMEOUT_S, counted for each state from when it was first seen; then the state comes into force with the champion
+alone, and the trial sees that the challenger does not answer. A champion that does not come up holds its state back for ever. Where
+nothing that is in force answers, the newest state whose champion answers is taken. Costs one directory listing per poll, and up to MAX_EARLIER
+small files while nothing answers.
 """
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from ray_apps.rollout.log import RolloutLog
@@ -13,8 +17,10 @@ from schemas.errors import DatasetError
 from schemas.rollout import RolloutState
 
 _log = logging.getLogger(__name__)
-ACTIVATION_TIMEOUT_S = 120.0
-"""Loading a model takes seconds; after this it is taken as broken."""
+CHALLENGER_TIMEOUT_S = 120.0
+"""Loading a model takes seconds; a challenger that takes longer is taken as broken."""
+MAX_EARLIER = 50
+"""Entries of the log that are looked back on for a champion that answers."""
 
 
 def versions_of(state: RolloutState | None) -> frozenset[int]:
@@ -27,7 +33,8 @@ class RolloutFollower:
 
     def __init__(self, root: Path) -> None:
         self._rollouts = RolloutLog(root)
-        self._seen_at_s = 0.0
+        self._first_seen: tuple[int, float] = (0, 0.0)
+        """Number of the newest state, and when it was seen first."""
         self.newest: RolloutState | None = None
         self.active: RolloutState | None = None
 
@@ -39,12 +46,26 @@ class RolloutFollower:
             _log.error("the rollout log cannot be read; going on with the last state: %s", error)
 
     def activate(self, ready: frozenset[int], now_s: float) -> None:
-        """Bring the newest state into force if its models answer, or have had their time."""
-        if self.newest is None or (self.active is not None and self.active.number == self.newest.number):
-            self._seen_at_s = now_s
+        """Bring into force what ``ready``, the versions that answer, allow."""
+        newest = self.newest
+        if newest is None:
             return
-        waited = now_s - self._seen_at_s > ACTIVATION_TIMEOUT_S
-        is_first = self.active is None
-        champion_lost = not is_first and self.active is not None and self.active.champion not in ready
-        if is_first or champion_lost or waited or versions_of(self.newest) <= ready:
-            self.active, self._seen_at_s = self.newest, now_s
+        if newest.number != self._first_seen[0]:
+            self._first_seen = (newest.number, now_s)
+        waited = now_s - self._first_seen[1] > CHALLENGER_TIMEOUT_S
+        if versions_of(newest) <= ready or (waited and newest.champion in ready):
+            self.active = newest
+        elif self.active is None or self.active.champion not in ready:
+            self.active = next((state for state in self.states() if state.champion in ready), self.active or newest)
+
+    def states(self) -> Iterator[RolloutState]:
+        """The newest state and those before it, newest first; at most MAX_EARLIER of them."""
+        if self.newest is None:
+            return
+        yield self.newest
+        for number in range(self.newest.number - 1, max(0, self.newest.number - 1 - MAX_EARLIER), -1):
+            try:
+                yield self._rollouts.read(number)
+            except DatasetError as error:
+                _log.error("an earlier entry of the rollout log cannot be read: %s", error)
+                return

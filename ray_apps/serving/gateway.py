@@ -2,7 +2,8 @@
 
 ``build_gateway`` makes a FastAPI application out of its parts; it runs the same under Ray Serve (app.py) and in one process (tests,
 embedding). Invariants: nothing a client sends ends in anything but an answer or an OpenAI error body; when a client goes away, its
-generation is cancelled; a background task that follows the rollout never dies of one failure.
+generation is cancelled; a background task that follows the rollout never dies of one failure; ``/health`` says ok only if the champion's
+engine answers now.
 """
 
 import asyncio
@@ -19,15 +20,17 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from pipelines.runtime.tracing import current_traceparent
 from ray_apps.serving.answers import AnswerSoFar, Form, events, whole
-from ray_apps.serving.asgi import Receive, Scope, Send, Surroundings, disconnected, install_error_bodies, read_body
+from ray_apps.serving.asgi import App, Receive, Scope, Send, Surroundings, disconnected, error_response, install_error_bodies, read_body
 from ray_apps.serving.dispatch import MODEL, Answer, Dispatcher, Job
+from ray_apps.serving.edge import Edge
 from ray_apps.serving.engine.interface import GenerationRequest, Message, Sampling
-from ray_apps.serving.engine_pool import Engines
+from ray_apps.serving.engine_pool import Engines, unavailable
 from ray_apps.serving.following import RolloutFollower
 from ray_apps.serving.metrics import CONTENT_TYPE, Metrics
+from ray_apps.serving.pulse import Pulse
 from ray_apps.serving.record import EventSink, Recorder
 from schemas.errors import ApiError
-from schemas.openai import ChatRequest, CompletionRequest, ModelCard, ModelList, parse_request
+from schemas.openai import ChatRequest, CompletionRequest, ModelCard, ModelList, error_body, parse_request
 from schemas.settings import ServingSettings
 
 _log = logging.getLogger(__name__)
@@ -72,7 +75,7 @@ class Gateway:
         arrived_s = time.perf_counter()
         parsed = parse_request(CompletionRequest, await read_body(request))
         work = GenerationRequest(
-            id=secrets.token_hex(16),
+            id=_work_id(request),
             prompts=parsed.prompts,
             num_choices=parsed.n or 1,
             sampling=self._sampling(parsed, parsed.token_limit),
@@ -84,7 +87,7 @@ class Gateway:
         arrived_s = time.perf_counter()
         parsed = parse_request(ChatRequest, await read_body(request))
         work = GenerationRequest(
-            id=secrets.token_hex(16),
+            id=_work_id(request),
             messages=tuple(Message(message.role, message.text) for message in parsed.messages),
             num_choices=parsed.n or 1,
             sampling=self._sampling(parsed, parsed.token_limit),
@@ -109,7 +112,9 @@ class Gateway:
         )
 
     def _next_seed(self) -> int:
-        """A seed for a request that brings none: another one each time, and the same series after each start."""
+        """A seed for a request that brings none: another one each time, and the same series after each start if ``serving.seed`` asks for that."""
+        if self._settings.seed == 0:
+            return secrets.randbits(64)
         self._unseeded += 1
         return xxhash.xxh3_64_intdigest(f"{self._settings.seed}:{self._unseeded}".encode())
 
@@ -160,17 +165,36 @@ class Gateway:
         return [ModelCard(id=name, created=self._started) for name in (*routed, *(f"{MODEL}-v{version}" for version in sorted(ready)))]
 
     async def health(self) -> JSONResponse:
-        """GET /health: 200 when a champion answers, else 503 with what is missing."""
-        state, ready = self._dispatcher.follower.active, sorted(self._dispatcher.engines.ready)
-        champion = state.champion if state else None
-        missing = None
+        """GET /health: 200 when the champion answers now, else 503 with what is missing."""
+        state = self._dispatcher.follower.active
+        missing = await self._missing(state.champion if state else None)
+        body: dict[str, Any] = {
+            "status": "unavailable" if missing else "ok",
+            "champion": state.champion if state else None,
+            "ready_versions": sorted(self._dispatcher.engines.ready),
+            "challenger": state.challenger if state else None,
+            "rollout_number": state.number if state else None,
+        }
+        if missing is None:
+            return JSONResponse(body)
+        error = unavailable(f"there is no model to answer; missing: {missing}", code="unavailable")
+        headers = {"retry-after": error_response(error).headers["retry-after"]}
+        return JSONResponse(body | {"missing": missing} | error_body(error).model_dump(), status_code=503, headers=headers)
+
+    async def _missing(self, champion: int | None) -> str | None:
+        """What keeps requests from being answered."""
         if champion is None:
-            missing = "a champion: no model has been registered, or none was put into service"
-        elif champion not in ready:
-            missing = f"the engine of champion {champion}: it is being started, or its start failed"
-        body: dict[str, Any] = {"status": "unavailable" if missing else "ok", "champion": champion, "ready_versions": ready}
-        body |= {"challenger": state.challenger if state else None, "rollout_number": state.number if state else None}
-        return JSONResponse(body | ({"missing": missing} if missing else {}), status_code=503 if missing else 200)
+            return "a champion: no model has been registered, or none was put into service"
+        if champion not in self._dispatcher.engines.ready:
+            return f"the engine of champion {champion}: it {self._dispatcher.engines.why_not(champion)}"
+        health = await self._dispatcher.engines.health(champion)
+        return None if health.ok else f"an answer of the engine of champion {champion}: {health.reason}"
+
+
+def _work_id(request: Request) -> str:
+    """The id of the answer is that of the request: who has one of them has both."""
+    request_id: str = request.scope["state"]["request_id"]
+    return request_id.removeprefix("req_")
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:
@@ -213,20 +237,22 @@ def build_gateway(
     *,
     sink: EventSink | None,
     poll_interval_s: float,
-    proxy_adds_id: bool = False,
-) -> Surroundings:
-    """The ASGI application. ``sink`` takes inference.completed events; None: there is no Kafka to tell."""
+    behind_edge: bool = False,
+) -> App:
+    """The ASGI application. ``sink`` takes inference.completed events; None: there is no Kafka to tell.
+
+    ``behind_edge``: an ``Edge`` stands before us already, in Ray Serve's proxy.
+    """
     metrics = Metrics()
     recorder = Recorder(metrics, sink, record_prompts=settings.record_prompts)
-    gateway = Gateway(
-        settings, Dispatcher(engines, follower, recorder, request_timeout_s=settings.request_timeout_s), poll_interval_s=poll_interval_s
-    )
+    dispatcher = Dispatcher(Pulse(engines), follower, recorder, request_timeout_s=settings.request_timeout_s)
+    gateway = Gateway(settings, dispatcher, poll_interval_s=poll_interval_s)
     app = FastAPI(title="Headrace", openapi_url=None, lifespan=gateway.lifespan)
     install_error_bodies(app)
     app.post("/v1/completions")(gateway.completions)
     app.post("/v1/chat/completions")(gateway.chat_completions)
-    app.get("/v1/models")(gateway.models)
-    app.get("/v1/models/{model}")(gateway.model)
-    app.get("/health")(gateway.health)
-    app.get("/metrics")(lambda: Response(metrics.render(), media_type=CONTENT_TYPE))
-    return Surroundings(app, api_keys=settings.api_keys, metrics=metrics, proxy_adds_id=proxy_adds_id)
+    for path, handler in (("/v1/models", gateway.models), ("/v1/models/{model}", gateway.model), ("/health", gateway.health)):
+        app.api_route(path, methods=["GET", "HEAD"])(handler)
+    app.api_route("/metrics", methods=["GET", "HEAD"])(lambda: Response(metrics.render(), media_type=CONTENT_TYPE))
+    surroundings = Surroundings(app, api_keys=settings.api_keys, metrics=metrics)
+    return surroundings if behind_edge else Edge(surroundings)

@@ -24,8 +24,16 @@ class Route:
 
 def point(salt: str, purpose: str, sticky_key: str) -> float:
     """A number in [0, 1), uniform over keys, the same in every process."""
-    data = f"{salt}\0{purpose}\0{sticky_key}".encode("utf-8", "surrogatepass")
-    return (xxhash.xxh3_64_intdigest(data) >> 11) * 2.0**-53
+    return (xxhash.xxh3_64_intdigest(_keyed(salt, purpose, sticky_key)) >> 11) * 2.0**-53
+
+
+def _keyed(salt: str, purpose: str, sticky_key: str) -> bytes:
+    return f"{salt}\0{purpose}\0{sticky_key}".encode("utf-8", "surrogatepass")
+
+
+def user_hash(salt: str, sticky_key: str) -> str:
+    """What a trial tells users apart by: the same for a key within a trial, another in the next one."""
+    return f"{xxhash.xxh3_64_intdigest(_keyed(salt, 'user', sticky_key)):016x}"
 
 
 def route(state: RolloutState, sticky_key: str) -> Route | None:

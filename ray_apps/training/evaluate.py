@@ -88,7 +88,7 @@ def evaluate_model(
     """Evaluate a registered model in this process, on a GPU if the settings say so and there is one; the newest dataset by default.
 
     ``view`` and ``split``: on this split of the view ``NAME[@N]``, a holdout for example. Raises ModelNotFound, DatasetNotFound,
-    ViewNotFound, TokenizerMismatch, SettingsError if the view has no such split, or NotEnoughData if there are no rows.
+    ViewNotFound, TokenizerMismatch, ShardCorrupt, SettingsError if the view has no such split, or NotEnoughData if there are no rows.
     """
     hide_progress_bars()
     root = Path(settings.root)
@@ -102,7 +102,7 @@ def evaluate_model(
             f"its loss there would mean nothing"
         )
     device = torch.device("cuda" if settings.training.use_gpu and torch.cuda.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(registry.folder(model_version), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(registry.verified_folder(model_version), dtype=torch.float32)
     validation = ValidationRows(dataset, settings.training.evaluate_rows, opened, split)
     result = evaluate(SummedLoss(model).to(device), validation, resolve_precision(settings.training, device), Process(device=device))
     if result is None and opened is not None:

@@ -5,6 +5,7 @@ the only thing that makes a version. A crash in between leaves a staging folder,
 """
 
 import importlib.metadata
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from transformers import LlamaForCausalLM
 
+from pipelines.tokenizers.tokenizer import TOKENIZER_FILE, TURN_END, load_tokenizer
 from ray_apps.models.registry import Registry
 from ray_apps.training.checkpoint import FOLDER as CHECKPOINT_FOLDER
 from ray_apps.training.files import RESULT_FILE
@@ -20,7 +22,7 @@ from ray_apps.training.loss_curve import FILE_NAME, read_losses
 from ray_apps.training.run import RunResult, TrainingRun
 from ray_apps.training.weights import build_model, hide_progress_bars
 from schemas.errors import TrainingError
-from schemas.manifest import FileEntry, ModelManifest, TrainingSummary
+from schemas.manifest import FileEntry, ModelManifest, TokenizerRef, TrainingSummary
 
 
 def summarize(run: TrainingRun, root: Path) -> TrainingSummary:
@@ -59,10 +61,10 @@ def register_run(run: TrainingRun, root: Path, now: Callable[[], datetime], trac
     summary = summarize(run, root).model_copy(update={"precision": result.precision})
     model = trained_model(run, root)
     model.generation_config.pad_token_id = run.tokenizer.pad_token_id
+    model.generation_config.eos_token_id = end_tokens(root, run.tokenizer)
     staging = registry.new_staging(run.run_id)
     model.save_pretrained(staging)
-    for path in sorted((root / run.tokenizer.path).iterdir()):
-        shutil.copyfile(path, staging / path.name)
+    _copy_tokenizer(root, run.tokenizer, staging)
     created_at = now()
 
     def build_manifest(version: int, files: list[FileEntry]) -> ModelManifest:
@@ -85,6 +87,20 @@ def register_run(run: TrainingRun, root: Path, now: Callable[[], datetime], trac
     manifest = registry.register(staging, build_manifest)
     shutil.rmtree(run.folder(root) / CHECKPOINT_FOLDER, ignore_errors=True)
     return manifest
+
+
+def end_tokens(root: Path, tokenizer: TokenizerRef) -> list[int]:
+    """Ids that end an answer: the end of a text, and the end of a turn where the tokenizer has a special token for it."""
+    value = json.loads((root / tokenizer.path / TOKENIZER_FILE).read_bytes())
+    turn_ends = [int(token["id"]) for token in value.get("added_tokens") or () if token["content"] == TURN_END and token["special"]]
+    return [tokenizer.eos_token_id, *turn_ends]
+
+
+def _copy_tokenizer(root: Path, tokenizer: TokenizerRef, staging: Path) -> None:
+    """Raises TokenizerMismatch if the tokenizer's file is not the one that made the ids."""
+    load_tokenizer(root, tokenizer)
+    for path in sorted((root / tokenizer.path).iterdir()):
+        shutil.copyfile(path, staging / path.name)
 
 
 def code_version() -> str:

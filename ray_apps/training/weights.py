@@ -24,12 +24,12 @@ def hide_progress_bars() -> None:
 def build_model(run: TrainingRun, root: Path) -> LlamaForCausalLM:
     """The model before its first step, fp32 on CPU, the same numbers in every process.
 
-    Raises TrainingError if the parent model has another shape.
+    Raises TrainingError if the parent model has another shape, ShardCorrupt if its files are not those that were registered.
     """
     torch.manual_seed(run.training.seed)
     model = LlamaForCausalLM(llama_config(run.model, run.tokenizer, run.sequence_length))
     if run.parent_model is not None:
-        source = Registry(root).folder(run.parent_model) / WEIGHTS_FILE
+        source = Registry(root).verified_folder(run.parent_model) / WEIGHTS_FILE
         try:
             load_model_tensors(model, load_file(source), source)
         except CheckpointCorrupt as error:

@@ -7,8 +7,10 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ import openai
 import pytest
 
 from pipelines.kafka.events import read_events
+from ray_apps.serving.naming import application_names
 from schemas.events import InferenceCompleted
 from schemas.settings import KafkaSettings, Settings
 from tests.model_factory import make_model
@@ -40,9 +43,12 @@ class Live:
     bootstrap_servers: str
     client: openai.OpenAI
     process: "subprocess.Popen[bytes]"
+    first_answers: list[httpx.Response]
+    """What GET /health said from the first moment until the service was ready."""
 
     def replicas(self, application: str) -> list[int]:
-        """Process ids of an application's replicas: Ray puts their names into the process title."""
+        """Process ids of the replicas of ``gateway`` or ``model-N``: Ray puts their names into the process title."""
+        application = f"{application_names(self.root).prefix}-{application}"
         return [pid for pid, title in processes() if title.startswith(f"ray::ServeReplica:{application}:") and is_below(pid, os.getpid())]
 
     def metric(self, name: str) -> float:
@@ -109,6 +115,44 @@ def first_document(process: "subprocess.Popen[bytes]") -> dict[str, str]:
         return document
 
 
+def openai_error(response: httpx.Response) -> str:
+    """The code of an answer that must be an OpenAI error, and must say when to come back if it is a 503."""
+    assert ("retry-after" in response.headers) == (response.status_code == 503), response.headers
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert response.headers["x-request-id"].startswith("req_")
+    code: str = error["code"]
+    return code
+
+
+@contextmanager
+def watched(url: str) -> Iterator[list[httpx.Response]]:
+    """Ask for the health, over and over, until the block ends; refused connections are left out."""
+    seen: list[httpx.Response] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            try:
+                seen.append(httpx.get(f"{url}/health", timeout=TIMEOUT_S))
+            except httpx.HTTPError:
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
+
+
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     root = tmp_path_factory.mktemp("live")
@@ -116,18 +160,60 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     make_model(root, version=2, seed=2)
     publish_state(root, champion=1, challenger=2, canary_fraction=0.5)
     common = ["--json", "--root", str(root)]
-    small = ["serving.port=0", "ray.dashboard_port=0", f"ray.object_store_bytes={80 * 2**20}", "serving.max_completion_tokens=200"]
-    flags = [word for assignment in small for word in ("--set", assignment)]
+    port = free_port()
+    small = ["ray.dashboard_port=0", f"ray.object_store_bytes={80 * 2**20}", "serving.max_completion_tokens=200"]
+    flags = [word for assignment in (f"serving.port={port}", *small) for word in ("--set", assignment)]
     with (
         (root / "log").open("wb") as log,
         headrace(log, "broker", "--listen", "127.0.0.1:0", *common) as broker,
     ):
         bootstrap_servers = first_document(broker)["bootstrap_servers"]
         with headrace(log, "serve", *common, "--bootstrap-servers", bootstrap_servers, *flags) as serve:
-            url = first_document(serve)["url"]
+            with watched(f"http://127.0.0.1:{port}") as first_answers:
+                url = first_document(serve)["url"]
             wait_for(lambda: len(httpx.get(f"{url}/v1/models", timeout=TIMEOUT_S).json().get("data", [])) == 3, START_TIMEOUT_S)
             with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-                yield Live(root, url, bootstrap_servers, client, serve)
+                yield Live(root, url, bootstrap_servers, client, serve, first_answers)
+
+
+def test_while_it_starts_every_answer_is_an_openai_error_that_says_when_to_come_back(live: Live) -> None:
+    early = [response for response in live.first_answers if response.status_code != 200]
+    assert {openai_error(response) for response in early} >= {"gateway_unavailable"}
+    assert {response.status_code for response in early} == {503}
+
+
+def raw(url: str, data: bytes) -> bytes:
+    """What comes back for these bytes, until the server closes the connection."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as connection:
+        connection.sendall(data)
+        received = b""
+        while part := connection.recv(2**16):
+            received += part
+    return received
+
+
+def test_no_header_steers_or_breaks_serves_proxy(live: Live) -> None:
+    names = ("X-Request-Id", "serve_multiplexed_model_id", "X-Session-Id", "X-Request-Timeout-Seconds", "X-Request-Disconnect-Disabled")
+    for name in names:
+        for value in (b"\xff\xfe", b"0.000001"):
+            body = {"model": "headrace-v1", "prompt": "x", "max_tokens": 1}
+            response = httpx.post(f"{live.url}/v1/completions", json=body, headers={name: value}, timeout=TIMEOUT_S)
+            assert response.status_code == 200, (name, value, response.text)
+
+
+def test_serves_own_answers_are_openai_errors_too(live: Live) -> None:
+    for path in ("/-/routes", "/-/healthz"):
+        assert openai_error(httpx.delete(f"{live.url}{path}", timeout=TIMEOUT_S)) == "method_not_allowed"
+    head, _, body = raw(live.url, b"GARBAGE\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400") and json.loads(body)["error"]["code"] == "invalid_http"
+
+
+def test_a_body_that_is_too_large_ends_its_connection(live: Live) -> None:
+    request = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\nExpect: 100-continue\r\n\r\n"
+    head, _, body = raw(live.url, request).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413") and b"connection: close" in head.lower()
+    assert json.loads(body)["error"]["code"] == "request_too_large"
 
 
 def test_the_openai_client_lists_models(live: Live) -> None:
@@ -246,6 +332,8 @@ def test_a_killed_champion_is_replaced_and_requests_go_on(live: Live) -> None:
         os.kill(pid, signal.SIGKILL)
         rest = "".join(events)
     assert '"error"' in rest and "[DONE]" not in rest
+    health = httpx.get(f"{live.url}/health", timeout=TIMEOUT_S)
+    assert (health.status_code, openai_error(health)) == (503, "unavailable"), "at once, not when Serve finds out"
     deadline_s = time.monotonic() + TIMEOUT_S
     statuses: list[int] = []
     while not statuses or statuses[-1] != 200:
@@ -256,6 +344,29 @@ def test_a_killed_champion_is_replaced_and_requests_go_on(live: Live) -> None:
         time.sleep(0.05)
     assert live.replicas("model-1") != [pid]
     wait_for(lambda: httpx.get(f"{live.url}/health", timeout=TIMEOUT_S).status_code == 200)
+
+
+def test_a_champion_that_is_stopped_is_not_healthy_until_it_goes_on(live: Live) -> None:
+    (pid,) = live.replicas("model-1")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: httpx.get(f"{live.url}/health", timeout=TIMEOUT_S).status_code == 503)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: httpx.get(f"{live.url}/health", timeout=TIMEOUT_S).status_code == 200)
+
+
+def test_a_gateway_that_is_killed_ends_its_streams_with_an_error_event(live: Live) -> None:
+    (pid,) = live.replicas("gateway")
+    body = {"model": "headrace", "prompt": ["x"] * 16, "max_tokens": 200, "stream": True}
+    with httpx.stream("POST", f"{live.url}/v1/completions", json=body, timeout=TIMEOUT_S) as response:
+        events = response.iter_text()
+        next(events)
+        os.kill(pid, signal.SIGKILL)
+        *_, last, end = "".join(events).split("\n\n")
+    assert end == "" and json.loads(last.removeprefix("data: "))["error"]["code"] == "gateway_unavailable"
+    while (health := httpx.get(f"{live.url}/health", timeout=TIMEOUT_S)).status_code != 200:
+        assert (health.status_code, bool(openai_error(health))) == (503, True)
 
 
 def test_a_champion_that_was_not_even_loaded_takes_over_without_a_lost_request(live: Live) -> None:
@@ -276,6 +387,9 @@ def test_a_service_that_is_stopped_finishes_what_it_began(live: Live) -> None:
     with httpx.stream("POST", f"{live.url}/v1/completions", json=body, timeout=TIMEOUT_S) as response:
         events = response.iter_text()
         next(events)
-        live.process.send_signal(signal.SIGTERM)
-        assert "".join(events).endswith("data: [DONE]\n\n")
+        with watched(live.url) as seen:
+            live.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: any(answer.status_code != 200 for answer in seen))
+            assert "".join(events).endswith("data: [DONE]\n\n")
+    assert {openai_error(answer) for answer in seen if answer.status_code != 200} == {"gateway_unavailable"}
     assert live.process.wait(TIMEOUT_S) == 0

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ray_apps.rollout.evidence import ArmCounts, Evidence, LossComparison
 from ray_apps.rollout.policy import Author, abort, decide, missing, promote, set_shares, start
+from ray_apps.serving.router import route
 from schemas.errors import RolloutError
 from schemas.rollout import Decision, Phase, RolloutState
 from schemas.settings import RolloutSettings
@@ -16,7 +17,9 @@ SETTINGS = RolloutSettings()
 AUTHOR = Author(NOW, automatic=True)
 
 counts = st.integers(0, 2000)
-tallies = st.builds(ArmCounts, answers=counts, errors=counts, latency_buckets=st.dictionaries(st.integers(-80, 40), st.integers(1, 50), max_size=5))
+buckets = st.dictionaries(st.integers(-80, 40), st.integers(1, 50), max_size=5)
+users = st.integers(0, 30).map(lambda number: {f"{user:016x}" for user in range(number)})
+tallies = st.builds(ArmCounts, answers=counts, errors=counts, refusals=counts, cancellations=counts, latency_buckets=buckets, users=users)
 losses = st.none() | st.floats(allow_nan=True, allow_infinity=True)
 statuses = st.sampled_from(["pending", "measured", "unavailable"])
 validations = st.builds(
@@ -64,8 +67,10 @@ def test_no_sequence_of_transitions_makes_a_champion_of_what_was_not_challenger_
             assert after.champion == state.challenger and after.challenger is None
         elif after.decision is not Decision.SET:
             assert after.champion == state.champion
-        if after.decision not in (Decision.START, Decision.SET):
+        same_pair = (after.champion, after.challenger) == (state.champion, state.challenger)
+        if after.decision not in (Decision.START, Decision.SET) or (same_pair and after.challenger is not None):
             assert after.salt == state.salt
+        assert after.person_decides or after.decision is Decision.START or not state.person_decides
         state = after
 
 
@@ -89,7 +94,24 @@ def test_a_trial_moves_on_exactly_when_nothing_is_missing_or_a_guard_trips(seen:
     elif after.decision is not Decision.ABORT:
         assert not missing(state, seen, SETTINGS)
         assert seen.challenger.error_rate <= SETTINGS.max_error_rate
+        assert seen.challenger.measured >= SETTINGS.min_canary_requests and len(seen.challenger.users) >= SETTINGS.min_users
+        assert seen.challenger.cancelled_rate <= seen.champion.cancelled_rate + SETTINGS.max_cancelled_increase
     RolloutState.model_validate_json((after or state).model_dump_json())
+
+
+KEYS = [f"user-{number}" for number in range(1_000)]
+salts = st.integers(0, 2**32 - 1).map(lambda number: f"{number:08x}")
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), salts), min_size=2, max_size=6))
+def test_setting_a_larger_share_by_hand_never_moves_a_user_back_to_the_champion(steps: list[tuple[float, str]]) -> None:
+    state: RolloutState | None = None
+    moved: set[str] = set()
+    for share, fresh_salt in sorted(steps):
+        state = set_shares(state, champion=1, challenger=2, share=share, settings=SETTINGS, author=AUTHOR, salt=fresh_salt)
+        answered_by = {key: found.primary for key in KEYS if (found := route(state, key))}
+        assert all(answered_by[key] == 2 for key in moved)
+        moved = {key for key, version in answered_by.items() if version == 2}
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 10_000)), max_size=50))

@@ -64,7 +64,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
     make_model(root)
     patch = pytest.MonkeyPatch()
     patch.setattr(batching, "PREFILL_TOKENS", 16)  # so that prompts are cut in pieces
-    yield load_llama(root / "models" / "00000001", num_slots=NUM_SLOTS, max_length=64)[0]
+    yield load_llama(root / "models" / "00000001", num_slots=NUM_SLOTS, max_length=64)
     patch.undo()
 
 

@@ -3,8 +3,9 @@
 import math
 
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from ray_apps.serving.engine.interface import Sampling
 from ray_apps.serving.engine.sampling import Draw, choose, uniform
@@ -47,6 +48,21 @@ def test_top_k_draws_from_the_k_likeliest(seed: int, top_k: int, request_seed: i
     row = logits(seed, 1)
     likeliest = row[0].topk(top_k).indices.tolist()
     assert choose(row, [Draw(Sampling(top_k=top_k, seed=request_seed), 0)])[0] in likeliest
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 6), st.floats(0.05, 1.0), st.sampled_from([0.5, 1.0, 2.0]))
+def test_what_may_be_drawn_under_top_k_and_top_p_is_what_transformers_leaves(seed: int, top_k: int, top_p: float, temperature: float) -> None:
+    row = logits(seed, 1)
+    left = TemperatureLogitsWarper(temperature)(None, row.clone())
+    left = TopKLogitsWarper(top_k)(None, left) if top_k else left
+    theirs = TopPLogitsWarper(top_p)(None, left)
+    mass = torch.softmax(left[0], -1).sort(descending=True).values.double().cumsum(0)
+    assume(float((mass - top_p).abs().min()) > 1e-5)  # a tie of rounding may fall on either side
+    ours = {choose(row.clone(), [Draw(Sampling(top_k=top_k, top_p=top_p, temperature=temperature, seed=number), 0)])[0] for number in range(100)}
+    allowed = set(torch.isfinite(theirs[0]).nonzero().flatten().tolist())
+    likely = {token_id for token_id in allowed if float(torch.softmax(theirs[0], -1)[token_id]) > 0.2}
+    assert likely <= ours <= allowed
 
 
 def test_tokens_come_up_as_often_as_their_probability_says() -> None:

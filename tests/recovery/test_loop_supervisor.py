@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ops.supervisor.supervisor import Service, Status, Supervisor
+from pipelines.runtime.backoff import pause_s
 from pipelines.runtime.bound import bound
 from pipelines.runtime.child import BoundedLog, Child, tail
 from schemas.errors import ServiceFailed
@@ -102,6 +103,60 @@ def test_a_service_starts_only_after_what_it_needs_is_ready_and_stops_before_it(
         up.ready("base", "top")
     stopped = [name for name, status, _ in up.told if status is Status.STOPPED]
     assert stopped == ["top", "base"]
+
+
+def test_a_service_that_died_thousands_of_times_is_started_again_like_any_other(tmp_path: Path) -> None:
+    assert [pause_s(1.0, failures, 30.0) for failures in (1, 2, 3, 1_100, 10**9)] == [1.0, 2.0, 4.0, 30.0, 30.0]
+    with running([Service("one", python(IDLE), always)], tmp_path) as up:
+        up.ready("one")
+        up.supervisor._services["one"].failures = 5_000
+        up.supervisor._backoff_s = 1e-300
+        first = up.pid("one")
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: up.supervisor.pid("one") not in (None, first), "restarted")
+
+
+def test_what_goes_wrong_with_one_service_or_with_whoever_listens_ends_nothing_else(tmp_path: Path) -> None:
+    troubles = iter([OSError("too many open files"), ZeroDivisionError("a bug")])
+
+    def probe() -> bool:
+        if trouble := next(troubles, None):
+            raise trouble
+        return True
+
+    def listener(*_: object) -> None:
+        raise BrokenPipeError("the terminal is gone")
+
+    supervisor = Supervisor([Service("odd", python(IDLE), probe), Service("fine", python(IDLE), always)], tmp_path, 0.05, listener)
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    assert supervisor.wait_ready(["odd", "fine"], threading.Event())
+    supervisor.stop()
+    thread.join(DEADLINE_S)
+    supervisor.raise_failure()
+
+
+def test_a_supervisor_that_fails_itself_says_so(tmp_path: Path) -> None:
+    supervisor = Supervisor([Service("one", python(IDLE), always)], tmp_path, 0.05, lambda *_: None)
+    supervisor._services = None  # type: ignore[assignment]
+    with pytest.raises(AttributeError):
+        supervisor.run()
+    with pytest.raises(ServiceFailed, match="the supervisor itself failed"):
+        supervisor.raise_failure()
+
+
+def test_a_long_start_that_shows_it_is_alive_is_not_given_up(tmp_path: Path) -> None:
+    asked: list[float] = []
+
+    def is_alive() -> bool:
+        asked.append(time.monotonic())
+        return True
+
+    slow = Service("slow", python(IDLE), lambda: len(asked) > 3, is_alive=is_alive, start_timeout_s=0.8)
+    with running([slow], tmp_path) as up:
+        up.ready("slow")
+        assert [status for _, status, _ in up.told].count(Status.STARTING) == 1
+        assert asked[-1] - asked[0] > 0.8, "longer than a start may take"
 
 
 def test_a_service_that_dies_with_another_is_restarted_after_it(tmp_path: Path) -> None:

@@ -2,14 +2,14 @@
 
 from datetime import UTC, datetime
 
-from ray_apps.loop.plan import Bootstrap, LoopFacts, StartTrial, TrainingOrder, plan
+from ray_apps.loop.plan import Bootstrap, GivenUp, LoopFacts, StartTrial, TrainingOrder, plan
 from schemas.rollout import Decision, Phase, RolloutState
 from schemas.settings import LoopSettings
 
 SETTINGS = LoopSettings(min_new_tokens=1000)
 
 
-def rollout(champion: int | None, challenger: int | None = None) -> RolloutState:
+def rollout(champion: int | None, challenger: int | None = None, *, held: bool = False) -> RolloutState:
     return RolloutState(
         number=1,
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
@@ -17,6 +17,7 @@ def rollout(champion: int | None, challenger: int | None = None) -> RolloutState
         champion=champion,
         challenger=challenger,
         salt="00000000",
+        held=held,
         decision=Decision.START,
         reason="r",
     )
@@ -59,6 +60,28 @@ def test_a_model_waits_while_another_is_on_trial_and_the_newest_goes_first() -> 
     waiting = LoopFacts(newest_model=4, state=rollout(1, 2), tried=frozenset({1, 2}))
     assert plan(waiting, SETTINGS) == []
     assert plan(LoopFacts(newest_model=4, state=rollout(1), tried=frozenset({1, 2})), SETTINGS) == [StartTrial(4)]
+
+
+def test_while_a_person_decides_no_trial_is_started() -> None:
+    waiting = LoopFacts(newest_model=2, state=rollout(1, held=True), tried=frozenset({1}))
+    assert plan(waiting, SETTINGS) == []
+    assert plan(LoopFacts(newest_model=2, state=rollout(1), tried=frozenset({1})), SETTINGS) == [StartTrial(2)]
+
+
+def test_an_order_that_was_given_up_is_ordered_again_only_with_enough_new_tokens_or_from_another_model() -> None:
+    order = TrainingOrder(dataset_version=2, parent_model=1)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    failed = GivenUp(order=order, reason="nan", train_tokens=5000, settings_fingerprint="f", given_up_at=now)
+
+    def orders(dataset_version: int, train_tokens: int, champion: int = 1) -> list[object]:
+        tried = frozenset({1, champion})
+        facts = LoopFacts(dataset_version, train_tokens, 1, 1000, state=rollout(champion), tried=tried, given_up=failed)
+        return list(plan(facts, SETTINGS))
+
+    for version in range(2, 100):  # a trickle commits a version every second
+        assert orders(version, 5000 + version) == []
+    assert orders(100, 6000) == [TrainingOrder(dataset_version=100, parent_model=1)]
+    assert orders(3, 5001, champion=2) == [TrainingOrder(dataset_version=3, parent_model=2)]
 
 
 def test_a_model_is_tried_once() -> None:

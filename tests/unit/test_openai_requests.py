@@ -88,11 +88,20 @@ def test_a_wrong_completion_parameter_is_named(extra: dict[str, Any], param: str
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
         ({"prompt": "x"}, "prompt", "unknown_parameter"),
+        ({"max_tokens": 3, "max_completion_tokens": 5}, "max_tokens", "invalid_value"),
     ],
 )
 def test_a_wrong_chat_parameter_is_named(change: dict[str, Any], param: str, code: str) -> None:
     error = refusal(ChatRequest, CHAT | change)
     assert (error.param, error.code) == (param, code)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [({}, None), ({"max_tokens": 3}, 3), ({"max_completion_tokens": 5}, 5), ({"max_tokens": 5, "max_completion_tokens": 5}, 5)],
+)
+def test_a_chats_two_names_of_one_limit_may_agree(limits: dict[str, int], expected: int | None) -> None:
+    assert parse_request(ChatRequest, json.dumps(CHAT | limits).encode()).token_limit == expected
 
 
 def test_a_missing_prompt_is_named() -> None:
@@ -126,3 +135,10 @@ def test_parameters_that_ask_for_nothing_are_accepted() -> None:
 def test_the_error_body_is_openais() -> None:
     error = ApiError(429, "busy", type="rate_limit_error", code="queue_full")
     assert error_body(error).model_dump() == {"error": {"message": "busy", "type": "rate_limit_error", "param": None, "code": "queue_full"}}
+
+
+def test_an_error_body_has_a_few_kilobytes_at_most_and_keeps_its_advice() -> None:
+    for character in "a\x01水\U0001f600":
+        error = ApiError(400, f"No such thing: {character * 10**6}; GET /v1/models lists all.", type="t", param=character * 10**6)
+        body = error_body(error).model_dump_json().encode()
+        assert len(body) < 6 * 2**10 and b"lists all." in body

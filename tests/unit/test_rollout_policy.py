@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ray_apps.rollout.evidence import ArmCounts, Evidence, LossComparison
-from ray_apps.rollout.policy import Author, abort, bootstrap, decide, guard, missing, promote, set_shares, start
+from ray_apps.rollout.policy import Author, abort, bootstrap, decide, guard, hold, missing, promote, release, set_shares, start
 from schemas.errors import RolloutError
 from schemas.rollout import Decision, Phase, RolloutState
 from schemas.settings import RolloutSettings
@@ -34,10 +34,12 @@ def canary() -> RolloutState:
     return state
 
 
-def tally(answers: int, errors: int = 0, s_per_token: float = 0.01) -> ArmCounts:
-    result = ArmCounts(errors=errors)
-    for _ in range(answers):
-        result.add_answer(s_per_token * 8, 8)
+def tally(
+    answers: int, errors: int = 0, s_per_token: float | None = 0.01, *, refusals: int = 0, cancellations: int = 0, users: int = 1_000
+) -> ArmCounts:
+    result = ArmCounts(errors=errors, refusals=refusals, cancellations=cancellations)
+    for number in range(answers):
+        result.add_answer(None if s_per_token is None else s_per_token * 8, 8, f"{number % users:016x}")
     return result
 
 
@@ -55,7 +57,7 @@ def test_enough_shadow_answers_advance_to_canary_with_the_configured_share() -> 
     assert state is not None
     assert (state.phase, state.decision, state.canary_fraction, state.shadow_fraction) == (Phase.CANARY, Decision.ADVANCE, 0.2, 0.0)
     assert (state.champion, state.challenger, state.salt, state.number) == (1, 2, "ffffffff", 6)
-    assert "20 shadow requests" in state.reason and "3.0000 against 3.1000" in state.reason
+    assert "20 shadow requests of 20 users" in state.reason and "3.0000 against 3.1000" in state.reason
     assert state.evidence["challenger"]["answers"] == 20
 
 
@@ -72,10 +74,12 @@ def test_enough_canary_answers_promote_the_challenger() -> None:
         (evidence(0, 0, validation=measured(3.2, 3.1)), "+0.1000, at most +0.02"),
         (evidence(0, 0, validation=measured(float("nan"), 3.1)), "validation loss nan"),
         (evidence(20, tally(9, errors=1)), "failed 1 of 10 requests (10.0%)"),
+        (evidence(20, tally(9, refusals=1)), "failed 1 of 10 requests (10.0%), 1 of them by refusing what model 1 answered"),
+        (evidence(20, tally(0, cancellations=10)), "10 of 10 requests to model 2 were given up before it had answered (100.0%), of model 1 0.0%"),
         (evidence(20, tally(10, s_per_token=0.03)), "times as long, at most 2.0"),
-        (evidence(1000, 0, unanswered=1000), "gave no answer while model 1 gave 1000"),
+        (evidence(1000, 0, unanswered=1000), "gave no answer that can be judged while model 1 gave 1000"),
     ],
-    ids=["loss", "nan-loss", "errors", "latency", "silence"],
+    ids=["loss", "nan-loss", "errors", "refusals", "cancellations", "latency", "silence"],
 )
 def test_each_guard_aborts_in_each_phase_and_keeps_the_champion(state: RolloutState, seen: Evidence, words: str) -> None:
     after = decide(state, seen, SETTINGS, NOW)
@@ -93,14 +97,30 @@ def test_each_guard_aborts_in_each_phase_and_keeps_the_champion(state: RolloutSt
         evidence(200, 20, validation=LossComparison()),
         evidence(20, tally(0, errors=9)),
         evidence(20, tally(9, s_per_token=9.0)),
-        evidence(9, tally(19, s_per_token=9.0)),
+        evidence(200, tally(200, s_per_token=None)),
+        evidence(200, tally(19, cancellations=2)),
+        evidence(200, tally(200, users=9)),
         evidence(199, 0, unanswered=199),
     ],
-    ids=["nothing", "one-too-few", "loss-pending", "few-errors", "few-slow", "no-champion-to-compare", "patience"],
+    ids=["nothing", "one-too-few", "loss-pending", "few-errors", "few-slow", "not-timed", "cancelled-is-no-answer", "one-user-too-few", "patience"],
 )
 def test_too_little_evidence_decides_nothing_and_says_what_is_missing(state: RolloutState, seen: Evidence) -> None:
     assert decide(state, seen, SETTINGS, NOW) is None
     assert missing(state, seen, SETTINGS)
+
+
+def test_a_latency_is_compared_with_the_champions_in_this_phase_or_the_one_before_and_never_with_nothing() -> None:
+    nothing_to_compare = evidence(9, tally(19, s_per_token=9.0))
+    assert decide(shadow(), nothing_to_compare, SETTINGS, NOW) is None
+    assert "10 answers of model 1 to compare the time per token with" in missing(shadow(), evidence(9, 20), SETTINGS)
+    slower = decide(canary(), nothing_to_compare, SETTINGS, NOW)  # the champion was measured while the challenger was its shadow
+    assert slower is not None and slower.decision is Decision.ABORT and "times as long" in slower.reason
+
+
+def test_clients_that_give_up_on_both_models_alike_do_not_stop_a_trial() -> None:
+    impatient = Evidence(tally(70, cancellations=30), tally(20, cancellations=8), 0, measured())
+    after = decide(shadow(), impatient, SETTINGS, NOW)
+    assert after is not None and after.decision is Decision.ADVANCE
 
 
 def test_a_dataset_without_validation_rows_does_not_hold_the_trial_up() -> None:
@@ -112,11 +132,37 @@ def test_idle_never_moves_by_itself() -> None:
     assert decide(idle(), evidence(1000, 1000), SETTINGS, NOW) is None
 
 
+def by_hand(share: float = 0.5) -> RolloutState:
+    return set_shares(idle(), champion=1, challenger=2, share=share, settings=SETTINGS, author=BY_HAND, salt=SALT)
+
+
 def test_shares_set_by_hand_are_guarded_but_never_promoted_by_the_loop() -> None:
-    state = set_shares(idle(), champion=1, challenger=2, share=0.5, settings=SETTINGS, author=BY_HAND, salt=SALT)
+    state = by_hand()
     assert decide(state, evidence(500, 500), SETTINGS, NOW) is None
+    assert missing(state, evidence(0, 0), SETTINGS) == missing(state, evidence(500, 500), SETTINGS)
+    assert "a person" in missing(state, evidence(0, 0), SETTINGS)[0] and "release" in missing(state, evidence(0, 0), SETTINGS)[0]
     tripped = decide(state, evidence(500, tally(10, errors=10)), SETTINGS, NOW)
     assert tripped is not None and tripped.decision is Decision.ABORT
+
+
+def test_a_persons_word_holds_through_everything_but_their_own_release_or_start() -> None:
+    tripped = decide(by_hand(), evidence(500, tally(10, errors=10)), SETTINGS, NOW)
+    for state in (by_hand(), tripped, abort(by_hand(), "r", {}, BY_HAND), promote(by_hand(), "r", {}, BY_HAND), hold(idle(), "r", BY_HAND)):
+        assert state is not None and state.person_decides
+        if state.phase is Phase.IDLE:
+            with pytest.raises(RolloutError, match="a person decides"):
+                start(state, 3, SETTINGS, reason="r", evidence={}, author=BY_LOOP, salt=SALT)
+            assert not start(state, 3, SETTINGS, reason="r", evidence={}, author=BY_HAND, salt=SALT).person_decides
+        assert not release(state, "r", BY_HAND).person_decides
+    written_before = by_hand().model_copy(update={"held": False})
+    assert written_before.person_decides, "earlier versions had the decision only"
+
+
+def test_a_canary_set_by_hand_is_judged_by_the_loop_once_it_is_released() -> None:
+    released = release(by_hand(), "r", BY_HAND)
+    assert (released.phase, released.challenger, released.canary_fraction, released.salt) == (Phase.CANARY, 2, 0.5, SALT)
+    after = decide(released, evidence(500, 500), SETTINGS, NOW)
+    assert after is not None and (after.decision, after.champion) == (Decision.PROMOTE, 2)
 
 
 def test_a_shadow_phase_that_copies_nothing_asks_for_no_answers() -> None:
@@ -169,6 +215,10 @@ def _set(champion: int, challenger: int | None, share: float | None) -> RolloutS
         (lambda: promote(idle(), "r", {}, BY_HAND), "no challenger to promote"),
         (lambda: abort(None, "r", {}, BY_HAND), "no trial to abort"),
         (lambda: abort(idle(), "r", {}, BY_HAND), "no trial to abort"),
+        (lambda: hold(None, "r", BY_HAND), "nothing is served yet"),
+        (lambda: hold(by_hand(), "r", BY_HAND), "a person decides already"),
+        (lambda: release(None, "r", BY_HAND), "the loop decides already"),
+        (lambda: release(idle(), "r", BY_HAND), "the loop decides already"),
         (lambda: bootstrap(idle(), 2, BY_LOOP, SALT), "model 1 is champion already"),
         (lambda: _set(1, 1, 0.5), "cannot be champion and challenger"),
         (lambda: _set(1, None, 0.5), "add --challenger VERSION"),

@@ -19,10 +19,18 @@ def trial(phase: Phase) -> TrialTally:
     )
 
 
-def answer(version: int, *, shadow: bool = False, pinned: bool = False, status: str = "ok") -> Event:
-    values = {"request_id": "r", "model_version": version, "shadow": shadow, "pinned": pinned, "rollout_number": 5, "status": status}
+def answer(version: int, *, shadow: bool = False, pinned: bool = False, status: str = "ok", request_id: str = "r", **others: object) -> Event:
+    values = {"request_id": request_id, "model_version": version, "shadow": shadow, "pinned": pinned, "rollout_number": 5, "status": status}
     role = "champion" if version == 1 else "challenger"
-    data = InferenceCompleted.model_validate(values | {"role": role, "prompt_tokens": 4, "completion_tokens": 8, "latency_s": 0.2})
+    defaults: dict[str, object] = {
+        "role": role,
+        "prompt_tokens": 4,
+        "completion_tokens": 8,
+        "latency_s": 99.0,
+        "engine_s": 0.2,
+        "user_hash": "0" * 16,
+    }
+    data = InferenceCompleted.model_validate(values | defaults | others)
     return new_event(data, id="e", source="/test", time=NOW)
 
 
@@ -41,11 +49,56 @@ def test_routed_answers_and_errors_of_both_models_count(phase: Phase) -> None:
 
 
 @pytest.mark.parametrize("phase", [Phase.SHADOW, Phase.CANARY])
+def test_an_answer_that_nobody_waited_for_is_no_answer(phase: Phase) -> None:
+    tally = trial(phase)
+    for _ in range(3):
+        tally.add(answer(2, shadow=phase is Phase.SHADOW, status="cancelled", completion_tokens=0))
+    seen = tally.evidence(LossComparison()).challenger
+    assert (seen.answers, seen.cancellations, seen.cancelled_rate, seen.measured) == (0, 3, 1.0, 0)
+
+
+@pytest.mark.parametrize("champion_first", [True, False])
+def test_a_refusal_counts_against_the_challenger_exactly_when_the_champion_answers_the_same_request(champion_first: bool) -> None:
+    for phase in (Phase.SHADOW, Phase.CANARY)[: 1 if champion_first else 2]:
+        tally = trial(phase)
+        for number, champion_says in enumerate(["ok", "refused", "error", "ok"]):
+            told = [
+                answer(1, status=champion_says, request_id=f"r{number}"),
+                answer(2, shadow=phase is Phase.SHADOW, status="refused", request_id=f"r{number}"),
+            ]
+            for event in told if champion_first else reversed(told):
+                tally.add(event)
+        seen = tally.evidence(LossComparison()).challenger
+        assert (seen.refusals, seen.requests, seen.answers) == (2, 2, 0)
+
+
+def test_only_answers_with_a_measured_time_of_the_engine_end_the_challengers_silence() -> None:
+    tally = trial(Phase.CANARY)
+    for number in range(4):
+        tally.add(answer(1, request_id=f"r{number}"))
+    for change in ({"engine_s": None}, {"completion_tokens": 0}, {"status": "cancelled"}):
+        tally.add(answer(2, **change))  # type: ignore[arg-type]
+    assert tally.evidence(LossComparison()).unanswered == 4
+    tally.add(answer(2))
+    seen = tally.evidence(LossComparison())
+    assert seen.unanswered == 0 and seen.challenger.measured == 1
+    median = seen.challenger.median_s_per_token()
+    assert median is not None and abs(median / (0.2 / 8) - 1) < 0.05, "the engine's time, and not the client's"
+
+
+def test_users_are_counted_and_not_their_requests() -> None:
+    tally = trial(Phase.CANARY)
+    for user in ("a" * 16, "b" * 16, "a" * 16, None):
+        tally.add(answer(2, user_hash=user))
+    assert len(tally.evidence(LossComparison()).challenger.users) == 2
+
+
+@pytest.mark.parametrize("phase", [Phase.SHADOW, Phase.CANARY])
 def test_answers_of_a_version_that_the_client_named_are_no_evidence(phase: Phase) -> None:
     tally = trial(phase)
     for version in (1, 2):
         for shadow in (False, True):
-            for status in ("ok", "error"):
+            for status in ("ok", "error", "refused", "cancelled"):
                 tally.add(answer(version, shadow=shadow, pinned=True, status=status))
     assert counts(tally) == (0, 0, 0, 0)
     assert tally.evidence(LossComparison()).unanswered == 0

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from ops.supervisor.services import build_stack
 from ray_apps.rollout.log import RolloutLog
-from ray_apps.serving.app import _free_port, bootstrap_newest
+from ray_apps.serving.app import _free_port
+from ray_apps.serving.deployments import gateway_application, model_application
+from ray_apps.serving.reconciler import bootstrap_newest
 from schemas.errors import SettingsError
 from schemas.rollout import Decision
-from schemas.settings import Settings
+from schemas.settings import ServingSettings, Settings
 from tests.model_factory import make_model
 from tests.serving_harness import publish_state
 
@@ -43,3 +46,23 @@ def test_a_port_that_is_taken_is_an_error_that_says_so() -> None:
         with pytest.raises(SettingsError, match=rf"127.0.0.1:{port} is in use"):
             _free_port("127.0.0.1", port)
     assert _free_port("127.0.0.1", 0) > 0
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # Ray Serve's own models, when it is imported
+def test_one_setting_says_how_long_everything_that_is_stopped_may_finish_its_answers(tmp_path: Path) -> None:
+    make_model(tmp_path, version=1)
+    serving = ServingSettings(drain_timeout_s=77.0, request_timeout_s=5.0)
+    settings = Settings(root=str(tmp_path), serving=serving)
+    applications = [gateway_application(settings), model_application(settings, 1)]
+    assert {one.target._bound_deployment._deployment_config.graceful_shutdown_timeout_s for one in applications} == {77.0}
+    stops = {service.name: service.stop_timeout_s for service in build_stack(settings).services}
+    assert stops["serve"] - stops["ingest"] == 77.0, "the supervisor waits for the answers too"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("::1", "http://[::1]:8000"), ("127.0.0.1", "http://127.0.0.1:8000"), ("localhost", "http://localhost:8000")]
+)
+def test_the_url_of_an_ipv6_address_has_brackets(host: str, url: str) -> None:
+    settings = Settings(serving=ServingSettings(host=host))
+    assert settings.serving.url == url
+    assert build_stack(settings).api_url == url

@@ -2,6 +2,8 @@
 
 import asyncio
 import codecs
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -11,8 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ray_apps.serving.engine import torch_engine
 from ray_apps.serving.engine.batch import PREFILL_TOKENS
-from ray_apps.serving.engine.interface import Failure, FinishReason, GenerationRequest, Message, Sampling
+from ray_apps.serving.engine.heartbeat import Heartbeat
+from ray_apps.serving.engine.interface import Events, Failure, FinishReason, GenerationRequest, Message, Sampling, Timing
 from ray_apps.serving.engine.llama import load_llama
 from ray_apps.serving.engine.torch_engine import TorchEngine
 from schemas.errors import RegistryError
@@ -67,6 +71,15 @@ class Reference:
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> Reference:
     return Reference(folder)
+
+
+async def events_of(engine: TorchEngine, request: GenerationRequest) -> list[Events]:
+    return [events async for events in engine.submit(request)]
+
+
+def ends(answer: list[Events]) -> list[FinishReason]:
+    """Finish reasons that were told."""
+    return [chunk.finish_reason for events in answer if isinstance(events, tuple) for chunk in events if chunk.finish_reason]
 
 
 def test_greedy_answers_equal_transformers_in_a_changing_batch(engine: TorchEngine, reference: Reference) -> None:
@@ -235,24 +248,121 @@ def test_a_step_that_fails_is_answered_with_500_and_the_engine_goes_on(folder: P
         events = [events async for events in engine.submit(ask("during", "x"))]
         assert isinstance(events[-1], Failure)
         assert (events[-1].status, events[-1].code) == (500, "engine_failed")
+        assert engine.health().ok  # one request can break one step
+        for number in range(2):
+            await events_of(engine, ask(f"during{number}", "x"))
+        assert not engine.health().ok and "3 steps failed" in engine.health().reason
         model._head_VD = head
         assert await generate(engine, ask("after", "x")) == before
+        assert engine.health().ok
         assert engine.stats().num_running == engine.stats().num_waiting == 0
 
     asyncio.run(main())
     engine.close()
 
 
-def test_closing_ends_what_runs_and_refuses_what_comes(folder: Path) -> None:
+def test_closing_fails_what_runs_and_waits_and_refuses_what_comes(folder: Path) -> None:
     engine = TorchEngine(folder, ServingSettings(max_concurrent_sequences=1))
 
     async def main() -> None:
-        running = asyncio.create_task(generate(engine, ask("running", "x", "y", max_tokens=500, ignore_eos=True)))
-        await until(lambda: engine.stats().num_running == 1)
+        running, waiting = (asyncio.create_task(events_of(engine, ask(name, "x", max_tokens=200, ignore_eos=True))) for name in ("one", "two"))
+        await until(lambda: engine.stats().num_running == engine.stats().num_waiting == 1)
         await asyncio.to_thread(engine.close)
-        assert FinishReason.CANCELLED in (await running)[2]
+        for broken in (await running, await waiting):
+            assert isinstance(broken[-1], Failure) and broken[-1].status == 503
+            assert not ends(broken)
+        assert not engine.health().ok
         refused = [events async for events in engine.submit(ask("late", "x"))]
         assert isinstance(refused[0], Failure) and refused[0].status == 503
+
+    asyncio.run(main())
+
+
+def test_a_step_that_hangs_shows_in_the_health_and_its_requests_fail_when_the_engine_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_engine, "CLOSE_TIMEOUT_S", 0.05)
+    engine = TorchEngine(folder, ServingSettings(max_concurrent_sequences=1), Heartbeat(stalled_s=0.1))
+    go_on = threading.Event()
+    monkeypatch.setattr(engine._batch, "step", lambda: go_on.wait(60))
+
+    async def main() -> None:
+        assert engine.health().ok
+        hung = asyncio.create_task(events_of(engine, ask("hung", "x")))
+        await until(lambda: not engine.health().ok)
+        assert "1 sequences wait" in engine.health().reason
+        await asyncio.to_thread(engine.close)
+        assert isinstance((await hung)[-1], Failure)
+
+    asyncio.run(main())
+    go_on.set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_end_of_the_thread_fails_what_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TorchEngine(folder, ServingSettings(max_concurrent_sequences=1))
+
+    def step() -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(engine._batch, "step", step)
+    answer = asyncio.run(events_of(engine, ask("doomed", "x")))
+    assert isinstance(answer[-1], Failure) and answer[-1].code == "engine_failed"
+    engine._thread.join(60)
+    assert not engine.health().ok
+    engine.close()
+
+
+def test_the_times_of_an_answer_are_those_of_the_engine(folder: Path) -> None:
+    """With one slot, the second answer queues for as long as the first one computes; and a reader that dawdles is in none of it."""
+    engine = TorchEngine(folder, ServingSettings(max_concurrent_sequences=1))
+
+    async def timing(name: str, num_tokens: int) -> Timing:
+        async for events in engine.submit(ask(name, "A headrace is", max_tokens=num_tokens, ignore_eos=True)):
+            assert isinstance(events, tuple)
+            if events[-1].timing:
+                return events[-1].timing
+        raise AssertionError("the last chunk brings the times")
+
+    async def main() -> None:
+        begin_s = time.perf_counter()
+        first, second = await asyncio.gather(timing("first", 40), timing("second", 1))
+        wall_s = time.perf_counter() - begin_s
+        assert min(first.prefill_s, first.decode_s, second.prefill_s) > 0 == second.decode_s
+        assert second.queue_s > first.prefill_s + first.decode_s
+        assert max(first.total_s, second.total_s) < wall_s
+        assert second.time_to_first_token_s == second.total_s
+
+    asyncio.run(main())
+    engine.close()
+
+
+def test_a_text_that_cannot_fit_or_finds_no_place_is_refused_before_it_is_encoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TorchEngine(folder, ServingSettings(max_concurrent_sequences=1, max_queued_requests=1))
+
+    async def main() -> None:
+        held = [asyncio.create_task(events_of(engine, ask(name, "x", max_tokens=400, ignore_eos=True))) for name in ("one", "two")]
+        await until(lambda: engine.stats().num_running == engine.stats().num_waiting == 1)
+        monkeypatch.delattr(engine._prompts, "_tokenizer")
+        full = await events_of(engine, ask("full", "x"))
+        assert isinstance(full[0], Failure) and full[0].status == 429
+        for name in ("one", "two"):
+            engine.cancel(name)
+        await asyncio.gather(*held)
+        for request in (ask("long", "水" * 2**20), GenerationRequest(id="chat", messages=(Message("user", "x" * 2**22),))):
+            long = await events_of(engine, request)
+            assert isinstance(long[0], Failure) and long[0].code == "context_length_exceeded"
+
+    asyncio.run(main())
+    engine.close()
+
+
+def test_two_requests_of_one_id_do_not_end_each_other(engine: TorchEngine) -> None:
+    async def main() -> None:
+        left = cast("Any", engine.submit(ask("same", "x", max_tokens=400, ignore_eos=True)))
+        await anext(left)
+        kept = asyncio.create_task(generate(engine, ask("same", "x", max_tokens=60, ignore_eos=True)))
+        await until(lambda: engine.stats().num_running == 2)
+        await left.aclose()
+        assert (await kept)[2] == [FinishReason.LENGTH]
 
     asyncio.run(main())
 
@@ -277,6 +387,6 @@ def test_streamed_pieces_never_hold_half_a_chinese_character(engine: TorchEngine
         return text, ids
 
     text, ids = asyncio.run(main())
-    table = cast("Any", engine)._table
+    table = engine._prompts.table
     raw = b"".join(table[token_id] for token_id in ids)
     assert text == codecs.getincrementaldecoder("utf-8")(errors="replace").decode(raw)

@@ -10,11 +10,12 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from ray_apps.serving.asgi import MAX_BODY_BYTES
+from ray_apps.serving import pulse
 from ray_apps.serving.dispatch import MAX_SHADOWS
-from ray_apps.serving.engine.interface import Chunk, Engine, EngineStats, Events, Failure, GenerationRequest
+from ray_apps.serving.edge import LINGER_BYTES, MAX_BODY_BYTES
+from ray_apps.serving.engine.interface import Chunk, Engine, EngineHealth, EngineStats, Events, Failure, FinishReason, GenerationRequest
 from ray_apps.serving.engine.torch_engine import TorchEngine
-from ray_apps.serving.engine_pool import unavailable
+from ray_apps.serving.engine_pool import LocalEngines, unavailable
 from schemas.settings import ServingSettings
 from tests.model_factory import make_model
 from tests.serving_harness import EventList, publish_state, ready, running_gateway, until
@@ -61,6 +62,9 @@ class Misbehaving:
     def stats(self) -> EngineStats:
         return EngineStats(num_running=0, num_waiting=0, num_slots=0, prompt_tokens=0, completion_tokens=0)
 
+    def health(self) -> EngineHealth:
+        return EngineHealth(ok=True)
+
     def close(self) -> None: ...
 
 
@@ -82,6 +86,29 @@ class DiesMidway(Misbehaving):
     async def misbehave(self, request: GenerationRequest) -> AsyncIterator[Events]:
         yield (Chunk(index=0, text="half", token_ids=(5,), prompt_tokens=1),)
         raise unavailable("killed")
+
+
+class BuggyMidway(Misbehaving):
+    """Raises what no engine should, after the first token."""
+
+    async def misbehave(self, request: GenerationRequest) -> AsyncIterator[Events]:
+        yield (Chunk(index=0, text="half", token_ids=(5,), prompt_tokens=1),)
+        raise ZeroDivisionError("a bug")
+
+
+class StopsMidway(Misbehaving):
+    """Ends without a word after the first token."""
+
+    async def misbehave(self, request: GenerationRequest) -> AsyncIterator[Events]:
+        yield (Chunk(index=0, text="half", token_ids=(5,), prompt_tokens=1),)
+
+
+class GivesUp(Misbehaving):
+    """Says that nobody waits for the answer, though somebody does."""
+
+    async def misbehave(self, request: GenerationRequest) -> AsyncIterator[Events]:
+        yield (Chunk(index=0, text="half", token_ids=(5,), prompt_tokens=1),)
+        yield (Chunk(index=0, prompt_tokens=1, finish_reason=FinishReason.CANCELLED),)
 
 
 class Failing(Misbehaving):
@@ -187,7 +214,7 @@ async def test_a_body_without_length_is_cut_off_at_the_limit(engines: dict[int, 
     async with running_gateway(tmp_path, engines) as client:
         response = await client.post("/v1/completions", content=endless())
         assert response.status_code == 413
-        assert sent <= MAX_BODY_BYTES + 2 * 2**16
+        assert sent <= MAX_BODY_BYTES + LINGER_BYTES + 2 * 2**16
 
 
 async def test_keys_are_asked_for_everywhere_but_health(engines: dict[int, Engine], tmp_path: Path) -> None:
@@ -219,6 +246,59 @@ async def test_without_a_model_health_says_what_is_missing_and_requests_get_503(
 
 async def health_says(client: httpx.AsyncClient, words: str) -> bool:
     return words in (await client.get("/health")).json().get("missing", "")
+
+
+class Sick(Misbehaving):
+    """Answers, but says that it fails; or says nothing at all."""
+
+    def __init__(self, words: str | None) -> None:
+        super().__init__()
+        self._words = words
+
+    async def misbehave(self, request: GenerationRequest) -> AsyncIterator[Events]:
+        for failed in (False, True):
+            if failed and request.num_choices > 1:
+                raise ZeroDivisionError("a bug")
+            yield (Chunk(index=0, text="x", token_ids=(5,), prompt_tokens=1, finish_reason=FinishReason.STOP if failed else None),)
+
+    def health(self) -> EngineHealth:
+        return EngineHealth(ok=False, reason=self._words or "")
+
+
+async def test_health_is_what_the_champion_does_and_says_and_not_that_it_exists(tmp_path: Path) -> None:
+    publish_state(tmp_path, champion=1)
+    async with running_gateway(tmp_path, {1: Sick("the last 7 steps failed")}) as client:
+        await until(lambda: health_says(client, "the last 7 steps failed"))
+        response = await client.get("/health")
+        assert (response.status_code, response.json()["status"], response.headers["retry-after"]) == (503, "unavailable", "1")
+        assert response.json()["error"]["code"] == "unavailable" and response.json()["champion"] == 1
+        assert (await client.post("/v1/completions", json=ASK)).status_code == 200
+        assert await ready(client), "it has just answered a client"
+        assert (await client.post("/v1/completions", json=ASK | {"n": 2})).status_code == 500
+        assert not await ready(client), "it has just failed"
+
+
+class Unresponsive(LocalEngines):
+    """Engines in a process that is stopped: they are there, and never say anything."""
+
+    async def health(self, version: int) -> EngineHealth:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_an_engine_that_says_nothing_is_not_healthy_and_many_questions_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "PROBE_TIMEOUT_S", 0.05)
+    engines = pulse.Pulse(Unresponsive({1: Stuck()}))
+    answers = await asyncio.gather(*(engines.health(1) for _ in range(100)))
+    assert {(answer.ok, answer.reason) for answer in answers} == {(False, "it does not answer within 0.05 s")}
+
+
+async def test_head_is_answered_wherever_get_is(engines: dict[int, Engine], tmp_path: Path) -> None:
+    publish_state(tmp_path, champion=1)
+    async with running_gateway(tmp_path, engines) as client:
+        await until(lambda: ready(client))
+        for path in ("/health", "/metrics", "/v1/models", "/v1/models/headrace"):
+            assert (await client.head(path)).status_code == 200, path
 
 
 async def test_a_full_engine_answers_429_with_retry_after(engines: dict[int, Engine], tmp_path: Path) -> None:
@@ -255,13 +335,52 @@ async def test_a_champion_that_fails_is_a_proper_5xx(tmp_path: Path, engine: Eng
             assert (response.status_code, error_of(response)["code"]) == (status, code)
 
 
-async def test_a_stream_that_breaks_ends_with_an_error_event(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "status", "code"),
+    [
+        (DiesMidway(), 503, "engine_unavailable"),
+        (StopsMidway(), 503, "engine_unavailable"),
+        (GivesUp(), 503, "engine_unavailable"),
+        (BuggyMidway(), 500, "internal_error"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_an_answer_that_breaks_is_an_error_and_never_has_a_finish_reason(
+    tmp_path: Path, engine: Engine, status: int, code: str, path: str
+) -> None:
     publish_state(tmp_path, champion=1)
-    async with running_gateway(tmp_path, {1: DiesMidway()}) as client:
+    body = ASK if path == "/v1/completions" else {"model": "headrace", "messages": [{"role": "user", "content": "x"}]}
+    sink = EventList()
+    async with running_gateway(tmp_path, {1: engine}, sink=sink) as client:
         await until(lambda: ready(client))
-        response = await client.post("/v1/completions", json=ASK | {"stream": True})
-        assert response.status_code == 200 and "[DONE]" not in response.text
-        assert events_of(response)[-1]["error"]["code"] == "engine_unavailable"
+        streamed = await client.post(path, json=body | {"stream": True})
+        assert streamed.status_code == 200 and "[DONE]" not in streamed.text
+        *parts, last = events_of(streamed)
+        assert last["error"]["code"] == code
+        assert all(choice["finish_reason"] is None for part in parts for choice in part["choices"])
+        whole = await client.post(path, json=body)
+        assert (whole.status_code, error_of(whole)["code"]) == (status, code)
+        assert {data.status for data in sink.data} == {"error"}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_engine_that_is_closed_mid_answer_ends_it_with_an_error(tmp_path: Path, stream: bool) -> None:
+    make_model(tmp_path, version=1, seed=1, context=1024)
+    publish_state(tmp_path, champion=1)
+    engine = TorchEngine(tmp_path / "models" / f"{1:08d}", SETTINGS)
+    async with running_gateway(tmp_path, {1: engine}, settings=SETTINGS) as client:
+        await until(lambda: ready(client))
+        task = asyncio.create_task(client.post("/v1/completions", json=LONG | {"stream": stream}))
+        await until(lambda: engine.stats().completion_tokens > 4)
+        await asyncio.to_thread(engine.close)
+        response = await task
+        if stream:
+            *parts, last = events_of(response)
+            assert "error" in last and "[DONE]" not in response.text
+            assert all(choice["finish_reason"] is None for part in parts for choice in part["choices"])
+        else:
+            assert response.status_code == 503 and error_of(response)
+        assert not await ready(client)
 
 
 @pytest.mark.parametrize("challenger", [Dead(), DiesMidway()])

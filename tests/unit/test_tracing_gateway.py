@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ray_apps.serving.engine.interface import Chunk, Engine, EngineStats, Events, Failure, FinishReason, GenerationRequest
+from ray_apps.serving.engine.interface import Chunk, Engine, EngineHealth, EngineStats, Events, Failure, FinishReason, GenerationRequest
 from schemas.events import is_traceparent
 from schemas.settings import ServingSettings
 from tests.collector import Collector, nobody_answers, running_collector, tracing_to
@@ -42,6 +42,9 @@ class Echo:
 
     def stats(self) -> EngineStats:
         return EngineStats(num_running=0, num_waiting=0, num_slots=0, prompt_tokens=0, completion_tokens=0)
+
+    def health(self) -> EngineHealth:
+        return EngineHealth(ok=True)
 
     def close(self) -> None: ...
 

@@ -5,11 +5,12 @@ prompt. A sequence that ends gives its slot up in the same step, and waiting seq
 while somebody waits. Prompts are computed at most PREFILL_TOKENS per step, so a long prompt cannot starve those who are decoding.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ray_apps.serving.engine.interface import Chunk, Failure, FinishReason
+from ray_apps.serving.engine.interface import Chunk, Failure, FinishReason, Timing
 from ray_apps.serving.engine.llama import LlamaModel, Span
 from ray_apps.serving.engine.sampling import Draw, choose
 from ray_apps.serving.engine.text import TextStream
@@ -30,6 +31,11 @@ class Running:
     text: TextStream
     emit: Callable[[Chunk | Failure], None]
     """Takes the chunks; called on the thread that steps."""
+    submitted_s: float = 0.0
+    """When it was asked for; like all times here, of the batch's clock."""
+    started_s: float | None = None
+    """When the first step began that computes it."""
+    first_token_s: float | None = None
     computed: int = 0
     """Tokens whose keys and values are in the cache."""
     cancelled: bool = False
@@ -45,18 +51,26 @@ class Running:
             return self.draw.generated[-1:]
         return self.prompt[self.computed : self.computed + budget]
 
-    def finish(self, reason: FinishReason, text: str = "", token_ids: tuple[int, ...] = ()) -> None:
+    def finish(self, reason: FinishReason, now_s: float, text: str = "", token_ids: tuple[int, ...] = ()) -> None:
         """Say that it has ended."""
-        self.emit(Chunk(index=self.index, text=text, token_ids=token_ids, finish_reason=reason, prompt_tokens=len(self.prompt)))
+        timing, prompt_tokens = self._timing(now_s), len(self.prompt)
+        self.emit(Chunk(index=self.index, text=text, token_ids=token_ids, finish_reason=reason, prompt_tokens=prompt_tokens, timing=timing))
+
+    def _timing(self, now_s: float) -> Timing:
+        """Where its time went up to now; a part that it has not come to took none."""
+        started_s = now_s if self.started_s is None else self.started_s
+        first_token_s = now_s if self.first_token_s is None else self.first_token_s
+        return Timing(queue_s=started_s - self.submitted_s, prefill_s=first_token_s - started_s, decode_s=now_s - first_token_s)
 
 
 class Batch:
     """The sequences of one engine. Not thread-safe: one thread calls everything."""
 
-    def __init__(self, model: LlamaModel, num_slots: int, eos_token_ids: Iterable[int]) -> None:
+    def __init__(self, model: LlamaModel, num_slots: int, eos_token_ids: Iterable[int], clock: Callable[[], float] = time.perf_counter) -> None:
         self._model = model
         self._num_slots = num_slots
         self._eos_token_ids = frozenset(eos_token_ids)
+        self._clock = clock
         self.running: list[Running] = []
         self.waiting: deque[Running] = deque()
         self.prompt_tokens = 0
@@ -87,7 +101,8 @@ class Batch:
         if not ready:
             return
         token_ids = choose(logits_NV[ready], [self.running[row].draw for row in ready])
-        ended = [row for row, token_id in zip(ready, token_ids, strict=True) if self._advance(self.running[row], token_id)]
+        now_s = self._clock()
+        ended = [row for row, token_id in zip(ready, token_ids, strict=True) if self._advance(self.running[row], token_id, now_s)]
         for row in reversed(ended):
             self._remove(row)
 
@@ -99,28 +114,31 @@ class Batch:
             tokens = sequence.next_tokens(budget)
             budget -= 0 if sequence.is_decoding else len(tokens)
             spans.append(Span(slot, sequence.computed, tokens))
+        now_s = self._clock()
         while self.waiting and budget > 0 and len(self.running) < self._num_slots:
             sequence = self.waiting.popleft()
+            sequence.started_s = now_s
             tokens = sequence.next_tokens(budget)
             budget -= len(tokens)
             spans.append(Span(len(self.running), 0, tokens))
             self.running.append(sequence)
         return spans
 
-    def _advance(self, sequence: Running, token_id: int) -> bool:
+    def _advance(self, sequence: Running, token_id: int, now_s: float) -> bool:
         """Take the new token in; True if the sequence has ended with it."""
         generated = sequence.draw.generated
+        sequence.first_token_s = now_s if sequence.first_token_s is None else sequence.first_token_s
         generated.append(token_id)
         self.completion_tokens += 1
         if token_id in self._eos_token_ids and not sequence.draw.sampling.ignore_eos:
-            sequence.finish(FinishReason.STOP, sequence.text.finish(), (token_id,))
+            sequence.finish(FinishReason.STOP, now_s, sequence.text.finish(), (token_id,))
             return True
         text = sequence.text.push(token_id)
         if sequence.text.stopped:
-            sequence.finish(FinishReason.STOP, text, (token_id,))
+            sequence.finish(FinishReason.STOP, now_s, text, (token_id,))
             return True
         if len(generated) >= sequence.max_tokens:
-            sequence.finish(FinishReason.LENGTH, text + sequence.text.finish(), (token_id,))
+            sequence.finish(FinishReason.LENGTH, now_s, text + sequence.text.finish(), (token_id,))
             return True
         sequence.emit(Chunk(index=sequence.index, text=text, token_ids=(token_id,), prompt_tokens=len(sequence.prompt)))
         return False
@@ -128,10 +146,10 @@ class Batch:
     def _drop_cancelled(self) -> None:
         for row in reversed(range(len(self.running))):
             if self.running[row].cancelled:
-                self.running[row].finish(FinishReason.CANCELLED)
+                self.running[row].finish(FinishReason.CANCELLED, self._clock())
                 self._remove(row)
         for sequence in [waiting for waiting in self.waiting if waiting.cancelled]:
-            sequence.finish(FinishReason.CANCELLED)
+            sequence.finish(FinishReason.CANCELLED, self._clock())
             self.waiting.remove(sequence)
 
     def _remove(self, row: int) -> None:

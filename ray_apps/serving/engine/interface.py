@@ -1,14 +1,14 @@
 """What the gateway asks of an engine, and what it gets back. Plain values: they travel between processes.
 
-Invariant: every sequence of an accepted request ends with exactly one chunk that has a finish reason, unless the engine dies;
-a request that is refused or that the
-engine fails to finish ends with one Failure.
+Invariant: every sequence of an accepted request ends with exactly one chunk that has a finish reason, or the request ends with one
+Failure: it was refused, a step raised, or the engine was closed. An engine that breaks never gives a finish reason. In the gateway's
+process ``engine_pool.stream_chunks`` raises a Failure as the ApiError that it stands for.
 """
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 from schemas.errors import ApiError
 
@@ -64,6 +64,28 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Where the time of one sequence went in the engine, in seconds; neither the client's reading nor earlier attempts are in it."""
+
+    queue_s: float
+    """From the call of ``submit`` to the first step that computes it: tokenization and waiting for a slot."""
+    prefill_s: float
+    """From there to its first token."""
+    decode_s: float
+    """From its first token to its last."""
+
+    @property
+    def total_s(self) -> float:
+        """The latency of the engine."""
+        return self.queue_s + self.prefill_s + self.decode_s
+
+    @property
+    def time_to_first_token_s(self) -> float:
+        """As the engine sees it."""
+        return self.queue_s + self.prefill_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """New text of one sequence since its last chunk; several steps may be folded into one."""
 
@@ -74,6 +96,8 @@ class Chunk:
     finish_reason: FinishReason | None = None
     prompt_tokens: int = 0
     """Length of the sequence's prompt."""
+    timing: Timing | None = None
+    """On the last chunk of a sequence; None from an engine that does not measure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +113,11 @@ class Failure:
     code: str | None = None
     param: str | None = None
     retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error: ApiError) -> Self:
+        """An error as a value."""
+        return cls(status=error.status, message=str(error), type=error.type, code=error.code, param=error.param, retry_after_s=error.retry_after_s)
 
     def error(self) -> ApiError:
         """As the exception that the gateway raises."""
@@ -106,6 +135,15 @@ class EngineStats:
     """Prompt tokens computed since the start."""
     completion_tokens: int
     """Tokens generated since the start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineHealth:
+    """Whether an engine does its work, judged by its steps."""
+
+    ok: bool
+    reason: str = ""
+    """What is wrong, for people; empty if nothing is."""
 
 
 Events: TypeAlias = tuple[Chunk, ...] | Failure
@@ -127,6 +165,10 @@ class Engine(Protocol):
         """Present load and totals."""
         ...
 
+    def health(self) -> EngineHealth:
+        """Whether steps succeed, and make progress while there is work."""
+        ...
+
     def close(self) -> None:
-        """Stop; what still runs ends as cancelled."""
+        """Stop; every request that still runs ends with a Failure (503)."""
         ...

@@ -10,18 +10,16 @@ L positions, V vocabulary. Costs 2 * parameters FLOPs per token; the cache takes
 it up to the longest running sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import functional
 
+from ray_apps.serving.engine.llama_config import LlamaConfig, read_config, rotary_tables
+from ray_apps.serving.engine.safetensors_files import read_tensors
 from schemas.errors import RegistryError
-
-FIXED_ROPE = ("default", "linear", "llama3", "yarn")
-"""Rotary variants whose angles do not depend on the length of the sequence at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,26 +67,27 @@ class _Layer:
     down_bias: torch.Tensor | None
 
 
-def _fuse(*linears: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    weight = torch.cat([linear.weight for linear in linears])
-    return weight, None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+def _fuse(tensors: Mapping[str, torch.Tensor], *names: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    weight = torch.cat([tensors[f"{name}.weight"] for name in names])
+    return weight, torch.cat([tensors[f"{name}.bias"] for name in names]) if f"{names[0]}.bias" in tensors else None
 
 
-def _layer(block: Any) -> _Layer:
-    attention, mlp = block.self_attn, block.mlp
-    qkv, qkv_bias = _fuse(attention.q_proj, attention.k_proj, attention.v_proj)
-    gate_up, gate_up_bias = _fuse(mlp.gate_proj, mlp.up_proj)
+def _layer(tensors: Mapping[str, torch.Tensor], number: int) -> _Layer:
+    block = f"model.layers.{number}"
+    attention, mlp = f"{block}.self_attn", f"{block}.mlp"
+    qkv, qkv_bias = _fuse(tensors, f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj")
+    gate_up, gate_up_bias = _fuse(tensors, f"{mlp}.gate_proj", f"{mlp}.up_proj")
     return _Layer(
-        attention_norm=block.input_layernorm.weight,
+        attention_norm=tensors[f"{block}.input_layernorm.weight"],
         qkv=qkv,
         qkv_bias=qkv_bias,
-        out=attention.o_proj.weight,
-        out_bias=attention.o_proj.bias,
-        mlp_norm=block.post_attention_layernorm.weight,
+        out=tensors[f"{attention}.o_proj.weight"],
+        out_bias=tensors.get(f"{attention}.o_proj.bias"),
+        mlp_norm=tensors[f"{block}.post_attention_layernorm.weight"],
         gate_up=gate_up,
         gate_up_bias=gate_up_bias,
-        down=mlp.down_proj.weight,
-        down_bias=mlp.down_proj.bias,
+        down=tensors[f"{mlp}.down_proj.weight"],
+        down_bias=tensors.get(f"{mlp}.down_proj.bias"),
     )
 
 
@@ -124,22 +123,19 @@ class _Step:
 class LlamaModel:
     """A Llama's weights and cache on one device."""
 
-    def __init__(self, model: Any, *, num_slots: int, max_length: int) -> None:
-        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-        config, inner = model.config, model.model
-        self.vocab_size: int = config.vocab_size
-        self._epsilon: float = config.rms_norm_eps
-        self._num_heads: int = config.num_attention_heads
-        self._num_kv_heads: int = config.num_key_value_heads
-        self._head_size: int = config.head_dim
-        self._embedding_VD: torch.Tensor = inner.embed_tokens.weight
-        self._norm_D: torch.Tensor = inner.norm.weight
-        self._head_VD: torch.Tensor = model.lm_head.weight
-        self._layers = [_layer(block) for block in inner.layers]
-        positions = torch.arange(max_length, device=self.device).unsqueeze(0)
-        cos, sin = LlamaRotaryEmbedding(config).to(self.device)(self._embedding_VD, positions)
-        self._cos_LE, self._sin_LE = cos[0], sin[0]
+    def __init__(self, config: LlamaConfig, tensors: Mapping[str, torch.Tensor], *, num_slots: int, max_length: int) -> None:
+        """``tensors`` by their Hugging Face names. Raises KeyError where one is missing."""
+        self.vocab_size = config.vocab_size
+        self._epsilon = config.rms_norm_eps
+        self._num_heads = config.num_attention_heads
+        self._num_kv_heads = config.num_key_value_heads
+        self._embedding_VD = tensors["model.embed_tokens.weight"]
+        self._norm_D = tensors["model.norm.weight"]
+        self._head_VD = tensors.get("lm_head.weight", self._embedding_VD)
+        self._layers = [_layer(tensors, number) for number in range(config.num_hidden_layers)]
+        self._head_size = config.head_dim
+        cos_LE, sin_LE = rotary_tables(config, max_length)
+        self._cos_LE, self._sin_LE = cos_LE.to(self._embedding_VD), sin_LE.to(self._embedding_VD)
         shape = (len(self._layers), num_slots, self._num_kv_heads, max_length, self._head_size)
         self.cache = KeyValueCache(shape, like=self._embedding_VD)
 
@@ -200,23 +196,16 @@ def _prefill(q_THE: torch.Tensor, keys_KLE: torch.Tensor, values_KLE: torch.Tens
     return out_1HTE[0].transpose(0, 1).flatten(1)
 
 
-def load_llama(folder: Path, *, num_slots: int, max_length: int, device: str = "cpu") -> tuple[LlamaModel, Any]:
-    """A model folder in Hugging Face layout -> (model, tokenizer). ``max_length`` is lowered to the model's own context.
+def load_llama(folder: Path, *, num_slots: int, max_length: int, device: str = "cpu") -> LlamaModel:
+    """The model of a folder in Hugging Face layout. ``max_length`` is lowered to the model's own context.
 
-    Raises RegistryError for an architecture that this engine does not compute.
+    Raises RegistryError for an architecture that this engine does not compute, and for a folder that is not whole.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # it would be drawn into the log of every replica
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    rope = (config.rope_parameters or {}).get("rope_type", "default") if config.model_type == "llama" else None
-    if rope not in FIXED_ROPE or config.hidden_act != "silu":
-        raise RegistryError(
-            f"{folder} holds a {config.model_type} model (rotary {rope}); the built-in engine computes Llama models with SiLU and rotary {FIXED_ROPE}"
-        )
+    config = read_config(folder)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
-    model = model.to(device).eval().requires_grad_(False)
-    length = min(max_length, int(config.max_position_embeddings))
-    return LlamaModel(model, num_slots=num_slots, max_length=length), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tensors = {name: tensor.to(device=device, dtype=dtype) for name, tensor in read_tensors(folder).items()}
+    length = min(max_length, config.max_position_embeddings)
+    try:
+        return LlamaModel(config, tensors, num_slots=num_slots, max_length=length)
+    except KeyError as error:
+        raise RegistryError(f"the weights in {folder} lack {error}, which its config.json asks for; restore them from a copy") from error

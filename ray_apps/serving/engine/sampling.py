@@ -1,7 +1,8 @@
 """Choosing the next token, each row by itself: batch mates, order and batch size do not matter.
 
 Randomness is a pure function of (seed, choice, position), so there is no generator state to carry along, and a request can be
-replayed alone. A token is drawn by inverting the cumulative distribution at that one uniform number.
+replayed alone. A token is drawn by inverting the cumulative distribution at that one uniform number. The order is that of
+transformers' warpers: penalties, temperature, top_k, then top_p of the mass that top_k has left.
 
 Shapes: N rows to sample, V vocabulary. Costs one softmax and one cumulative sum per sampled row; a sort only for top_p and top_k.
 """
@@ -49,10 +50,13 @@ def _restricted(probs_V: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor
     if sampling.top_p >= 1.0 and not sampling.top_k:
         return probs_V, None
     sorted_V, ids_V = torch.sort(probs_V, descending=True, stable=True)
-    # Keep a token while the mass before it is below top_p: the smallest set that reaches it, and never an empty one.
-    keep = int((sorted_V.double().cumsum(0) - sorted_V < sampling.top_p).sum()) or 1
     if sampling.top_k:
-        keep = min(keep, sampling.top_k)
+        sorted_V, ids_V = sorted_V[: sampling.top_k], ids_V[: sampling.top_k]
+    if sampling.top_p >= 1.0:
+        return sorted_V, ids_V
+    # Keep a token while the mass before it is below top_p of what top_k has left: the smallest set that reaches it, and never an empty one.
+    mass_V = sorted_V.double().cumsum(0)
+    keep = int((mass_V - sorted_V < sampling.top_p * mass_V[-1]).sum()) or 1
     return sorted_V[:keep], ids_V[:keep]
 
 

@@ -9,7 +9,8 @@ import codecs
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+
+from tokenizers import Tokenizer
 
 _BYTE_PIECE = re.compile(r"^<0x([0-9A-F]{2})>$")
 
@@ -32,13 +33,13 @@ def _metaspace(piece: str) -> bytes:
     return bytes([int(match[1], 16)]) if match else piece.replace("\u2581", " ").encode()
 
 
-def token_bytes(tokenizer: Any) -> list[bytes]:
-    """Bytes of every token id of a Hugging Face fast tokenizer; special tokens have none."""
-    backend = tokenizer.backend_tokenizer
-    convert = _byte_level if "ByteLevel" in repr(backend.decoder) else _metaspace
-    added = backend.get_added_tokens_decoder()
-    table = [b""] * backend.get_vocab_size(with_added_tokens=True)
-    for piece, token_id in backend.get_vocab(with_added_tokens=True).items():
+def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+    """Bytes of every token id of a tokenizer; special tokens, and ids that do not exist, have none."""
+    convert = _byte_level if "ByteLevel" in repr(tokenizer.decoder) else _metaspace
+    added = tokenizer.get_added_tokens_decoder()
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    table = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    for piece, token_id in vocabulary.items():
         if token_id in added:
             table[token_id] = b"" if added[token_id].special else added[token_id].content.encode()
         else:
