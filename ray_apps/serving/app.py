@@ -60,7 +60,7 @@ def _check_edge(url: str) -> None:
         _log.info("the proxy at %s cannot be asked from here: %s", url, error)
         return
     if status != HTTPStatus.METHOD_NOT_ALLOWED:
-        raise SettingsError(f"the Ray Serve at {url} was started by another program; end it with `serve shutdown`, then start again")
+        raise SettingsError(f"the Ray Serve at {url} was not started by this version of Headrace; end it with `serve shutdown`, then start again")
 
 
 def deploy_gateway(settings: Settings) -> None:

@@ -57,7 +57,7 @@ class Job:
 
     request: GenerationRequest
     request_id: str
-    """As the client sees it; ``request.id`` is ours and unique."""
+    """``x-request-id`` of the HTTP answer, which is always ours; ``request.id`` is the same without its prefix."""
     model: str
     sticky_key: str
     arrived_s: float

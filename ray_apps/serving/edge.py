@@ -111,14 +111,7 @@ class _Exchange:
         """Answer. Whatever is below us, the client gets a whole answer with an id, or sees that it was cut off."""
         self._refusal = self._early_refusal()
         if self._refusal is None:
-            try:
-                async with asyncio.timeout(HEALTH_TIMEOUT_S if self.scope["path"] == HEALTH_PATH else None):
-                    await app(self.scope, self.receive, self.send)
-            except TimeoutError:
-                _log.warning("the gateway did not answer %s within %g s", HEALTH_PATH, HEALTH_TIMEOUT_S)
-            except Exception:  # noqa: BLE001  Serve's proxy raises what its code raises; the client gets an answer all the same
-                _log.exception("request %s failed", self._request_id)
-                self._refusal = self._refusal or _internal(self._request_id)
+            await self._ask(app)
         if not self._started and not self._gone:
             await self._answer(self._refusal or _not_up())
         elif self._started and not self._ended and self._is_event_stream:
@@ -126,6 +119,16 @@ class _Exchange:
         if self._started and self._ended and not self._is_read:
             await self._linger()
             await self._send({"type": "http.response.body", "body": b""})
+
+    async def _ask(self, app: AsgiApp) -> None:
+        limit = asyncio.timeout(HEALTH_TIMEOUT_S if self.scope["path"] == HEALTH_PATH else None)
+        try:
+            async with limit:
+                await app(self.scope, self.receive, self.send)
+        except Exception:  # noqa: BLE001  whatever Serve's code raises, the client gets an answer
+            if not limit.expired():
+                _log.exception("request %s failed", self._request_id)
+                self._refusal = self._refusal or _internal(self._request_id)
 
     async def receive(self) -> Message:
         """The request's body, up to the limit."""

@@ -59,10 +59,9 @@ def test_one_setting_says_how_long_everything_that_is_stopped_may_finish_its_ans
     assert stops["serve"] - stops["ingest"] == 77.0, "the supervisor waits for the answers too"
 
 
-@pytest.mark.parametrize(
-    ("host", "url"), [("::1", "http://[::1]:8000"), ("127.0.0.1", "http://127.0.0.1:8000"), ("localhost", "http://localhost:8000")]
-)
-def test_the_url_of_an_ipv6_address_has_brackets(host: str, url: str) -> None:
-    settings = Settings(serving=ServingSettings(host=host))
-    assert settings.serving.url == url
-    assert build_stack(settings).api_url == url
+@pytest.mark.parametrize(("host", "url"), [("::1", "http://[::1]:1"), ("127.0.0.1", "http://127.0.0.1:1"), ("localhost", "http://localhost:1")])
+def test_the_url_of_an_ipv6_address_has_brackets_and_can_be_asked(host: str, url: str) -> None:
+    stack = build_stack(Settings(serving=ServingSettings(host=host, port=1)))
+    assert stack.settings.serving.url == stack.api_url == url
+    assert stack.services[-1].name == "serve"
+    assert not stack.services[-1].is_ready(), "nobody listens there, which is no error"
