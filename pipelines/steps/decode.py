@@ -179,7 +179,7 @@ def _document(found: Document, settings: Settings) -> Verdict:
     url = told_url(found.url) if found.url else None
     text = found.text
     if found.raw is not None:
-        text = decode_text(found.raw.data, found.raw.charset)
+        text = decode_text(found.raw.data, found.raw.charset, settings.formats.max_damaged_fraction)
     if found.format == "html" or (found.format == "auto" and looks_like_page(text)):
         text = read_page(text, settings.formats.html_max_depth).text
         if not text:

@@ -1,23 +1,26 @@
 """Bytes -> text, in whatever character set they are.
 
-Asked in this order: a byte order mark, UTF-16 told by its nulls, what the producer declared, UTF-8 if the bytes are that, what the page says
-in its first kilobyte, and a detector (resiliparse's, a Rust uchardet; Windows-1252 for what is mostly ASCII and unknown to it). A set that was
-declared and does not fit is not trusted: the next is asked. UTF-8 with some damage is not read as something else.
+Asked in this order: a byte order mark; UTF-16 told by its nulls; escape sequences of ISO-2022; UTF-8 if the bytes are that, whatever was declared
+(other sets hardly ever are, by chance); UTF-8 with some damage; then what the producer declared, what the page says in its first kilobyte, and a
+detector (resiliparse's, a Rust uchardet; Windows-1252 for what is mostly ASCII and unknown to it). Of these the first whose text makes sense
+counts, else the one that makes most sense (plausible.py).
 
-Invariant: every answer decodes all bytes strictly; where none does, EnvelopeError. Names are read as browsers do: GBK means GB18030, Latin-1
-means Windows-1252 (https://encoding.spec.whatwg.org/#names-and-labels).
-Cost: UTF-8 at memory speed; without a declaration 6-8 MB/s, over at most DETECTED_BYTES.
+Invariant: an answer holds at most the allowed share of U+FFFD for bytes that are in no set, and is not nonsense; where no set gives that,
+EnvelopeError. Names are read as browsers do: GBK means GB18030, Latin-1 means Windows-1252 (https://encoding.spec.whatwg.org/#names-and-labels).
+Cost: UTF-8 at memory speed; other sets 5-8 MB/s, over at most DETECTED_BYTES.
 Measured (benchmarks/charset.py, 22 sets of 12 languages, mean of the shares of texts that come out as they were) at 60 / 200 / 2,000 characters:
-.987 / .994 / .993; the detector alone .871 / .886 / .893, chardet 7 .991 / .986 / .971 at 1 MB/s, charset-normalizer .813 / .907 / .916. Chinese,
-Japanese and Korean 1.0; the weakest are Polish and Turkish (.89 to .97), whose sets differ from the Western one in a few letters.
+@@MEASURED@@
 """
 
 import codecs
 import re
+from typing import NoReturn
 
 from resiliparse.parse.encoding import detect_encoding
 
+from pipelines.steps.formats.plausible import MAX_NONSENSE, nonsense
 from schemas.errors import EnvelopeError
+from schemas.settings_formats import FormatsSettings
 
 DETECTED_BYTES = 64 * 2**10
 """What the detector sees of a text: from a little before the first byte that is not UTF-8."""
@@ -47,27 +50,53 @@ _SUPERSETS = {
     "euc_kr": "cp949",
     "iso8859-9": "cp1254",
     "tis-620": "cp874",
+    "iso2022_jp": "iso2022_jp_ext",
 }
 """What browsers read under a name is the larger set; keys are the names of Python's codecs."""
+_DAMAGEABLE = frozenset({"utf-8", "utf-16-le", "utf-16-be", "gb18030", "big5hkscs", "cp932", "euc_jp", "cp949", "iso2022_jp_ext", "iso2022_kr"})
+"""Sets in which some byte sequences are no character; in the others a byte without a meaning says that the text is in another set."""
+MAX_DAMAGE = float(FormatsSettings.model_fields["max_damaged_fraction"].default)
+_SENSE = MAX_NONSENSE / 2
+"""Below this a text certainly makes sense, and no other set is tried."""
+_ESCAPE = re.compile(rb"\x1b\$(?:[@B]|\)C)")
+"""What begins two-byte characters in ISO-2022-JP and -KR."""
 _NOT_TEXT = frozenset({"base64", "bz2", "hex", "quopri", "rot13", "uu", "zlib", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "utf-7"})
 
 
-def decode_text(data: bytes | memoryview, declared: str | None) -> str:
-    """The text, without a byte order mark. Raises EnvelopeError: not_utf8 if only UTF-8 was named, else bad_charset."""
+def decode_text(data: bytes | memoryview, declared: str | None, max_damage: float = MAX_DAMAGE) -> str:
+    """The text, without a byte order mark. At most ``max_damage`` of its characters, or one, may be U+FFFD for bytes that are in no set.
+
+    Raises EnvelopeError: not_utf8 if only UTF-8 was named, else bad_charset.
+    """
     data = bytes(data)
     for mark, name in _MARKS:
         if data.startswith(mark) and (name == "utf-8" or _private(data, name) <= _MAX_PRIVATE):
-            return _decoded_or_error(data[len(mark) :], name)
-    tried = [name for name in (_utf16(data), codec(declared), "utf-8") if name]
-    for name in dict.fromkeys(tried):
-        if (text := _decoded(data, name)) is not None:
+            return _repaired_or_error(data[len(mark) :], name, max_damage)
+    named = codec(declared)
+    certain = _utf16(data) or _escaped(data, named)
+    if certain and (text := _repaired(data, certain, max_damage)) is not None:
+        return text
+    if (text := _decoded(data, "utf-8")) is not None:
+        return text
+    if _is_damaged_utf8(data):
+        text = _decoded(data, named) if named not in (None, "utf-8") else None
+        return text if text is not None and nonsense(text) <= _SENSE else _repaired_or_error(data, "utf-8", max_damage)
+    return _guessed(data, named, max_damage)
+
+
+def _guessed(data: bytes, named: str | None, max_damage: float) -> str:
+    """The text in the first set that makes sense, of those that were named and detected. Raises EnvelopeError."""
+    meta = _NAMED.search(data[:1024])
+    names = dict.fromkeys((named, codec(meta[1].decode("ascii")) if meta else None, _detected(data)))
+    texts = [text for name in names if name and (text := _repaired(data, name, max_damage)) is not None]
+    scores = [nonsense(text) for text in texts]
+    for text, score in zip(texts, scores, strict=True):
+        if score <= _SENSE:
             return text
-    named = _NAMED.search(data[:1024])
-    guesses = [codec(named[1].decode("ascii")) if named else None, _detected(data)]
-    for guess in guesses:
-        if guess and guess not in tried and (text := _decoded(data, guess)) is not None:
-            return text
-    return _decoded_or_error(data, codec(declared) or "utf-8")
+    best = min(range(len(texts)), key=scores.__getitem__, default=None)
+    if best is not None and scores[best] <= MAX_NONSENSE:
+        return texts[best]
+    _refuse(data, named or "utf-8", "what it says in the sets that fit is nonsense" if texts else "no other character set fits")
 
 
 def codec(name: str | None) -> str | None:
@@ -96,6 +125,14 @@ def _utf16(data: bytes) -> str | None:
     return name if share >= _MIN_USUAL else None
 
 
+def _escaped(data: bytes, named: str | None) -> str | None:
+    """A set that is all ASCII to look at: ISO-2022, HZ (only if it was declared), and UTF-16 and -32 of ASCII that were declared."""
+    if (found := _ESCAPE.search(data)) and data.isascii():
+        return "iso2022_kr" if found[0].endswith(b"C") else "iso2022_jp_ext"
+    is_wide = named is not None and named.startswith(("utf-16", "utf-32")) and 0 in data[:_UTF16_SAMPLE]
+    return named if is_wide or (named == "hz" and b"~{" in data) else None
+
+
 def _usual(data: bytes, name: str) -> float:
     """The share of the characters that texts are made of, if the data is in this set."""
     text = data[:_UTF16_SAMPLE].decode(name, "replace")
@@ -109,42 +146,50 @@ def _private(data: bytes, name: str) -> float:
 
 
 def _detected(data: bytes) -> str | None:
-    """The detector's guess; of what it does not know, what is mostly ASCII is Western. Damaged UTF-8 is nothing else.
+    """The detector's guess; of what it does not know, what is mostly ASCII is Western.
 
     The detector knows EUC-KR only by the name that browsers do not use, hence html5_compatible=False.
     """
-    start = max(0, _first_not_utf8(data) - _CONTEXT_BYTES)
-    sample = data[start : start + DETECTED_BYTES].lstrip(codecs.BOM_UTF16)
-    if _is_damaged_utf8(sample):
-        return None
+    sample = _sample(data).lstrip(codecs.BOM_UTF16)
     name = codec(detect_encoding(sample, html5_compatible=False))
     if name and not _DOS.fullmatch(name):
         return name
     return "cp1252" if len(sample.translate(None, _ASCII)) <= MAX_WESTERN * len(sample) else name
 
 
-def _first_not_utf8(data: bytes) -> int:
+def _sample(data: bytes) -> bytes:
+    """From a little before the first byte that is not UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError as error:
-        return error.start
-    return 0
+        start = max(0, error.start - _CONTEXT_BYTES)
+        return data[start : start + DETECTED_BYTES]
+    return data[:DETECTED_BYTES]
 
 
-def _is_damaged_utf8(sample: bytes) -> bool:
+def _is_damaged_utf8(data: bytes) -> bool:
     """Whether most characters beyond ASCII are there in UTF-8; in other sets hardly any is, by chance."""
-    text = sample.decode("utf-8", "replace")
-    num_foreign = sum(not character.isascii() for character in text)
+    text = _sample(data).decode("utf-8", "replace")
+    num_foreign = len(text) - len(text.encode("ascii", "ignore"))
     return num_foreign > 2 * text.count("\ufffd")
 
 
 def _decoded(data: bytes, name: str) -> str | None:
-    """None where the bytes are not in the set, or only if control characters belonged to it."""
+    """None where the bytes are not in the set."""
     try:
         text = data.decode(name)
     except (UnicodeError, LookupError):  # LookupError: a codec that is no character set
         return None
     return text if text.isascii() or _is_text(text) else None
+
+
+def _repaired(data: bytes, name: str, max_damage: float) -> str | None:
+    """The text, some of it replaced; None where the bytes are not in the set, or more than the allowed share of the characters is damaged."""
+    text = _decoded(data, name)
+    if text is not None or name not in _DAMAGEABLE or not max_damage:
+        return text
+    text = data.decode(name, "replace")
+    return text if text.count("\ufffd") <= max(1, max_damage * len(text)) else None
 
 
 def _is_text(text: str) -> bool:
@@ -156,10 +201,17 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _decoded_or_error(data: bytes, name: str) -> str:
-    text = _decoded(data, name)
+def _repaired_or_error(data: bytes, name: str, max_damage: float) -> str:
+    text = _repaired(data, name, max_damage)
     if text is not None:
         return text
+    damaged = data.decode(name, "replace")
+    share = damaged.count("\ufffd") / len(damaged)
+    _refuse(data, name, f"{share:.1%} of its characters are damaged, and formats.max_damaged_fraction allows {max_damage:.1%}")
+
+
+def _refuse(data: bytes, name: str, why: str) -> NoReturn:
+    """Raise the EnvelopeError for bytes that are not in this set, or nonsense in it."""
     try:
         data.decode(name)
     except UnicodeDecodeError as error:
@@ -167,7 +219,7 @@ def _decoded_or_error(data: bytes, name: str) -> str:
     except (UnicodeError, LookupError) as error:
         where = str(error)
     else:
-        where = "it holds half of a surrogate pair"
+        where = "the bytes are valid, but what they say is nonsense"
     if name == "utf-8":
-        raise EnvelopeError("not_utf8", f"the text is not UTF-8 ({where}) and no other character set fits; name its charset in the content type")
-    raise EnvelopeError("bad_charset", f"the text is not {name}, which it is said to be ({where}), and no other character set fits")
+        raise EnvelopeError("not_utf8", f"the text is not UTF-8 ({where}), and {why}; name its charset in the content type")
+    raise EnvelopeError("bad_charset", f"the text is not {name}, which it is said to be ({where}), and {why}")
