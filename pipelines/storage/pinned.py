@@ -1,0 +1,41 @@
+"""Files that a manifest pins: the manifest says their size and SHA-256, and whoever uses one of them compares first.
+
+Invariant: what ``read_pinned`` returns, and the file at the path that ``verify_pinned`` returns, had the bytes that the manifest promised.
+Costs one reading of the file; ``verify_pinned`` takes constant memory. Files of a version never change, so one check before the use is enough.
+"""
+
+import hashlib
+from pathlib import Path
+
+from pipelines.storage.durable import sha256_file
+from schemas.errors import ShardCorrupt
+from schemas.manifest import FileEntry
+
+
+def verify_pinned(root: Path, entry: FileEntry) -> Path:
+    """Path of the file, once its bytes were compared with the entry. Raises ShardCorrupt."""
+    path = root / entry.path
+    _check_size(path, entry)
+    _check(path, entry, sha256_file(path))
+    return path
+
+
+def read_pinned(root: Path, entry: FileEntry) -> bytes:
+    """Bytes of the file; it is read once, so nobody can change it between the check and the use. Raises ShardCorrupt."""
+    path = root / entry.path
+    _check_size(path, entry)
+    data = path.read_bytes()
+    _check(path, entry, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def _check_size(path: Path, entry: FileEntry) -> None:
+    if not path.is_file():
+        raise ShardCorrupt(f"{path} is missing, but a manifest lists it ({entry.size_bytes:,} bytes); restore it from a copy")
+    if path.stat().st_size != entry.size_bytes:
+        raise ShardCorrupt(f"{path} has {path.stat().st_size:,} bytes, its manifest says {entry.size_bytes:,}; restore it from a copy")
+
+
+def _check(path: Path, entry: FileEntry, sha256: str) -> None:
+    if sha256 != entry.sha256:
+        raise ShardCorrupt(f"{path} has SHA-256 {sha256}, its manifest says {entry.sha256}: these are other bytes; restore it from a copy")
