@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipelines.dataset.loader import LoaderState
-from pipelines.storage.durable import replace_durably, sha256_file, sync_folder
+from pipelines.storage.durable import make_folder, replace_durably, sha256_file, sync_folder
 from schemas.errors import CheckpointCorrupt
 from schemas.manifest import FORMAT
 from schemas.record import Record
@@ -94,7 +94,7 @@ class CheckpointStore:
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> CheckpointManifest:
         """Publish a checkpoint; durable when this returns. One process calls it."""
         files = self.folder / f"{step:08d}-{secrets.token_hex(6)}"
-        files.mkdir(parents=True)
+        make_folder(files)
         # Step 1: the files, each forced to disk.
         hashes = {
             MODEL_FILE: _write_tensors(files / MODEL_FILE, model_tensors(model)),
@@ -102,7 +102,6 @@ class CheckpointStore:
         }
         # Step 2: their names.
         sync_folder(files)
-        sync_folder(self.folder)
         # Step 3: the manifest makes them a checkpoint.
         manifest = CheckpointManifest(
             step=step,

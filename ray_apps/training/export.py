@@ -4,15 +4,14 @@ A run registers exactly once: the caller holds the run's lock and has looked for
 the only thing that makes a version. A crash in between leaves a staging folder, which the next attempt removes.
 """
 
-import importlib.metadata
 import shutil
-import subprocess
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 from transformers import LlamaForCausalLM
 
+from pipelines.storage.version import code_version
 from ray_apps.models.registry import Registry
 from ray_apps.training.checkpoint import FOLDER as CHECKPOINT_FOLDER
 from ray_apps.training.files import RESULT_FILE
@@ -85,16 +84,3 @@ def register_run(run: TrainingRun, root: Path, now: Callable[[], datetime], trac
     manifest = registry.register(staging, build_manifest)
     shutil.rmtree(run.folder(root) / CHECKPOINT_FOLDER, ignore_errors=True)
     return manifest
-
-
-def code_version() -> str:
-    """Version of the distribution, with the commit where the code runs from a git checkout."""
-    version = importlib.metadata.version("headrace")
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():
-        return version
-    try:
-        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=checkout, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return version
-    return f"{version}+{done.stdout.strip()}"
