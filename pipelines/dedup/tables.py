@@ -107,7 +107,8 @@ def build_tables(layout: Layout, fingerprints: npt.NDArray[np.uint64], rows: npt
     tables = tables_over(layout, np.zeros(num_starts(layout), np.uint32), entries, by_row, first_row)
     for table in range(len(layout.shifts)):
         fill_table(tables, table, fingerprints, rows)
-    return tables._replace(**{name: read_only(getattr(tables, name)) for name in ("starts", "tags", "rows", "fingerprints")})
+    starts, tags, stored_rows = read_only(tables.starts), read_only(tables.tags), read_only(tables.rows)
+    return tables._replace(starts=starts, tags=tags, rows=stored_rows, fingerprints=read_only(tables.fingerprints))
 
 
 def read_only(array: npt.NDArray[_Number]) -> npt.NDArray[_Number]:

@@ -231,8 +231,8 @@ def spread_out(path: Path, size_bytes: int) -> None:
     length = int.from_bytes(data[len(MAGIC) : len(MAGIC) + 8], "little")
     header = json.loads(data[len(MAGIC) + 8 : len(MAGIC) + 8 + length])
     places = header["arrays"].values()
-    ends = [place["offset"] for place in places][1:] + [len(data)]
-    pieces = [data[place["offset"] : end] for place, end in zip(places, ends, strict=True)]
+    edges = [*(place["offset"] for place in places), len(data)]
+    pieces = [data[start:end] for start, end in itertools.pairwise(edges)]
     for number, place in enumerate(places, 1):
         place["offset"] = size_bytes * number // (len(pieces) + 1) // ALIGNMENT * ALIGNMENT
     encoded = json.dumps(header).encode()
