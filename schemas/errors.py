@@ -17,6 +17,7 @@
     │   ├── ViewNotFound         no view of this name, or no such version of it
     │   ├── CommitConflict       another writer published this version first: this one is fenced
     │   ├── ManifestCorrupt      a manifest does not parse or contradicts itself
+    │   ├── ManifestNewer        a manifest says what only a later Headrace understands
     │   ├── ShardCorrupt         a shard's bytes are not those its manifest promised
     │   ├── TokenizerMismatch    token ids of two tokenizers would be mixed
     │   └── QualityModelCorrupt  a quality model's bytes are not those that its name promises
@@ -112,6 +113,10 @@ class CommitConflict(DatasetError):
 
 class ManifestCorrupt(DatasetError):
     """A manifest does not parse, or what it says contradicts itself."""
+
+
+class ManifestNewer(DatasetError):
+    """Another version of Headrace wrote a manifest, and this one does not know all that it says."""
 
 
 class ShardCorrupt(DatasetError):

@@ -6,11 +6,10 @@ and self-consistent: a manifest whose counts do not add up cannot be built.
 """
 
 import hashlib
-import re
 from datetime import datetime
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from schemas.arrow import Outcome, Split
 from schemas.record import Record
@@ -18,13 +17,23 @@ from schemas.statistics import VersionStatistics
 
 FORMAT = 1
 """Version of the manifest format itself."""
-_RELATIVE = re.compile(r"^(?!/)(?!.*(^|/)\.\.(/|$))[^\x00]+$")
+
+
+def _stays_inside(path: str) -> str:
+    """Refuse paths that could leave the root: absolute ones, ``..``, and what the operating system does not take."""
+    if not path or path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        raise ValueError(f"path {path!r} leaves the root")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_stays_inside)]
+"""Relative to the root, with forward slashes; never leaves the root."""
 
 
 class FileEntry(Record):
     """A file that a manifest makes visible."""
 
-    path: str
+    path: RelativePath
     """Relative to the root, with forward slashes; never leaves the root."""
     rows: int = Field(ge=0)
     """Rows in the file."""
@@ -32,14 +41,6 @@ class FileEntry(Record):
     """Size of the file."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the file's bytes, hex."""
-
-    @field_validator("path")
-    @classmethod
-    def stays_inside(cls, path: str) -> str:
-        """Refuse absolute paths and ``..``."""
-        if not _RELATIVE.match(path):
-            raise ValueError(f"path {path!r} leaves the root")
-        return path
 
 
 class ShardEntry(FileEntry):
@@ -77,7 +78,7 @@ class TokenizerRef(Record):
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of tokenizer.json."""
-    path: str
+    path: RelativePath
     """Folder with the Hugging Face files, relative to the root: ``tokenizer/<sha>``."""
     vocab_size: int = Field(ge=1)
     """Number of token ids, special tokens included."""
@@ -185,6 +186,8 @@ class DatasetManifest(Record):
     """Sums over this version and all before."""
     derived_from: DerivedFrom | None = None
     """Of a first version that began a new lineage (pipelines/dataset/switch.py): the dataset that it was made of."""
+    code_version: str | None = None
+    """Version of Headrace that wrote it, with the git commit where there is one; none: one that did not say so yet."""
     traceparent: str | None = None
     """W3C trace context of the commit."""
 

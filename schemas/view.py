@@ -177,6 +177,8 @@ class View(Record):
     """Lists of documents to leave out."""
     decontamination: Decontamination | None = None
     """Evaluation sets that it is kept clean of."""
+    code_version: str | None = None
+    """Version of Headrace that wrote it; none: one that did not say so yet."""
 
     @model_validator(mode="after")
     def is_consistent(self) -> Self:
@@ -189,6 +191,12 @@ class View(Record):
     def label(self) -> str:
         """``name@version``."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """Every file that it rests on."""
+        found = self.decontamination
+        return [*self.exclusions, *([found.file] if found else []), *([found.passages] if found and found.passages else [])]
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ from schemas.settings import Settings
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the command."""
     parser = subparsers.add_parser("gc", parents=[common], help="remove files that no dataset version lists nor ever can")
-    parser.add_argument("--grace-s", type=_seconds, metavar="SECONDS", help="spare what is younger (default: ingest.gc_grace_s)")
+    parser.add_argument(
+        "--grace-s", type=_seconds, metavar="SECONDS", help="spare what is younger (default: ingest.gc_grace_s); what is being written stays"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.set_defaults(run=run)
@@ -34,5 +36,5 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     for path in removed:
         print(path)
-    print(f"{len(removed):,} files {'would be ' if args.dry_run else ''}removed")
+    print(f"{len(removed):,} files and temporary folders {'would be ' if args.dry_run else ''}removed")
     return 0

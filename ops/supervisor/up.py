@@ -19,6 +19,7 @@ from ops.supervisor.supervisor import Status, Supervisor
 from pipelines.kafka.events import EventProducer
 from pipelines.kafka.topics import ensure_topics
 from pipelines.runtime.tracing import start_tracing
+from pipelines.storage.durable import check_root
 from ray_apps.loop.controller import LoopController
 from schemas.errors import ServiceFailed
 from schemas.settings import Settings
@@ -34,7 +35,7 @@ OnReady = Callable[[Stack, Supervisor], None]
 @contextmanager
 def root_lock(root: Path) -> Iterator[None]:
     """Be the only ``up`` under this root; the kernel drops the lock with the process. Raises ServiceFailed."""
-    root.mkdir(parents=True, exist_ok=True)
+    check_root(root)
     with (root / LOCK_FILE).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

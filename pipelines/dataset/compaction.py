@@ -1,7 +1,8 @@
 """Merging the segments of the duplicate index into a new base: a version of the dataset that adds no documents.
 
 Order: the base is written under a name of its own attempt and made durable; then a manifest lists it, published by create-if-absent as
-any other. A crash before that leaves a file that no manifest lists (dataset/gc.py); a writer that was overtaken is fenced. Readers of older
+any other. A crash before that leaves a file that no manifest lists (dataset/gc.py); a writer that was overtaken is fenced. A base is
+published only while no listed one holds as much: so one that was passed is garbage, and the collector takes no other. Readers of older
 versions find the base and the segments that those list: nothing is removed. The verdicts are the same with and without (dedup/resolve.py).
 
 A follower compacts in the background: it goes on committing while a thread writes the base, which then covers the versions up to the one at
@@ -28,7 +29,9 @@ from pipelines.dedup.base import write_base
 from pipelines.dedup.opening import kept_parts
 from pipelines.runtime.crash import crash_point
 from pipelines.storage.durable import durable_file, file_entry
+from pipelines.storage.version import code_version
 from schemas.arrow import Outcome
+from schemas.errors import CommitConflict
 from schemas.manifest import DatasetManifest, FileEntry, OffsetRange
 from schemas.settings import Settings, data_fingerprint
 
@@ -123,8 +126,21 @@ def write_new_base(dataset: Dataset, max_hamming: int) -> NewBase:
     return NewBase(entry, attempt, dataset.version)
 
 
+def covered_version(dataset: Dataset) -> int:
+    """Version up to which the newest base holds the kept documents; 0 if there is none."""
+    base, _ = _base_and_later(dataset)
+    return base.dedup_base_version if base else 0
+
+
+def is_superseded(dataset: Dataset, base: NewBase) -> bool:
+    """Whether a base that holds as much was published meanwhile."""
+    return base.covers <= covered_version(dataset)
+
+
 def publish_base(dataset: Dataset, base: NewBase, settings: Settings, *, now: datetime, traceparent: str | None = None) -> DatasetManifest:
-    """Publish a base as the version after ``dataset``. Raises CommitConflict if fenced."""
+    """Publish a base as the version after ``dataset``. Raises CommitConflict if fenced, or if a base that holds as much is listed already."""
+    if is_superseded(dataset, base):
+        raise CommitConflict(f"version {dataset.version} has an index base that holds as much as {base.entry.path}; start again from it")
     manifest = _manifest(dataset.manifest, base, settings, now).model_copy(update={"traceparent": traceparent})
     publish(dataset.root, manifest)
     crash_point("base_published")
@@ -166,4 +182,5 @@ def _manifest(parent: DatasetManifest, base: NewBase, settings: Settings, now: d
         settings_fingerprint=data_fingerprint(settings),
         languages={},
         totals=parent.totals,
+        code_version=code_version(),
     )

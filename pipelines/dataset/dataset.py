@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 
 from pipelines.dataset.history import Holds, Rows, load_chunks, rows_of, save_chunks
 from pipelines.storage.commit_log import CommitLog
+from pipelines.storage.entries import parse_entry
 from schemas.arrow import Split
 from schemas.errors import DatasetNotFound, ManifestCorrupt
 from schemas.manifest import DatasetManifest, DatasetRef, OffsetRange, ShardEntry, TokenizerRef
@@ -31,12 +31,9 @@ def latest_version(root: Path, known: int = 0) -> int:
 
 
 def read_manifest(root: Path, version: int) -> DatasetManifest:
-    """Manifest of a version. Raises DatasetNotFound, or ManifestCorrupt if it does not parse or is not the version it is named after."""
+    """Manifest of a version. Raises DatasetNotFound, ManifestNewer, or ManifestCorrupt if it is damaged or not the version it is named after."""
     log = dataset_log(root)
-    try:
-        manifest = DatasetManifest.model_validate_json(log.read(version))
-    except ValidationError as error:
-        raise ManifestCorrupt(f"{log.path(version)} is not a valid manifest: {error.errors()[0]['msg']}; restore it from a copy") from error
+    manifest = parse_entry(DatasetManifest, log.read(version), log.path(version))
     if manifest.version != version:
         raise ManifestCorrupt(f"{log.path(version)} says that it is version {manifest.version}; restore it from a copy")
     return manifest

@@ -1,27 +1,32 @@
 """Removing what crashed or fenced attempts left behind.
 
-Invariant: a file is removed only if it carries a name of ours, no manifest lists it, and none ever can: its version number is already
-committed by another attempt, so its own writer, should it still live, is fenced. Tokenizers that no dataset version and no model names and
-no person made, and temporary files of what is made beside the versions, go only when a person asks for it. Costs one listing of a few
-folders and the history (dataset/history.py); what that calls garbage is compared with the manifests themselves before it goes.
+Invariant: a file is removed only if it carries a name of ours, nobody holds it (storage/holds.py), no manifest lists it, and none ever can:
+- a file of a version that is committed: its own writer, should it still live, is fenced;
+- a base of the duplicate index, which a later version than its name says may list, once a base that is listed holds as much, because then
+  nobody publishes it any more (dataset/compaction.py). What a crash left of a base so waits for the next compaction;
+- a temporary file or folder anywhere else under the root, and tokenizers that no dataset version and no model names and no person made: only
+  when a person asks for it.
+Costs one listing of a few folders and the history (dataset/history.py), by hand one of all; what the history calls garbage is compared with
+the manifests themselves before it goes.
 """
 
+import os
 import re
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from pipelines.dataset.compaction import covered_version
 from pipelines.dataset.dataset import FOLDER, Dataset, latest_version, read_manifest
 from pipelines.dataset.history import Holds
-from pipelines.dataset.names import attempt_of, data_files, is_base, version_of
+from pipelines.dataset.names import VERSIONED, attempt_of, data_files, is_base, version_of
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import TEMPORARY_PREFIX
+from pipelines.storage.holds import is_held, remove_unheld
 from pipelines.storage.model_log import MODEL_LOG, read_model_manifest
 from pipelines.tokenizers.folders import CARD_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
-UNNUMBERED = ("drift", "history", "quality", "views")
-"""Folders of files that are made beside the versions: of their temporary files nothing but the age says that nobody writes them any more."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UNPUBLISHED = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}(\d{{8}})\.json-[0-9a-f]{{12}}")
 
@@ -44,22 +49,32 @@ def _unlisted(root: Path, paths: list[str], newest: int) -> list[str]:
 
 
 def collect_garbage(root: Path, *, grace_s: float, by_hand: bool = False, dry_run: bool = False) -> list[str]:
-    """Remove the orphans of versions that are committed, once they are older than the grace period; returns their paths.
+    """Remove the orphans that no manifest can list any more, once they are older than the grace period; returns their paths.
 
     ``by_hand``: also tokenizers that nothing names, and temporary files beside the versions, which only a person can tell from those that are
-    to be used next. ``dry_run`` only tells.
+    to be used next. ``dry_run`` only tells. What somebody writes stays, whatever the grace period.
     """
     oldest = time.time() - grace_s
     newest = latest_version(root)  # before the orphans are listed: what is committed in between stays
-    candidates = [path for path in orphans(root) if version_of(path) <= newest and _modified_at(root / path) <= oldest]
+    candidates = [path for path in _collectable(root, newest) if _modified_at(root / path) <= oldest]
     others = _log_leftovers(root, newest) + (_leftovers(root) + _orphan_tokenizers(root) if by_hand else [])
-    removed = _unlisted(root, candidates, newest) + [path for path in others if _modified_at(root / path) <= oldest]
-    for path in removed if not dry_run else ():
-        (root / path).unlink(missing_ok=True)
+    found = _unlisted(root, candidates, newest) + [path for path in others if _modified_at(root / path) <= oldest]
+    return [path for path in found if (not is_held(root / path) if dry_run else _remove(root, path))]
+
+
+def _collectable(root: Path, newest: int) -> list[str]:
+    """Orphans that no writer, running or not, can publish."""
+    paths = orphans(root)
+    covered = covered_version(Dataset(root, newest)) if any(map(is_base, paths)) and newest else 0
+    return [path for path in paths if version_of(path) <= (covered + 1 if is_base(path) else newest)]
+
+
+def _remove(root: Path, path: str) -> bool:
+    is_gone = remove_unheld(root / path)
+    if is_gone and path.startswith(TOKENIZER_FOLDER):
         with suppress(OSError):  # a folder that holds something else stays
-            if path.startswith(TOKENIZER_FOLDER) or Path(path).parent.name.startswith(TEMPORARY_PREFIX):
-                (root / path).parent.rmdir()
-    return removed
+            (root / path).parent.rmdir()
+    return is_gone
 
 
 def _log_leftovers(root: Path, newest: int) -> list[str]:
@@ -69,10 +84,14 @@ def _log_leftovers(root: Path, newest: int) -> list[str]:
 
 
 def _leftovers(root: Path) -> list[str]:
-    """Temporary files, and those in temporary folders, where files are of no version: a crash left them, or a writer is at work."""
-    found = [path for folder in UNNUMBERED for path in (root / folder).rglob(f"{TEMPORARY_PREFIX}*")]
-    files = [path for entry in found for path in (entry.rglob("*") if entry.is_dir() else (entry,)) if path.is_file()]
-    return sorted({path.relative_to(root).as_posix() for path in files})
+    """Temporary files and folders where files are of no version: a crash left them, or a writer is at work."""
+    found: list[Path] = []
+    for parent, folders, names in os.walk(root):
+        if Path(parent) == root:
+            folders[:] = [name for name in folders if name not in (*VERSIONED, FOLDER)]
+        found += [Path(parent, name) for name in (*folders, *names) if name.startswith(TEMPORARY_PREFIX)]
+        folders[:] = [name for name in folders if not name.startswith(TEMPORARY_PREFIX)]
+    return sorted(path.relative_to(root).as_posix() for path in found)
 
 
 def _orphan_tokenizers(root: Path) -> list[str]:
@@ -91,7 +110,8 @@ def _orphan_tokenizers(root: Path) -> list[str]:
 
 
 def _modified_at(path: Path) -> float:
+    """When the file, or the last one in the folder, was written to."""
     try:
-        return path.stat().st_mtime
+        return max(entry.stat().st_mtime for entry in (path, *path.rglob("*")))
     except FileNotFoundError:  # a temporary file that its writer has renamed meanwhile
         return float("inf")

@@ -15,6 +15,8 @@ _PATTERNS = {
     MASKS: rf"v\d{{8}}-{_ATTEMPT}\.arrow",
     BOILERPLATE: rf"v\d{{8}}-{_ATTEMPT}\.arrow",
 }
+VERSIONED = tuple(_PATTERNS)
+"""Folders of the files of versions."""
 
 
 def shard_path(version: int, split: Split, number: int, attempt: str) -> str:

@@ -1,6 +1,7 @@
 """The base of the duplicate index: all kept documents up to some version, in one immutable file that is memory-mapped.
 
-Opening it reads one page; queries page in what they touch. It holds the kept rows' columns (fingerprint, content hash, sketch, id), the
+It is mapped read-only and shared, so a base may be larger than memory: opening it reads one page, queries page in what they touch, and the
+kernel takes pages back as it needs them. It holds the kept rows' columns (fingerprint, content hash, sketch, id), the
 fingerprint tables (tables.py), and two more tables of the same form that find a row by its content hash or by its id's hash.
 Everything is in row order or bucket order, so the same rows give the same bytes.
 
@@ -26,7 +27,7 @@ import pyarrow as pa
 from pipelines.dedup.ids import hash_ids, utf8
 from pipelines.dedup.kept import Columns
 from pipelines.dedup.layout import FINGERPRINT_BITS, MAX_KEY_BITS, MIN_KEY_BITS, Layout, choose_layout
-from pipelines.dedup.tables import Tables, fill_table, find_within, num_starts, tables_over, tags_of
+from pipelines.dedup.tables import Tables, fill_table, find_within, num_starts, read_only, tables_over, tags_of
 from schemas.arrow import SKETCH_BYTES
 from schemas.errors import ShardCorrupt
 
@@ -103,7 +104,7 @@ def equal_layout(num_rows: int) -> Layout:
 def open_base(path: Path) -> Base:
     """Map a base. Raises ShardCorrupt if it is not one."""
     with path.open("rb") as file:
-        mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))  # writable for Numba's sake; nobody writes
+        mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     try:
         header = _read_header(mapped)
         arrays = {name: _array(mapped, place) for name, place in header["arrays"].items()}
@@ -210,7 +211,7 @@ def _opened(path: Path, header: dict[str, Any], arrays: dict[str, _Array]) -> Ba
 
 def _tables(arrays: dict[str, _Array], name: str, layout: Layout) -> Tables:
     fingerprints = arrays["fingerprint"] if name == "near" else arrays["fingerprint"][:0]  # the others' answers are compared by who asks
-    tags = arrays[f"{name}.tags"] if f"{name}.tags" in arrays else tags_of(layout, arrays[f"{name}.values"])
+    tags = arrays[f"{name}.tags"] if f"{name}.tags" in arrays else read_only(tags_of(layout, arrays[f"{name}.values"]))
     return tables_over(layout, arrays[f"{name}.starts"], (tags, arrays[f"{name}.rows"]), fingerprints)
 
 

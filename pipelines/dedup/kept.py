@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines.dedup.tables import read_only
 from schemas.arrow import CONTENT_HASH_BYTES, SKETCH_BYTES
 
 MIN_CAPACITY = 1_024
@@ -29,7 +30,7 @@ class Columns(NamedTuple):
 class Kept(NamedTuple):
     """All that the resolving kernel reads and writes of the kept documents. Row r >= b is position r - b of the newer ones."""
 
-    base: Columns  # [b] read only
+    base: Columns  # [b] read-only arrays, as those of a mapped file are
     base_retracted: npt.NDArray[np.bool_]  # [b]
     columns: Columns
     retracted: npt.NDArray[np.bool_]
@@ -39,7 +40,7 @@ class Kept(NamedTuple):
 
 def empty_kept(base: Columns | None = None) -> Kept:
     """Nothing newer than the base. The zeros of ``base_retracted`` cost no memory until they are written."""
-    base = base or _empty_columns(0)
+    base = base or Columns(*map(read_only, _empty_columns(0)))
     flags = np.zeros(len(base.fingerprint), bool), np.zeros(MIN_CAPACITY, bool)
     return Kept(base, flags[0], _empty_columns(MIN_CAPACITY), flags[1], np.full(2 * MIN_CAPACITY, FREE, np.int32), np.zeros(1, np.int64))
 

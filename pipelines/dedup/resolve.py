@@ -311,11 +311,11 @@ def _best_of(candidates, fingerprint, sketch, kept):  # type: ignore[no-untyped-
     num_same = 0
     num_base = len(kept.base_retracted)
     for row in candidates:
-        columns, position = (kept.base, row) if row < num_base else (kept.columns, row - num_base)
-        num_same += columns.fingerprint[position] == fingerprint
+        in_base, place = row < num_base, row - num_base  # not one variable for both: arrays of the base are read-only, another type to Numba
+        num_same += (kept.base.fingerprint[row] if in_base else kept.columns.fingerprint[place]) == fingerprint
         if is_retracted(kept, row):
             continue
-        similarity = sketch_similarity(sketch, columns.sketch[position])
+        similarity = sketch_similarity(sketch, kept.base.sketch[row]) if in_base else sketch_similarity(sketch, kept.columns.sketch[place])
         if similarity > best_similarity or (similarity == best_similarity and row < best):
             best, best_similarity = row, similarity
     return best, best_similarity, num_same

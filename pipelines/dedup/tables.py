@@ -13,7 +13,7 @@ the probes of several queries touch is in the caches and its pages are mapped, w
 once, the fewer misses each has. Within a region memory is asked for a group of buckets before they are compared.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 
 from pipelines.dedup.layout import Layout, probe_flips
 
+_Number = TypeVar("_Number", bound=np.generic)
 PROBES_AT_ONCE = 512
 VERIFIED_AHEAD = 16
 TAG_BITS = 32
@@ -35,7 +36,10 @@ MIN_QUERIES_BITS = 5
 
 
 class Tables(NamedTuple):
-    """All that a query kernel reads. m tables, p probes, n stored fingerprints, T buckets of a table."""
+    """All that a query kernel reads. m tables, p probes, n stored fingerprints, T buckets of a table.
+
+    What queries are answered from is read-only, in memory as in a mapped file: to Numba these are two types, and one is enough to compile.
+    """
 
     shifts: npt.NDArray[np.uint64]  # [m] lowest bit of each block
     masks: npt.NDArray[np.uint64]  # [m] the block's bits, shifted down
@@ -103,7 +107,15 @@ def build_tables(layout: Layout, fingerprints: npt.NDArray[np.uint64], rows: npt
     tables = tables_over(layout, np.zeros(num_starts(layout), np.uint32), entries, by_row, first_row)
     for table in range(len(layout.shifts)):
         fill_table(tables, table, fingerprints, rows)
-    return tables
+    starts, tags, stored_rows = read_only(tables.starts), read_only(tables.tags), read_only(tables.rows)
+    return tables._replace(starts=starts, tags=tags, rows=stored_rows, fingerprints=read_only(tables.fingerprints))
+
+
+def read_only(array: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+    """A view of the array that nobody writes to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def fill_table(tables: Tables, table: int, fingerprints: npt.NDArray[np.uint64], rows: npt.NDArray[np.uint32]) -> None:

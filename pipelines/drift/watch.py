@@ -27,7 +27,7 @@ from schemas.statistics import VersionStatistics
 FOLDER = "drift"
 SOURCE = "/headrace/drift"
 _log = logging.getLogger(__name__)
-_RELEASE = re.compile(r"^(\d{8})\.json$")
+_RELEASE = re.compile(r"^([0-9]{8})\.json\Z")
 
 
 class Release(Record):

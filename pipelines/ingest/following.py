@@ -65,6 +65,7 @@ class Follower:
     def turn(self) -> DatasetManifest | None:
         """Commit a version if one is due, else wait a little."""
         self._prepare()
+        self._stream.compact_if_due()
         waiting = self._stream.available()
         self._stream.metrics.not_ready = None
         num_waiting = sum(len(span) for span in waiting.values())

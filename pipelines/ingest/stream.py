@@ -33,7 +33,7 @@ from typing import Self
 import pyarrow as pa
 
 from pipelines.dataset.boilerplate import Boilerplate
-from pipelines.dataset.compaction import BackgroundBase, compact, publish_base
+from pipelines.dataset.compaction import BackgroundBase, compact, is_superseded, publish_base
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.gc import collect_garbage
@@ -56,6 +56,7 @@ from pipelines.runtime.cluster import ray_session
 from pipelines.runtime.crash import crash_point
 from pipelines.runtime.memory import release
 from pipelines.runtime.tracing import Attributes, current_traceparent, span, start_tracing
+from pipelines.storage.durable import check_root
 from schemas.errors import TopicRecreated
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
@@ -98,7 +99,7 @@ class Stream:
 
     def __enter__(self) -> Self:
         start_tracing(self.settings.telemetry, "headrace-ingest")
-        self.root.mkdir(parents=True, exist_ok=True)
+        check_root(self.root)
         self._resources.enter_context(served(self.metrics, self.settings.telemetry.metrics_port))
         self.dataset()  # and with it the history, which makes the next line cheap
         collect_garbage(self.root, grace_s=self.settings.ingest.gc_grace_s)
@@ -160,9 +161,12 @@ class Stream:
         return manifest
 
     def compact_if_due(self) -> DatasetManifest | None:
-        """Commit a compaction of the duplicate index if it pays off; None if not. Raises CommitConflict if another writer was first."""
+        """Commit a compaction of the duplicate index if it pays off; None if not. Raises CommitConflict if another writer was first.
+
+        In the background it is begun by one call and published by a later one, which a stream without new documents has to make too.
+        """
         dataset = self.dataset()
-        if dataset is None or not self._duplicates.is_compaction_due(dataset):
+        if dataset is None or (self._new_base is None and not self._duplicates.is_compaction_due(dataset)):
             return None
         if not self._in_background:
             with span("dataset.compaction"):
@@ -173,6 +177,8 @@ class Stream:
             return None
         with span("dataset.compaction"):
             base, self._new_base = self._new_base.result(), None
+            if is_superseded(dataset, base):
+                return None
             return publish_base(dataset, base, self.settings, now=datetime.now(UTC), traceparent=current_traceparent())
 
     def _commit(self, dataset: Dataset | None, topic_id: str, ranges: dict[int, OffsetRange], parts: list[Slice]) -> DatasetManifest:

@@ -28,7 +28,7 @@ from schemas.errors import DatasetError, DatasetNotFound, ManifestCorrupt, ViewN
 from schemas.manifest import DatasetManifest, DatasetRef
 from schemas.urls import told_url
 
-_POSITION = re.compile(r"^(?P<topic>.+)/(?P<partition>\d{1,9})/(?P<offset>\d{1,18})$")
+_POSITION = re.compile(r"^(?P<topic>.+)/(?P<partition>\d{1,9})/(?P<offset>\d{1,18})\Z")
 
 
 @dataclass(frozen=True)

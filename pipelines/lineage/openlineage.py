@@ -37,7 +37,7 @@ PAUSE_S = 60.0
 MAX_FILES = 1_000
 """Newest event files that are kept."""
 MAX_MESSAGE_CHARS = 2_000
-_FILE = re.compile(r"^\d{8}-[0-9a-f]{12}-(start|complete|fail)\.json$")
+_FILE = re.compile(r"^\d{8}-[0-9a-f]{12}-(start|complete|fail)\.json\Z")
 EventType = Literal["START", "COMPLETE", "FAIL"]
 _log = logging.getLogger(__name__)
 

@@ -8,14 +8,10 @@ NumPy's own format, read without pickle. The hash is part of ``quality_model.pat
 Cost: scoring is one pass for all models, 20 to 30 MB/s on one core; loading hashes the files once per process (about 1 GB/s).
 """
 
-import contextlib
 import functools
 import hashlib
 import io
-import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +24,7 @@ from pipelines.quality.card import MODEL_FILE, NUM_QUANTILES, LanguageCard, Mode
 from pipelines.quality.fit import Fitted
 from pipelines.quality.perplexity import language_model
 from pipelines.quality.scoring import INFORMATIVENESS, PERPLEXITY, QUALITY, Parts, empty_parts, score_rows
-from pipelines.storage.durable import sha256_file, sync_folder
+from pipelines.storage.durable import durable_folder, sha256_file
 from pipelines.text.buffers import utf8_views
 from schemas.errors import QualityModelCorrupt, SettingsError
 from schemas.settings import Settings
@@ -198,24 +194,17 @@ def write_model(root: Path, fitted: dict[str, Fitted]) -> str:
 
 
 def _publish(folder: Path, files: dict[str, bytes]) -> None:
-    """A folder appears by a rename, when all in it is on the disk; one that is there already has the same bytes."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+    """A folder that is there already has the same bytes."""
     try:
-        for name, data in files.items():
-            with (temporary / name).open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.chmod(0o755)
-        sync_folder(temporary)
-        with contextlib.suppress(OSError):
-            temporary.rename(folder)
-        if not (folder / MODEL_FILE).is_file():
-            raise QualityModelCorrupt(f"{folder} is in the way: it holds no {MODEL_FILE}; move it away")
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sync_folder(folder.parent)
+        with durable_folder(folder) as writing:
+            for name, data in files.items():
+                (writing / name).write_bytes(data)
+    except OSError as error:
+        if (folder / MODEL_FILE).is_file():
+            return
+        if folder.exists():
+            raise QualityModelCorrupt(f"{folder} is in the way: it holds no {MODEL_FILE}; move it away") from error
+        raise
 
 
 def _files(language: str, fitted: Fitted) -> dict[str, bytes]:

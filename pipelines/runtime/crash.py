@@ -1,4 +1,7 @@
-"""Named crash points: where the recovery tests kill the process, as a power cut would.
+"""Named crash points: where the recovery tests kill the process.
+
+SIGKILL ends a process without any of its own code; what it wrote stays in the kernel and reaches the disk. A power cut takes that too: what it
+would leave follows from the order of writes and flushes, which tests/unit/test_storage_order.py records and judges.
 
 ``HEADRACE_CRASH_AT=name`` kills at the first visit of that point, ``name:3`` at the third; ``stop@name:3`` suspends the process there
 (SIGSTOP), so that a test can let another writer overtake it. Without the variable a crash point costs one dictionary look-up.

@@ -1,20 +1,31 @@
-"""Files that are either absent or whole, also after a power cut.
+"""Files and folders that are either absent or whole, also after a power cut.
 
-A file is written under a temporary name in its own folder, flushed to disk, renamed, and the folder is flushed. The temporary
-name starts with ``.tmp-`` so that readers and the garbage collector recognise what a crash left behind.
+A file is written under a temporary name in its own folder. Order: (1) its bytes are flushed to disk, (2) it gets its name, by a rename or a
+link, (3) its folder is flushed. A folder that was not there is created first, and its name is flushed in its parent, from the top down: so
+when a function returns, every name on the way to the file is on disk. Costs a flush of the file, one of its folder, and one per new folder.
+
+The temporary name starts with ``.tmp-``, and its writer holds it (storage/holds.py): the garbage collector recognises what a crash left.
+Over NFS the answer to a rename or a link may be lost and the request be sent again, which fails because it was done: what is at the path is
+compared with the file that was written before it counts as another's.
 """
 
+import errno
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from pipelines.storage.holds import hold
+from schemas.errors import SettingsError
 from schemas.manifest import FileEntry
 
 TEMPORARY_PREFIX = ".tmp-"
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+"""What file systems without hard links answer."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -26,30 +37,52 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def sync_tree(folder: Path) -> None:
+    """Make everything in the folder durable: the files of others' writing, their names, and the folders below."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with Path(parent, name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(parent))
 
 
-def _temporary(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(6)}"
+def make_folder(folder: Path) -> None:
+    """Create a folder and the parents that are missing, every new name durable; harmless if it is there."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 @contextmanager
 def durable_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file for writing and mapping that appears at ``path`` when the block ends without an error, replacing what was there."""
-    temporary = _temporary(path)
+    with _new_file(path) as (temporary, file):
+        yield file
+        _sync(file)
+        try:
+            temporary.replace(path)
+        except FileNotFoundError:
+            if not _is_at(path, file):
+                raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def durable_folder(path: Path) -> Iterator[Path]:
+    """An empty folder for writing into that appears at ``path``, with all that is in it on disk, when the block ends without an error.
+
+    Raises FileExistsError if a folder that is not empty is there.
+    """
+    temporary, descriptor = held_folder(path)
     try:
-        with temporary.open("x+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield temporary
+        sync_tree(temporary)
+        _rename_folder(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
     sync_folder(path.parent)
 
 
@@ -60,16 +93,14 @@ def replace_durably(path: Path, data: bytes) -> None:
 
 
 def create_durably(path: Path, data: bytes) -> None:
-    """Write ``data`` at ``path`` if nothing is there; raises FileExistsError otherwise.
+    """Write ``data`` at ``path`` if nothing is there; raises FileExistsError otherwise, SettingsError on a file system without hard links.
 
     The link is the moment of truth: the kernel lets exactly one of several writers create the name.
     """
-    temporary = _temporary(path)
-    try:
-        _write_synced(temporary, data)
-        os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _new_file(path) as (temporary, file):
+        file.write(data)
+        _sync(file)
+        _link(temporary, path, file)
     sync_folder(path.parent)
 
 
@@ -82,3 +113,90 @@ def sha256_file(path: Path) -> str:
 def file_entry(root: Path, path: Path, rows: int) -> FileEntry:
     """Entry of a finished file, for a manifest."""
     return FileEntry(path=path.relative_to(root).as_posix(), rows=rows, size_bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+def check_root(root: Path) -> None:
+    """Create the root if need be and try what everything durable rests on. Raises SettingsError if files cannot be written or linked there."""
+    probe = root / f"{TEMPORARY_PREFIX}link-{secrets.token_hex(6)}"
+    try:
+        create_durably(probe, b"")
+        probe.unlink()
+    except OSError as error:
+        raise SettingsError(f"nothing can be written under the root {root}: {error}; make it writable, or name another --root") from error
+
+
+def held_folder(path: Path) -> tuple[Path, int]:
+    """A new temporary folder beside ``path``, and the descriptor that holds it until ``os.close``."""
+    make_folder(path.parent)
+    while True:
+        temporary = _temporary(path)
+        temporary.mkdir()
+        with suppress(FileNotFoundError):  # the collector was faster
+            descriptor = os.open(temporary, os.O_RDONLY)
+            hold(descriptor)
+            if temporary.exists():
+                return temporary, descriptor
+            os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    return path.parent / f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(6)}"
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """A temporary file for ``path``, held until the block ends, and gone then."""
+    make_folder(path.parent)
+    temporary, file = _held_file(path)
+    try:
+        with file:
+            yield temporary, file
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _held_file(path: Path) -> tuple[Path, IO[bytes]]:
+    while True:
+        temporary = _temporary(path)
+        file = temporary.open("x+b")
+        hold(file.fileno())
+        if temporary.exists():
+            return temporary, file
+        file.close()  # the collector was faster
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _link(temporary: Path, path: Path, file: IO[bytes]) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        if not _is_at(path, file):
+            raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise SettingsError(
+            f"the file system of {path.parent} makes no hard links ({error.strerror}), by which exactly one of several writers commits; "
+            "put the root on one that does, such as ext4, XFS, Btrfs, ZFS or NFS (exFAT, most SMB and object-store mounts do not)"
+        ) from error
+
+
+def _rename_folder(temporary: Path, path: Path) -> None:
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(errno.EEXIST, "a folder is there already", str(path)) from error
+        raise
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    """Whether ``path`` is the name of this very file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

@@ -5,11 +5,22 @@ Costs one reading of the file; ``verify_pinned`` takes constant memory. Files of
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines.storage.durable import sha256_file
 from schemas.errors import ShardCorrupt
 from schemas.manifest import FileEntry
+
+
+def check_present(root: Path, entries: Iterable[FileEntry]) -> None:
+    """Raise ShardCorrupt unless all the files are there, with their sizes: to be called before a manifest that lists them is published."""
+    for path, entry in ((root / entry.path, entry) for entry in entries):
+        if not path.is_file() or path.stat().st_size != entry.size_bytes:
+            raise ShardCorrupt(
+                f"{path} is not there any more with its {entry.size_bytes:,} bytes, so no manifest can list it: nothing was published. "
+                "Start again, and look for what else removes files under the root"
+            )
 
 
 def verify_pinned(root: Path, entry: FileEntry) -> Path:

@@ -12,8 +12,6 @@ appears when it is complete; the same version or view gives the same bytes. Memo
 
 import itertools
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.dataset.shards import Tokens, open_shard
-from pipelines.storage.durable import TEMPORARY_PREFIX, sha256_file, sync_folder
+from pipelines.storage.durable import durable_folder, sha256_file
 from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
 from pipelines.views.card import card
 from pipelines.views.selection import OpenView
@@ -94,20 +92,12 @@ def export(opened: OpenView, kind: str, output: Path) -> dict[str, Any]:
     """
     if output.exists() or output.is_symlink():
         raise SettingsError(f"{output} is there already; name a folder that is not, or remove it")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = output.parent / f"{TEMPORARY_PREFIX}{output.name}-{secrets.token_hex(6)}"
-    try:
-        folder.mkdir()
+    with durable_folder(output) as folder:
         splits = _write_splits(opened, kind, folder)
         told = _provenance(opened, kind, splits, folder)
         (folder / SIDECAR).write_text(json.dumps(told, ensure_ascii=False, indent=1) + "\n", "utf-8")
         if kind == "hf":
             (folder / "README.md").write_text(card(told, _schema(opened, with_tokens=False)), "utf-8")
-        _sync(folder)
-        folder.rename(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    sync_folder(output.parent)
     return told
 
 
@@ -143,15 +133,6 @@ def _provenance(opened: OpenView, kind: str, splits: list[Output], folder: Path)
 def _told(output: Output, folder: Path) -> dict[str, Any]:
     files = [{"path": name, "size_bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in output.files]
     return {"documents": len(output.documents), "tokens": int(output.documents["length"].sum()), "files": files}
-
-
-def _sync(folder: Path) -> None:
-    """Force everything in the folder to disk."""
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            with Path(parent, name).open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(parent))
 
 
 def _batches(output: Output) -> Iterator[Batch]:

@@ -12,6 +12,9 @@ from schemas.errors import SettingsError
 from schemas.settings_dedup import DedupSettings
 from schemas.view import View, ViewSpec
 
+PER_VERSION = {"version", "created_at", "code_version"}
+"""What two versions of a view that choose the same do not have in common."""
+
 
 def create_view(
     root: Path, name: str, spec: ViewSpec, evaluations: Sequence[EvaluationTexts], settings: DedupSettings, now: datetime
@@ -42,7 +45,7 @@ def create_view(
     )
     # Step 2: the version, unless there is nothing new in it.
     newest = read_view(root, name, number)[0] if number else None
-    is_new = newest is None or newest != view.model_copy(update={"version": newest.version, "created_at": newest.created_at})
+    is_new = newest is None or newest.model_dump(exclude=PER_VERSION) != view.model_dump(exclude=PER_VERSION)
     if is_new:
         publish_view(root, view)
     made = view if is_new or newest is None else newest

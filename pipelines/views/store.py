@@ -9,16 +9,17 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import create_durably
+from pipelines.storage.entries import parse_entry
+from pipelines.storage.pinned import check_present
+from pipelines.storage.version import code_version
 from schemas.errors import DatasetNotFound, ManifestCorrupt, SettingsError, ViewNotFound
 from schemas.manifest import FileEntry
 from schemas.view import VIEW_NAME, View
 
 FOLDER = "views"
-_LABEL = re.compile(r"^([^@]+)(?:@([1-9]\d{0,7}))?$")
+_LABEL = re.compile(r"([^@]+)(?:@([1-9][0-9]{0,7}))?")
 
 
 def view_log(root: Path, name: str) -> CommitLog:
@@ -28,13 +29,13 @@ def view_log(root: Path, name: str) -> CommitLog:
 
 def check_name(name: str) -> None:
     """Raise SettingsError for what cannot be a view's name."""
-    if not re.match(VIEW_NAME, name):
+    if not re.fullmatch(VIEW_NAME, name):
         raise SettingsError(f"{name!r} cannot be the name of a view; use small letters, digits, - and _, a letter first, 64 at most")
 
 
 def parse_label(label: str) -> tuple[str, int | None]:
     """``NAME[@N]`` -> name and version. Raises SettingsError."""
-    match = _LABEL.match(label)
+    match = _LABEL.fullmatch(label)
     if match is None:
         raise SettingsError(f"{label!r} names no view; write NAME for the newest version of a view, or NAME@N")
     check_name(match[1])
@@ -46,11 +47,11 @@ def view_names(root: Path) -> list[str]:
     folder = root / FOLDER
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in folder.iterdir() if re.match(VIEW_NAME, entry.name) and CommitLog(entry).latest())
+    return sorted(entry.name for entry in folder.iterdir() if re.fullmatch(VIEW_NAME, entry.name) and CommitLog(entry).latest())
 
 
 def read_view(root: Path, name: str, version: int | None = None) -> tuple[View, str]:
-    """A version (the newest by default) and the SHA-256 of its file. Raises ViewNotFound, or ManifestCorrupt if it does not parse."""
+    """A version (the newest by default) and the SHA-256 of its file. Raises ViewNotFound, ManifestCorrupt, ManifestNewer."""
     log = view_log(root, name)
     newest = log.latest()
     if newest == 0:
@@ -58,18 +59,18 @@ def read_view(root: Path, name: str, version: int | None = None) -> tuple[View, 
         raise ViewNotFound(f"there is no view {name!r} under {root} (there are: {known}); make it with `headrace datasets view create {name} …`")
     try:
         data = log.read(version or newest)
-        view = View.model_validate_json(data)
+        view = parse_entry(View, data, log.path(version or newest))
     except DatasetNotFound as error:
         raise ViewNotFound(f"view {name!r} has no version {version}; versions 1 to {newest} exist") from error
-    except ValidationError as error:
-        raise ManifestCorrupt(f"{log.path(version or newest)} is not a valid view: {error.errors()[0]['msg']}; restore it from a copy") from error
     if (view.name, view.version) != (name, version or newest):
         raise ManifestCorrupt(f"{log.path(version or newest)} says that it is {view.label}; restore it from a copy")
     return view, hashlib.sha256(data).hexdigest()
 
 
 def publish_view(root: Path, view: View) -> None:
-    """Make the version real. Raises CommitConflict if another one of this number was first."""
+    """Make the version real. Raises CommitConflict if another one of this number was first, ShardCorrupt if a file that it names is gone."""
+    check_present(root, view.files)
+    view = view.model_copy(update={"code_version": code_version()})
     view_log(root, view.name).publish(view.version, (view.model_dump_json(indent=1, exclude_none=True) + "\n").encode())
 
 

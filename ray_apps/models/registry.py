@@ -13,7 +13,6 @@ The aliases champion and challenger are those of the newest rollout state; ``lat
 import fcntl
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +22,9 @@ from pydantic import ValidationError
 
 from pipelines.runtime.crash import crash_point
 from pipelines.storage.commit_log import CommitLog
-from pipelines.storage.durable import TEMPORARY_PREFIX, create_durably, file_entry, sync_folder
-from pipelines.storage.pinned import verify_pinned
+from pipelines.storage.durable import TEMPORARY_PREFIX, create_durably, file_entry, held_folder, make_folder, sync_folder, sync_tree
+from pipelines.storage.model_log import read_model_manifest
+from pipelines.storage.pinned import check_present, verify_pinned
 from ray_apps.models.card import CARD_FILE, model_card
 from ray_apps.models.lineage import language_counts
 from schemas.errors import DatasetNotFound, ManifestCorrupt, ModelNotFound, ShardCorrupt
@@ -37,7 +37,7 @@ REGISTRATION_CRASH_POINTS = ("model_staged", "model_described", "model_renamed",
 """Every step of a registration, in its order; the recovery tests kill the process there (pipelines/runtime/crash.py)."""
 _LOADED_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".pt", ".jinja", ".model", ".py"})
 """Of files that a loader of Hugging Face folders may read."""
-_VERSION_FOLDER = re.compile(r"^\d{8}$")
+_VERSION_FOLDER = re.compile(r"^[0-9]{8}\Z")
 
 BuildManifest = Callable[[int, list[FileEntry]], ModelManifest]
 """Makes the manifest of a version out of its number and its files."""
@@ -50,21 +50,19 @@ class Registry:
         self.root = root
         self.models = root / FOLDER
         self.log = CommitLog(self.models / "log")
+        self._holds: dict[Path, int] = {}
+        """Staging folders of this process, and the descriptors that hold them."""
 
     def versions(self) -> list[int]:
         """All versions, ascending."""
         return list(range(1, self.log.latest() + 1))
 
     def manifest(self, version: int) -> ModelManifest:
-        """Manifest of a version. Raises ModelNotFound, or ManifestCorrupt if it does not parse."""
+        """Manifest of a version. Raises ModelNotFound, or what ``read_model_manifest`` raises."""
         try:
-            data = self.log.read(version)
+            return read_model_manifest(self.log, version)
         except DatasetNotFound as error:
             raise ModelNotFound(f"there is no model version {version} under {self.root}; {self._known()}") from error
-        try:
-            return ModelManifest.model_validate_json(data)
-        except ValidationError as error:
-            raise ManifestCorrupt(f"{self.log.path(version)} is not a valid manifest: {error.errors()[0]['msg']}; restore it from a copy") from error
 
     def folder(self, version: int) -> Path:
         """Folder of a version's files, loadable with transformers. Raises ModelNotFound if the version does not exist."""
@@ -125,13 +123,13 @@ class Registry:
         return aliases[name]
 
     def new_staging(self, owner: str) -> Path:
-        """An empty folder for the files of a version to be; former ones of the same owner are removed. The owner runs once at a time."""
-        self.models.mkdir(parents=True, exist_ok=True)
-        prefix = f"{TEMPORARY_PREFIX}{owner}-"
-        for leftover in self.models.glob(f"{prefix}*"):
+        """An empty folder for the files of a version to be; former ones of the same owner are removed. The owner runs once at a time.
+
+        The garbage collector leaves it alone until it is registered, or this process ends.
+        """
+        for leftover in self.models.glob(f"{TEMPORARY_PREFIX}{owner}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        staging = self.models / f"{prefix}{secrets.token_hex(6)}"
-        staging.mkdir()
+        staging, self._holds[staging] = held_folder(self.models / owner)
         return staging
 
     def register(self, staging: Path, build_manifest: BuildManifest) -> ModelManifest:
@@ -140,7 +138,7 @@ class Registry:
         Raises CommitConflict if a writer that does not honour the lock took the number; nothing of this attempt is visible then.
         """
         # Step 1: the files are durable.
-        _sync_files(staging)
+        sync_tree(staging)
         crash_point("model_staged")
         with self._lock():
             # Step 2: the next number; what a crash left under it goes.
@@ -154,8 +152,11 @@ class Registry:
             sync_folder(self.models)
             crash_point("model_renamed")
             # Step 5: the version exists from here on.
+            check_present(self.root, manifest.files)
             self.log.publish(version, manifest.model_dump_json(indent=2).encode())
             crash_point("model_published")
+        if staging in self._holds:
+            os.close(self._holds.pop(staging))
         return manifest
 
     def _describe(self, staging: Path, version: int, build_manifest: BuildManifest) -> ModelManifest:
@@ -186,18 +187,7 @@ class Registry:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        self.models.mkdir(parents=True, exist_ok=True)
+        make_folder(self.models)
         with (self.models / ".lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def _sync_files(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    sync_folder(folder)

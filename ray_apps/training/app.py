@@ -20,7 +20,7 @@ from typing import Any
 from pipelines.dataset.dataset import Dataset
 from pipelines.runtime.cluster import ray_session
 from pipelines.runtime.tracing import Attributes, current_traceparent, span, start_tracing
-from pipelines.storage.durable import replace_durably
+from pipelines.storage.durable import check_root, replace_durably
 from ray_apps.models.registry import Registry
 from ray_apps.training import announce
 from ray_apps.training.failure import read_failure
@@ -64,6 +64,7 @@ def train(
     # Step 1: what to do, and its name.
     run = plan_run(settings, dataset_version, parent_model, view=view)
     # Step 2: nobody else does it.
+    check_root(root)
     with run_lock(run.folder(root)):
         # Step 3: perhaps it is done.
         made = Registry(root).find_run(run.run_id)

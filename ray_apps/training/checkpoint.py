@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipelines.dataset.loader import LoaderState
-from pipelines.storage.durable import replace_durably, sha256_file, sync_folder
+from pipelines.storage.durable import make_folder, replace_durably, sha256_file, sync_folder
 from schemas.errors import CheckpointCorrupt, TrainingError
 from schemas.manifest import FORMAT
 from schemas.record import Record
@@ -115,7 +115,7 @@ class CheckpointStore:
     def _publish(
         self, step: int, files: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, precision: str | None
     ) -> CheckpointManifest:
-        files.mkdir(parents=True)
+        make_folder(files)
         # Step 1: the files, each forced to disk.
         hashes = {
             MODEL_FILE: _write_tensors(files / MODEL_FILE, model_tensors(model)),
@@ -123,7 +123,6 @@ class CheckpointStore:
         }
         # Step 2: their names.
         sync_folder(files)
-        sync_folder(self.folder)
         # Step 3: the manifest makes them a checkpoint.
         manifest = CheckpointManifest(
             step=step,

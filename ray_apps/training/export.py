@@ -4,16 +4,15 @@ A run registers exactly once: the caller holds the run's lock and has looked for
 the only thing that makes a version. A crash in between leaves a staging folder, which the next attempt removes.
 """
 
-import importlib.metadata
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 from transformers import LlamaForCausalLM
 
+from pipelines.storage.version import code_version
 from pipelines.tokenizers.tokenizer import TOKENIZER_FILE, TURN_END, load_tokenizer
 from ray_apps.models.registry import Registry
 from ray_apps.training.checkpoint import FOLDER as CHECKPOINT_FOLDER
@@ -101,16 +100,3 @@ def _copy_tokenizer(root: Path, tokenizer: TokenizerRef, staging: Path) -> None:
     load_tokenizer(root, tokenizer)
     for path in sorted((root / tokenizer.path).iterdir()):
         shutil.copyfile(path, staging / path.name)
-
-
-def code_version() -> str:
-    """Version of the distribution, with the commit where the code runs from a git checkout."""
-    version = importlib.metadata.version("headrace")
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():
-        return version
-    try:
-        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=checkout, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return version
-    return f"{version}+{done.stdout.strip()}"

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.dedup.base import MAGIC, OLDER_MAGIC, Part, open_base, write_base
+from pipelines.dedup.base import ALIGNMENT, MAGIC, OLDER_MAGIC, Part, open_base, write_base
 from pipelines.dedup.growing import GROWING_ROWS
 from pipelines.dedup.ids import hash_ids
 from pipelines.dedup.index import FingerprintIndex, merge_found
@@ -222,3 +223,37 @@ def test_a_damaged_base_is_refused_with_its_name(tmp_path: Path, damage: Callabl
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ShardCorrupt, match="base is not a duplicate index"):
         open_base(path)
+
+
+def spread_out(path: Path, size_bytes: int) -> None:
+    """Move the arrays of a base apart, with holes between them, so that the file is of this size and takes no more disk than before."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[len(MAGIC) : len(MAGIC) + 8], "little")
+    header = json.loads(data[len(MAGIC) + 8 : len(MAGIC) + 8 + length])
+    places = header["arrays"].values()
+    edges = [*(place["offset"] for place in places), len(data)]
+    pieces = [data[start:end] for start, end in itertools.pairwise(edges)]
+    for number, place in enumerate(places, 1):
+        place["offset"] = size_bytes * number // (len(pieces) + 1) // ALIGNMENT * ALIGNMENT
+    encoded = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(MAGIC + len(encoded).to_bytes(8, "little") + encoded)
+        for place, piece in zip(places, pieces, strict=True):
+            file.seek(place["offset"])
+            file.write(piece)
+        file.truncate(size_bytes)
+
+
+def test_a_base_larger_than_memory_is_opened_and_queried(tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 2**64, 500, dtype=np.uint64)
+    path, wanted = tmp_path / "base", np.ones(500, bool)
+    with path.open("x+b") as file:
+        write_base(file, [part_of(stored, [])], 6)
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    spread_out(path, 4 * memory_bytes)
+    base = open_base(path)
+    assert path.stat().st_size > 3 * memory_bytes
+    assert find_within(base.near, 6, stored ^ np.uint64(1 << 40), wanted).rows.tolist() == list(range(500))
+    assert base.rows_by_content(np.array([[stored[5], 2]], np.uint64)).tolist() == [5]
+    assert base.rows_by_id(pa.array(["id 1"], pa.string()))[1].tolist() == [3, 4, 5]
+    assert not any(array.flags.writeable for array in (*base.columns, base.near.tags, base.exact.rows, base.not_compared))

@@ -98,3 +98,17 @@ def test_a_follower_compacts_in_the_background_and_goes_on(ingest: Ingest, broke
     following.once()
     assert found
     assert verify(following.root).problems == []
+
+
+def test_a_follower_publishes_a_finished_base_also_when_no_document_comes_any_more(tmp_path: Path, broker: BrokerProcess) -> None:
+    idle = Ingest(tmp_path / "data", broker.bootstrap_servers, "idle", {**OFTEN, "ingest.follow_interval_s": 0.1, "ingest.max_wait_s": 0})
+    idle.publish(sample_records(40))
+    stop = threading.Event()
+    follower = threading.Thread(target=lambda: ingest_follow(idle.settings, stop))
+    follower.start()
+    try:
+        wait_until(lambda: latest_version(idle.root) > 0 and bool(Dataset(idle.root).manifest.dedup_base), "a compaction to be published")
+    finally:
+        stop.set()
+        follower.join()
+    assert verify(idle.root).problems == []

@@ -18,6 +18,7 @@ from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.history import Holds, chunk_path, load_chunks, rows_of, save_chunks
 from pipelines.dataset.names import base_path, documents_path
 from pipelines.runtime.crash import HISTORY_CRASH_POINTS, VARIABLE
+from pipelines.storage.durable import durable_file, durable_folder
 from tests.factories import make_dataset
 
 NUM_VERSIONS = 7
@@ -121,23 +122,42 @@ def test_nothing_is_removed_because_a_history_that_looks_whole_is_wrong(root: Pa
 
 
 def test_garbage_is_found_by_the_history(root: Path) -> None:
-    garbage = [documents_path(2, "f" * 12), base_path(3, "f" * 12)]
-    for path in garbage:
+    garbage, base = documents_path(2, "f" * 12), base_path(3, "f" * 12)  # a writer may still publish the base
+    for path in (garbage, base):
         (root / path).parent.mkdir(exist_ok=True)
         (root / path).touch()
-    assert sorted(collect_garbage(root, grace_s=0)) == sorted(garbage) == orphans(root) + sorted(garbage)
+    assert orphans(root) == [base, garbage]
+    assert collect_garbage(root, grace_s=0) == [garbage]
 
 
-def test_what_crashes_left_beside_the_versions_goes_when_a_person_asks(root: Path) -> None:
-    left = ["quality/.tmp-ab12cd34/model.bin", "views/fine/.tmp-00000002.json-0123456789ab", "history/.tmp-00000002.bin-0123456789ab"]
-    left.append("drift/.tmp-state.json-0123456789ab")
-    for path in (*left, "quality/notes.txt", "views/fine/00000001.json"):
+DURABLE_FOLDERS = ("drift", "history", "quality", "views/fine", "views/fine/files", "semantic", "semantic/embeddings/abc", "models", "models/log")
+DURABLE_FOLDERS += ("rollout", "loop", "training/run/checkpoints", "tokenizer/abc", "lineage", "blobs", "evaluations", "what-comes-next-year")
+
+
+def test_what_crashes_left_beside_the_versions_goes_when_a_person_asks_whatever_the_folder(root: Path) -> None:
+    left = [f"{folder}/.tmp-00000002.json-0123456789ab" for folder in DURABLE_FOLDERS] + ["models/.tmp-run-0123456789ab", ".tmp-link-0123456789ab"]
+    files = [*left[:-2], "models/.tmp-run-0123456789ab/model.bin", left[-1]]
+    stay = ["quality/notes.txt", "views/fine/00000001.json"]
+    for path in (*files, *stay):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).touch()
     assert collect_garbage(root, grace_s=0) == collect_garbage(root, grace_s=60, by_hand=True) == []
+    assert sorted(collect_garbage(root, grace_s=0, by_hand=True, dry_run=True)) == sorted(left)
     assert sorted(collect_garbage(root, grace_s=0, by_hand=True)) == sorted(left)
-    assert not (root / "quality/.tmp-ab12cd34").exists()
-    assert (root / "quality/notes.txt").exists() and (root / "views/fine/00000001.json").exists()
+    assert not any((root / path).exists() for path in left)
+    assert all((root / path).exists() for path in stay)
+
+
+def test_what_is_being_written_stays_without_any_grace(root: Path) -> None:
+    running = root / documents_path(2, "f" * 12)  # its writer is fenced, and does not know it yet
+    with durable_file(running) as file, durable_folder(root / "quality/model") as folder, durable_file(root / "drift/state.json") as state:
+        (folder / "weights").touch()
+        assert collect_garbage(root, grace_s=0, by_hand=True) == collect_garbage(root, grace_s=0, by_hand=True, dry_run=True) == []
+        file.write(b"whole")
+        state.write(b"{}")
+    assert running.read_bytes() == b"whole"
+    assert (root / "quality/model/weights").exists()
+    assert collect_garbage(root, grace_s=0, by_hand=True) == [documents_path(2, "f" * 12)]
 
 
 def test_the_newest_version_is_found_from_one_that_is_known(root: Path) -> None:

@@ -5,14 +5,26 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.dataset.compaction import GROWTH, MANY_ROWS, MAX_SEGMENTS_FACTOR, BackgroundBase, compact, index_files, is_due, pays_off, publish_base
-from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.compaction import (
+    GROWTH,
+    MANY_ROWS,
+    MAX_SEGMENTS_FACTOR,
+    BackgroundBase,
+    compact,
+    index_files,
+    is_due,
+    pays_off,
+    publish_base,
+    write_new_base,
+)
+from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.loader import TokenRows
 from pipelines.dataset.verify import verify
+from pipelines.dataset.writer import publish
 from pipelines.lineage.lineage import trace
 from schemas.arrow import Outcome, Split
-from schemas.errors import CommitConflict
+from schemas.errors import CommitConflict, ShardCorrupt
 from schemas.settings import data_fingerprint
 from tests.factories import TOPIC, clock, commit_records, text_settings
 
@@ -105,6 +117,45 @@ def test_a_base_written_in_the_background_covers_the_versions_before_it_and_thos
     assert trace(tmp_path, "and again", deadletter_topic="dead")[0].duplicate_of == "d7"
     assert verify(tmp_path).problems == []
     assert orphans(tmp_path) == []
+
+
+def test_a_base_that_versions_have_passed_is_not_collected_while_a_writer_may_publish_it(tmp_path: Path) -> None:
+    settings = text_settings(tmp_path)
+    commit_records(tmp_path, [document("d1", story(1))])
+    begun = write_new_base(Dataset(tmp_path), settings.dedup.max_hamming)
+    for number in (2, 3, 4):
+        commit_records(tmp_path, [document(f"d{number}", story(number))])
+    assert orphans(tmp_path) == [begun.entry.path]
+    assert collect_garbage(tmp_path, grace_s=0, by_hand=True) == []
+    manifest = publish_base(Dataset(tmp_path), begun, settings, now=clock())
+    assert (manifest.version, manifest.dedup_base_version, verify(tmp_path).problems) == (5, 1, [])
+
+
+def test_a_base_that_another_one_has_passed_is_never_listed_and_goes(tmp_path: Path) -> None:
+    settings = text_settings(tmp_path)
+    commit_records(tmp_path, [document("d1", story(1))])
+    late = write_new_base(Dataset(tmp_path), settings.dedup.max_hamming)
+    commit_records(tmp_path, [document("d2", story(2))])
+    compact(Dataset(tmp_path), settings, now=clock())
+    assert collect_garbage(tmp_path, grace_s=0) == [late.entry.path]
+    with pytest.raises(CommitConflict, match="holds as much"):
+        publish_base(Dataset(tmp_path), late, settings, now=clock())
+    assert (Dataset(tmp_path).version, verify(tmp_path).problems) == (3, [])
+
+
+@pytest.mark.parametrize("kind", ["shards", "documents", "dedup_segments", "dedup_base", "boilerplate", "masks"])
+def test_no_manifest_lists_a_file_that_is_gone_whatever_its_kind(tmp_path: Path, kind: str) -> None:
+    settings = text_settings(tmp_path, **{"dedup.boilerplate": True})
+    commit_records(tmp_path, [document(f"d{number}", story(number)) for number in range(4)], settings)
+    manifest = commit_records(tmp_path, [document("d9", story(9)), (b"d1", None)], settings)
+    if kind == "dedup_base":
+        manifest = compact(Dataset(tmp_path), settings, now=clock())
+    dataset_log(tmp_path).path(manifest.version).unlink()
+    gone = tmp_path / getattr(manifest, kind)[0].path
+    gone.unlink()
+    with pytest.raises(ShardCorrupt, match=f"{gone.name} is not there any more"):
+        publish(tmp_path, manifest)
+    assert latest_version(tmp_path) == manifest.version - 1
 
 
 def test_what_went_wrong_in_the_background_is_raised(tmp_path: Path) -> None:

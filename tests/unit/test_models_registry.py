@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from ops.cli.main import main
+from pipelines.dataset.gc import collect_garbage
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import sha256_file
 from pipelines.tokenizers.tokenizer import write_tokenizer
@@ -57,6 +58,13 @@ def set_rollout(root: Path, champion: int, challenger: int | None) -> None:
         reason="test",
     )
     log.publish(number, state.model_dump_json().encode())
+
+
+def test_files_that_wait_for_their_registration_are_no_garbage(tmp_path: Path) -> None:
+    staging = Registry(tmp_path).new_staging("run")
+    (staging / "model.safetensors").touch()
+    assert collect_garbage(tmp_path, grace_s=0, by_hand=True) == []
+    assert (staging / "model.safetensors").exists()
 
 
 def test_an_empty_registry_has_no_versions_and_says_what_to_run(tmp_path: Path) -> None:
