@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ops.cli.output import print_json, say
+from ops.cli.output import print_json, say, tell
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def show(args: argparse.Namespace, settings: Settings) -> int:
         summary = evidence.summary() if evidence else None
         print_json({"state": state.model_dump(mode="json"), "evidence": summary, "missing": waits_for})
     else:
-        print("\n".join([*describe(state), *_describe_evidence(evidence, waits_for)]))
+        tell("\n".join([*describe(state), *_describe_evidence(evidence, waits_for)]))
     return 0
 
 
@@ -172,7 +172,7 @@ def _apply(args: argparse.Namespace, settings: Settings, change: "Callable[[Roll
     if args.json:
         print_json(state.model_dump(mode="json"))
     else:
-        print("\n".join(describe(state)))
+        tell("\n".join(describe(state)))
     return 0
 
 
