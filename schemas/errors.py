@@ -21,6 +21,7 @@
     │   ├── TokenizerMismatch    token ids of two tokenizers would be mixed
     │   └── QualityModelCorrupt  a quality model's bytes are not those that its name promises
     ├── HookFailed               code of the operator, named in the settings, raised or gave a wrong answer
+    ├── BlockTooLarge            what the records of a block refer to does not fit into memory at once; never leaves the job
     ├── StepFailed               a step of the pipeline fails on too many records to be their fault
     ├── TrainingError
     │   ├── CheckpointCorrupt    a checkpoint is incomplete or belongs to another run
@@ -127,6 +128,10 @@ class QualityModelCorrupt(DatasetError):
 
 class HookFailed(HeadraceError):
     """The operator's own code, named in the settings, raised or gave a wrong answer. The batch stays uncommitted: nothing is lost."""
+
+
+class BlockTooLarge(HeadraceError):
+    """What the records of a block refer to does not fit into memory at once. The job splits the block; nobody else sees this."""
 
 
 class StepFailed(HeadraceError):

@@ -194,7 +194,7 @@ class DatasetManifest(Record):
     reasons: dict[str, int]
     """Offsets by ``outcome/reason``, for example ``rejected/too_short``."""
     record_bytes: dict[str, dict[int, int]] = Field(default_factory=dict)
-    """topic -> partition -> mean bytes (key, value and what it refers to) of the records last read from it, to judge the next version's size by."""
+    """topic -> partition -> mean bytes of the records last read from it, with headers and what they refer to: to judge the next version's size by."""
     leader_epochs: dict[str, dict[int, int]] = Field(default_factory=dict)
     """topic -> partition -> leader epoch of the record before the end of its range; without it, a log that was cut is not noticed."""
     accepted_loss: AcceptedLoss | None = None

@@ -50,6 +50,10 @@ class ExactIndex:
         """What was forgotten, in order."""
         return np.array(self.out, dtype=np.int64), pa.array([self.kept[ordinal][0] for ordinal in self.out], pa.string())
 
+    def live_ids(self, doc_ids: set[str]) -> set[str]:
+        """Which of them are kept."""
+        return {kept_id for ordinal, (kept_id, _) in enumerate(self.kept) if kept_id in doc_ids and ordinal not in self.out}
+
     def _one(self, doc_id: str, text: bytes, is_retraction: bool) -> dict[str, object]:
         if is_retraction:
             self.out += [ordinal for ordinal, (kept_id, _) in enumerate(self.kept) if kept_id == doc_id and ordinal not in self.out]

@@ -139,6 +139,6 @@ def dead_rows(records: pa.Table, schema: pa.Schema, error: str) -> pa.Table:
 
 
 def sizes(records: pa.Table) -> pa.Array:
-    """Bytes of key and value of each record, 0 where there is none."""
+    """Bytes of key and value of each record, 0 where there is none: about how much text they hold."""
     keys, values = (pc.binary_length(records[name]).fill_null(0) for name in ("key", "value"))
     return pc.add(keys, values).cast(pa.int64())
