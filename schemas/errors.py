@@ -22,6 +22,7 @@
     │   ├── TokenizerMismatch    token ids of two tokenizers would be mixed
     │   └── QualityModelCorrupt  a quality model's bytes are not those that its name promises
     ├── HookFailed               code of the operator, named in the settings, raised or gave a wrong answer
+    ├── BlockTooLarge            what the records of a block refer to does not fit into memory at once; never leaves the job
     ├── StepFailed               a step of the pipeline fails on too many records to be their fault
     ├── TrainingError
     │   ├── TrainingDiverged     loss or weights of a run stopped being numbers           (exit code 3)
@@ -133,6 +134,10 @@ class QualityModelCorrupt(DatasetError):
 
 class HookFailed(HeadraceError):
     """The operator's own code, named in the settings, raised or gave a wrong answer. The batch stays uncommitted: nothing is lost."""
+
+
+class BlockTooLarge(HeadraceError):
+    """What the records of a block refer to does not fit into memory at once. The job splits the block; nobody else sees this."""
 
 
 class StepFailed(HeadraceError):

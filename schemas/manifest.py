@@ -7,6 +7,7 @@ and self-consistent: a manifest whose counts do not add up cannot be built.
 
 import hashlib
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -101,6 +102,51 @@ class DerivedFrom(Record):
     """SHA-256 of the tokenizer.json that made its ids."""
 
 
+class LossKind(StrEnum):
+    """How records can go before they are read."""
+
+    REMOVED = "removed"
+    """Retention or DeleteRecords took them."""
+    CUT = "cut"
+    """The log was cut and may have grown again: an unclean leader election, or a broker restored from a copy."""
+    RECREATED = "recreated"
+    """The topic was deleted and created again."""
+
+
+class LostOffsets(Record):
+    """Where reading one partition could not go on, and where it does."""
+
+    topic: str
+    """Name of the topic."""
+    partition: int = Field(ge=0)
+    """Number of the partition."""
+    kind: LossKind
+    """What happened."""
+    expected: int = Field(ge=0)
+    """Offset at which the version before ended. Of a log that was cut, records from ``resumed`` to here were read; they stay in the dataset."""
+    resumed: int | None = Field(None, ge=0)
+    """Offset at which reading goes on; none: the partition is no longer there."""
+    num_unread: int | None = Field(None, ge=0)
+    """Offsets that no version read and nobody can read any more; none: nobody knows."""
+    epoch: int | None = Field(None, ge=0)
+    """Leader epoch of the record before ``expected``, where it tells that the log was cut."""
+    epoch_is_known: bool = True
+    """Whether the partition's leader still knows that epoch."""
+
+
+class AcceptedLoss(Record):
+    """A person's decision to go on after a loss."""
+
+    by: str = Field(min_length=1)
+    """Name of the user who decided."""
+    reason: str = Field(min_length=1)
+    """Why, in that person's words."""
+    lost: list[LostOffsets] = Field(min_length=1)
+    """What was lost, one entry for each partition."""
+    topic_id_before: str | None = None
+    """Id of the topic that was read before, if it was created again."""
+
+
 class Totals(Record):
     """Sums over versions 1..N."""
 
@@ -112,6 +158,8 @@ class Totals(Record):
     """Tokens in train shards."""
     outcomes: dict[Outcome, int] = Field(default_factory=dict)
     """Offsets by outcome."""
+    num_lost: int = 0
+    """Offsets that were lost before any version read them and were accepted as lost, as far as their number is known."""
     num_masked_documents: int = 0
     """Kept documents that were retracted since."""
     num_masked_tokens: int = 0
@@ -147,7 +195,11 @@ class DatasetManifest(Record):
     reasons: dict[str, int]
     """Offsets by ``outcome/reason``, for example ``rejected/too_short``."""
     record_bytes: dict[str, dict[int, int]] = Field(default_factory=dict)
-    """topic -> partition -> mean bytes (key, value and what it refers to) of the records last read from it, to judge the next version's size by."""
+    """topic -> partition -> mean bytes of the records last read from it, with headers and what they refer to: to judge the next version's size by."""
+    leader_epochs: dict[str, dict[int, int]] = Field(default_factory=dict)
+    """topic -> partition -> leader epoch of the record before the end of its range; without it, a log that was cut is not noticed."""
+    accepted_loss: AcceptedLoss | None = None
+    """Of a version without documents: what a person accepted as lost. Its ranges are empty and begin where reading goes on."""
     num_records: int = Field(ge=0)
     """Offsets read: the sum of the ranges and of the outcomes."""
     num_tokens: int = Field(ge=0)
@@ -219,9 +271,20 @@ class DatasetManifest(Record):
             raise ValueError(f"version {self.version} lists {len(self.boilerplate)} files of lines from version {self.boilerplate_first_version} on")
         if self.derived_from is not None and self.version != 1:
             raise ValueError(f"version {self.version} says that it begins a lineage; only version 1 can")
+        if self.accepted_loss is not None:
+            self._check_loss(self.accepted_loss)
         if self.parent != self.version - 1:
             raise ValueError(f"version {self.version} cannot follow version {self.parent}")
         return self
+
+    def _check_loss(self, accepted: AcceptedLoss) -> None:
+        """A loss is a version of its own, and its ranges begin where it says."""
+        if self.num_records:
+            raise ValueError(f"version {self.version} accepts a loss and reads {self.num_records} offsets; these are two versions")
+        for loss in accepted.lost:
+            found = self.offsets.get(loss.topic, {}).get(loss.partition)
+            if (found.start if found is not None else None) != loss.resumed:
+                raise ValueError(f"{loss.topic}[{loss.partition}] goes on at {loss.resumed} after the loss, but its range says something else")
 
 
 class ViewRef(Record):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ops.cli.output import print_json, print_table, say
+from ops.cli.output import print_json, print_table, say, tell
 from ops.cli.rollout import with_broker
 from schemas.settings import Settings
 
@@ -55,7 +55,7 @@ def run_report(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     path = Path(args.output) if args.output else Path(settings.root) / DEFAULT_OUTPUT.format(version=facts.manifest.version)
     replace_durably(path, page.encode())
-    print(path)
+    tell(path)
     return 0
 
 
@@ -97,7 +97,7 @@ def run_release(args: argparse.Namespace, settings: Settings) -> int:
 
     written, is_new = release(Path(settings.root), args.version, args.reason, datetime.now(UTC))
     when = f"{written.released_at:%Y-%m-%d %H:%M:%S} UTC: {written.reason}"
-    print(f"version {written.version} {'is released' if is_new else 'was released before'}, {when}")
+    tell(f"version {written.version} {'is released' if is_new else 'was released before'}, {when}")
     return 0
 
 
@@ -110,7 +110,7 @@ def run_card(args: argparse.Namespace, settings: Settings) -> int:
     card = json.dumps(croissant(Dataset(Path(settings.root), args.version)), ensure_ascii=False, indent=2) + "\n"
     if args.output:
         replace_durably(Path(args.output), card.encode())
-        print(args.output)
+        tell(args.output)
     else:
         sys.stdout.write(card)
     return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ops.cli.output import print_json, print_table, say
+from ops.cli.output import print_json, print_table, say, tell
 from schemas.errors import SettingsError
 from schemas.settings import Settings
 
@@ -243,5 +243,5 @@ def run_export(args: argparse.Namespace, settings: Settings) -> int:
     written = export(opened, args.format, Path(args.output))
     counts = ", ".join(f"{name} {split['documents']:,} documents, {split['tokens']:,} tokens" for name, split in written["splits"].items())
     say(f"{opened.label}: {counts}")
-    print(args.output)
+    tell(args.output)
     return 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ops.cli.dataset_report import add_actions as add_report_actions
 from ops.cli.dataset_semantic import add_actions as add_semantic_actions
 from ops.cli.dataset_views import add_actions as add_view_actions
-from ops.cli.output import print_json, print_table, progress_bar, say
+from ops.cli.output import print_json, print_table, progress_bar, say, tell
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -47,7 +47,18 @@ def summary(manifest: "DatasetManifest") -> dict[str, Any]:
     return {name: value[name] for name in first} | {name: value[name] for name in value if name not in first}
 
 
+def loss_sentences(manifest: "DatasetManifest") -> list[str]:
+    """What a version accepts as lost: one sentence for each partition; empty for other versions."""
+    from pipelines.kafka.planning import told
+
+    if (accepted := manifest.accepted_loss) is None:
+        return []
+    return [f"{told(loss)}; accepted by {accepted.by}: {accepted.reason}" for loss in accepted.lost]
+
+
 def _what_it_did(manifest: "DatasetManifest") -> str:
+    if manifest.accepted_loss is not None:
+        return f"accepted a loss in {len(manifest.accepted_loss.lost)} partitions"
     return "compacted the duplicate index" if manifest.dedup_base else outcome_counts(manifest)
 
 
@@ -86,7 +97,9 @@ def run_show(args: argparse.Namespace, settings: Settings) -> int:
         ("train tokens that count", manifest.totals.num_effective_train_tokens),
         ("tokenizer", f"{manifest.tokenizer.sha256[:12]}, {manifest.tokenizer.vocab_size:,} ids"),
         ("settings", manifest.settings_fingerprint[:12]),
+        ("offsets lost unread in versions 1..N", manifest.totals.num_lost),
     ]
+    facts += [("accepted loss", sentence) for sentence in loss_sentences(manifest)]
     facts += [(f"outcome {outcome}", count) for outcome, count in manifest.outcomes.items()]
     facts += [(f"reason {reason}", count) for reason, count in manifest.reasons.items()]
     facts += [(f"language {language}", count) for language, count in manifest.languages.items()]
@@ -113,6 +126,6 @@ def _print_report(report: "Report", *, as_json: bool) -> None:
         print_json({"ok": not report.problems} | asdict(report))
         return
     for problem in report.problems:
-        print(f"version {problem.version}: {problem.path}: {problem.what}; {problem.fix}")
+        tell(f"version {problem.version}: {problem.path}: {problem.what}; {problem.fix}")
     checked = f"{report.versions:,} versions, {report.files:,} files, {report.size_bytes:,} bytes, {report.documents_decoded:,} documents decoded"
     say(f"{checked}: {len(report.problems)} problems" if report.problems else f"{checked}: all as promised")

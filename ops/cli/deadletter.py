@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ops.cli.output import print_json, print_table, say
+from ops.cli.output import escaped, print_json, print_table, say, tell
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 SHOWN_BYTES = 4096
 """Bytes of a value that ``show`` prints without --json."""
-BATCH = 1_000
-"""Letters that ``replay`` publishes at a time."""
+BATCH, BATCH_BYTES = 1_000, 32 * 2**20
+"""Letters that ``replay`` publishes at a time, and how much they hold; whichever comes first."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
@@ -133,9 +133,9 @@ def run_show(args: argparse.Namespace, settings: Settings) -> int:
     facts += [("bytes", letter.size_bytes), *((f"header {_printable(name.encode())}", _printable(text)) for name, text in letter.headers)]
     facts += [("outcome", sentence) for sentence in outcomes]
     for name, fact in facts:
-        print(f"{name}: {fact}")
+        tell(f"{name}: {fact}")
     if letter.omitted_bytes is None:
-        print(f"value: {_printable(value[:SHOWN_BYTES])}" + (f" … and {len(value) - SHOWN_BYTES:,} bytes more" if len(value) > SHOWN_BYTES else ""))
+        tell(f"value: {_printable(value[:SHOWN_BYTES])}" + (f" … and {len(value) - SHOWN_BYTES:,} bytes more" if len(value) > SHOWN_BYTES else ""))
     return 0
 
 
@@ -171,9 +171,18 @@ def _letters(args: argparse.Namespace, settings: Settings) -> "Iterator[Letter]"
 
 
 def _batches(letters: "Iterator[Letter]") -> "Iterator[list[Letter]]":
-    from itertools import islice
+    from pipelines.kafka.sizes import size_of
 
-    return iter(lambda: list(islice(letters, BATCH)), [])
+    batch: list[Letter] = []
+    size_bytes = 0
+    for letter in letters:
+        batch.append(letter)
+        size_bytes += size_of(letter.key, letter.value, letter.headers)
+        if len(batch) == BATCH or size_bytes >= BATCH_BYTES:
+            yield batch
+            batch, size_bytes = [], 0
+    if batch:
+        yield batch
 
 
 def _record(args: argparse.Namespace, settings: Settings, letter: "Letter") -> "KafkaRecord":
@@ -197,9 +206,9 @@ def _print_replayed(topic: str, replayed: list[dict[str, Any]], refused: list[di
         print_json({"topic": topic, "replayed": replayed, "refused": refused})
         return
     for entry in replayed:
-        print(f"{entry['position']}: published again at {topic}/{entry['partition']}/{entry['offset']}")
+        tell(f"{entry['position']}: published again at {topic}/{entry['partition']}/{entry['offset']}")
     for entry in refused:
-        print(f"{entry['position']}: not published, it would die again ({entry['rule']}): {entry['error']}")
+        tell(f"{entry['position']}: not published, it would die again ({entry['rule']}): {entry['error']}")
     hint = "; a document that is kept already will be a duplicate for the reason `replayed`" if replayed else ""
     say(f"{len(replayed):,} replayed, {len(refused):,} not{hint}")
 
@@ -236,5 +245,4 @@ def _printable(data: bytes | None) -> str | None:
     """UTF-8 as text; what is not UTF-8, and what would steer a terminal, as backslash escapes."""
     if data is None:
         return None
-    text = data.decode("utf-8", "backslashreplace")
-    return "".join(character if character.isprintable() or character == "\n" else repr(character)[1:-1] for character in text)
+    return escaped(data.decode("utf-8", "backslashreplace"))

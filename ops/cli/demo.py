@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         story = tell_story(settings, Watch(Path(settings.root), up, screen), screen)
         _print(summarize(settings, story, screen.elapsed_s), as_json=args.json)
         if not args.exit:
-            say(f"\nThe service goes on at {story.addresses['api']}/v1; Ctrl-C stops it. `headrace up --root {settings.root}` takes it up again.")
+            say(f"The service goes on at {story.addresses['api']}/v1; Ctrl-C stops it. `headrace up --root {settings.root}` takes it up again.")
             _wait(up)
     return 0
 

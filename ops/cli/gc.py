@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ops.cli.output import print_json
+from ops.cli.output import print_json, tell
 from schemas.settings import Settings
 
 
@@ -35,6 +35,6 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         print_json({"dry_run": args.dry_run, "grace_s": grace_s, "removed": removed})
         return 0
     for path in removed:
-        print(path)
-    print(f"{len(removed):,} files and temporary folders {'would be ' if args.dry_run else ''}removed")
+        tell(path)
+    tell(f"{len(removed):,} files and temporary folders {'would be ' if args.dry_run else ''}removed")
     return 0

@@ -1,6 +1,11 @@
-"""``headrace ingest --once | --follow``: documents from Kafka into the next dataset versions, each offset exactly once."""
+"""``headrace ingest --once | --follow``: documents from Kafka into the next dataset versions, each offset exactly once.
+
+``--accept-loss``: a person's decision to go on where records are lost (pipelines/ingest/acceptance.py).
+"""
 
 import argparse
+import getpass
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -8,28 +13,51 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ops.cli.datasets import outcome_counts, summary
-from ops.cli.output import print_json, print_table, progress_bar, say
+from ops.cli.datasets import loss_sentences, outcome_counts, summary
+from ops.cli.output import print_json, print_table, progress_bar, say, tell
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
     from pipelines.ingest.freshness import VersionTimes
     from pipelines.ingest.progress import Progress
+    from pipelines.kafka.transactions import Held
     from schemas.manifest import DatasetManifest
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("ingest", parents=[common], help="take documents from Kafka into the dataset, exactly once")
+    parser = subparsers.add_parser(
+        "ingest",
+        parents=[common],
+        help="take documents from Kafka into the dataset, exactly once",
+        epilog='examples: headrace ingest --once; after a loss, as the error says it: headrace ingest --accept-loss 0@1500 --reason "retention"',
+    )
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--once", action="store_true", help="take in what is there now, then end")
     mode.add_argument("--follow", action="store_true", help="go on until stopped (Ctrl-C or SIGTERM)")
+    mode.add_argument(
+        "--accept-loss",
+        nargs="+",
+        type=_resumption,
+        metavar="PARTITION@OFFSET",
+        help="accept that records are lost: commit a version that says so; ingest goes on at these offsets (@gone: the partition is gone)",
+    )
+    parser.add_argument("--reason", help="with --accept-loss: why; stands in the version beside your user name")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output at the end: the versions that were committed")
     parser.set_defaults(run=run)
 
 
+def _resumption(text: str) -> tuple[int, int | None]:
+    partition, at, offset = text.partition("@")
+    if not (at and partition.isdecimal() and (offset.isdecimal() or offset == "gone")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PARTITION@OFFSET, such as 0@1500, or PARTITION@gone")
+    return int(partition), None if offset == "gone" else int(offset)
+
+
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Ingest; 0 when all that was there, or all until the stop, is committed."""
+    if args.accept_loss is not None or args.reason is not None:
+        return _accept_loss(args, settings)
     from pipelines.ingest.following import ingest_follow
     from pipelines.ingest.stream import ingest_once
 
@@ -40,8 +68,48 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         else:
             with _stopped_by_signals() as stop:
                 manifests = ingest_follow(settings, stop, progress)
-    _print(manifests, told, as_json=args.json)
+    _print(manifests, told, _held(settings) if args.once else [], as_json=args.json)
     return 0
+
+
+def _held(settings: Settings) -> "list[Held]":
+    """What waits behind open transactions; nothing if the broker went away meanwhile, for what was taken in is committed."""
+    from pipelines.kafka.topics import topic_names
+    from pipelines.kafka.transactions import held_back
+    from schemas.errors import HeadraceError
+
+    try:
+        return held_back(settings, topic_names(settings).documents)
+    except HeadraceError as error:
+        say(f"whether open transactions hold records back is not known: {error}")
+        return []
+
+
+def _accept_loss(args: argparse.Namespace, settings: Settings) -> int:
+    """Commit the version that records the loss."""
+    from datetime import UTC, datetime
+
+    from pipelines.ingest.acceptance import accept_loss
+    from schemas.errors import SettingsError
+
+    if args.accept_loss is None or not (args.reason or "").strip():
+        raise SettingsError('--accept-loss and --reason go together: say why the loss is accepted, such as --reason "retention was too short"')
+    manifest = accept_loss(settings, dict(args.accept_loss), by=_user_name(), reason=args.reason.strip(), now=datetime.now(UTC))
+    if args.json:
+        print_json({"versions": [summary(manifest)]})
+        return 0
+    for sentence in loss_sentences(manifest):
+        tell(f"version {manifest.version}: {sentence}")
+    say("ingest goes on behind it: `headrace ingest --once` or `--follow`; `headrace datasets show` keeps telling of it")
+    return 0
+
+
+def _user_name() -> str:
+    """Who runs this; a container may know only the number."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"
 
 
 @contextmanager
@@ -104,12 +172,21 @@ def _timing(times: "VersionTimes") -> str:
     return "; ".join(parts)
 
 
-def _print(manifests: "list[DatasetManifest]", told: dict[int, dict[str, Any]], *, as_json: bool) -> None:
+def _print(manifests: "list[DatasetManifest]", told: dict[int, dict[str, Any]], held: "list[Held]", *, as_json: bool) -> None:
+    from pipelines.kafka.transactions import told as sentence
+
     versions: list[dict[str, Any]] = [summary(manifest) | {"times": told.get(manifest.version)} for manifest in manifests]
+    for one in held:
+        say(f"{sentence(one)}; they are taken in when it ends")
     if as_json:
-        print_json({"versions": versions})
+        print_json({"versions": versions, "held": [_held_as_json(one) for one in held]})
     elif not versions:
-        say("nothing new")
+        say("nothing new that can be read yet" if held else "nothing new")
     else:
         rows = [(item.version, item.num_records, outcome_counts(item), item.num_tokens) for item in manifests]
         print_table(("version", "records", "outcomes", "tokens"), rows)
+
+
+def _held_as_json(held: "Held") -> dict[str, Any]:
+    holders = [holder._asdict() | {"since": holder.since.isoformat() if holder.since else None} for holder in held.holders]
+    return held._asdict() | {"holders": holders}

@@ -82,7 +82,11 @@ def start_logging(level: str) -> None:
     """Log lines go to standard error. Left out: each request to an OpenLineage receiver, what faiss tries, and what kafka-python logs of its
     sockets, event loop, metadata and retries: what matters of it raises.
     """
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    from ops.cli.output import EscapingFormatter
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     if level != "DEBUG":
         logging.getLogger("kafka").setLevel(logging.WARNING)
         for name in ("kafka.net", "kafka.cluster", "kafka.coordinator"):
@@ -115,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    from ops.cli.output import say
     from schemas.errors import HeadraceError
 
     args = _parsed(argv)
@@ -123,7 +128,7 @@ def _run(argv: Sequence[str] | None) -> int:
         start_logging(settings.telemetry.log_level)
         return int(args.run(args, settings))
     except HeadraceError as error:
-        print(f"headrace {args.command}: {error}", file=sys.stderr)
+        say(f"headrace {args.command}: {error}")
         return error.exit_code
 
 

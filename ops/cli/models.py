@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ops.cli.output import print_json, print_table, say
+from ops.cli.output import print_json, print_table, say, tell
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def show(args: argparse.Namespace, settings: Settings) -> int:
     from ray_apps.models.lineage import language_counts
 
     card = model_card(manifest, language_counts(registry.root, manifest.dataset.version))
-    print(card.split("---\n", 2)[-1].strip())
+    tell(card.split("---\n", 2)[-1].strip())
     return 0
 
 
@@ -109,8 +109,8 @@ def show_lineage(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     dataset = traced["dataset"]
     parents = "".join(f" <- model {parent['model']} (dataset {parent['dataset_version']})" for parent in traced["parents"])
-    print(f"model {traced['model']} <- run {traced['run_id']} <- {_data(dataset)}{parents}")
-    print(f"documents by language: {', '.join(f'{name} {count:,}' for name, count in dataset['languages'].items()) or 'none'}")
+    tell(f"model {traced['model']} <- run {traced['run_id']} <- {_data(dataset)}{parents}")
+    tell(f"documents by language: {', '.join(f'{name} {count:,}' for name, count in dataset['languages'].items()) or 'none'}")
     columns = ("dataset", "topic", "partition", "from", "up to", "train shards", "train tokens")
     print_table(columns, [row for version in traced["versions"] for row in _lineage_rows(version)])
     return 0
@@ -145,7 +145,7 @@ def evaluate_version(args: argparse.Namespace, settings: Settings) -> int:
         print_json({"model": version, **result.model_dump(mode="json")})
     else:
         rows = f"{result.view} of " if result.view else ""
-        print(
+        tell(
             f"model version {version} on {rows}dataset version {result.dataset_version}: loss {result.loss:.4f} nats per token, "
             f"perplexity {result.perplexity:.2f} over {result.num_tokens:,} tokens"
         )

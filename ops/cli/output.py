@@ -1,7 +1,13 @@
-"""What commands print: results on standard output, everything else on standard error."""
+"""What commands print: results on standard output, everything else on standard error.
+
+Much of it comes from outside: ids, URLs, reasons, names of files, what a parser says of bad bytes. Nothing of that reaches a terminal as it is
+(it could move the cursor, change the title, or hide lines), and nothing of it is markup: ``tell``, ``say`` and ``print_table`` escape. JSON does too.
+"""
 
 import json
+import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,12 +15,22 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output, Chinese as Chinese."""
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
-    sys.stdout.write("\n")
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    sys.stdout.write(_STEERING.sub(lambda found: json.dumps(found[0])[1:-1], text) + "\n")
+
+
+_STEERING = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff\\ud800-\\udfff]")
+"""Controls but for tab and line feed, marks that reorder what is beside them, and halves of surrogate pairs, which have no UTF-8 form."""
+
+
+def escaped(text: str) -> str:
+    """The text with what would steer a terminal as backslash escapes."""
+    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 FILE_COLUMNS = 1_000
@@ -23,13 +39,13 @@ FILE_COLUMNS = 1_000
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, *, unbroken: Sequence[str] = ()) -> None:
     """A table on standard output; numbers are aligned to the right. Columns that are ``unbroken`` can be copied from a narrow terminal too."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=None if title is None else Text(escaped(title), style="table.title"), title_justify="left")
     listed = [list(row) for row in rows]
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in listed) and bool(listed)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=column in unbroken)
     for row in listed:
-        table.add_row(*[f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell) for cell in row])
+        table.add_row(*[f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else Text(escaped(str(cell))) for cell in row])
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=FILE_COLUMNS)
@@ -43,6 +59,19 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=console, transient=False, disable=not console.is_terminal)
 
 
+def tell(message: str) -> None:
+    """A line of the result, on standard output."""
+    print(escaped(message), flush=True)
+
+
 def say(message: str) -> None:
     """One line for the person, on standard error."""
-    print(message, file=sys.stderr, flush=True)
+    print(escaped(message).replace("\n", "\\n"), file=sys.stderr, flush=True)
+
+
+class EscapingFormatter(logging.Formatter):
+    """Log lines, which quote what comes from outside too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, escaped."""
+        return escaped(super().format(record))

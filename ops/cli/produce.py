@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ops.cli.output import print_json, progress_bar, say
+from ops.cli.output import print_json, progress_bar, say, tell
 from schemas.errors import SettingsError
 from schemas.settings import Settings
 
@@ -103,7 +103,7 @@ def _report(tally: "PublishCounts", topic: str, max_dataref_bytes: int, *, as_js
         print_json(_summary(tally, topic))
         return
     counts = f"{tally.published:,} documents, {tally.bytes / 1e6:,.1f} MB, to {topic}"
-    print(f"published {counts}; {len(tally.too_large):,} too large, {len(tally.failed):,} failed, {tally.skipped:,} others skipped")
+    tell(f"published {counts}; {len(tally.too_large):,} too large, {len(tally.failed):,} failed, {tally.skipped:,} others skipped")
 
 
 def _summary(tally: "PublishCounts", topic: str) -> dict[str, object]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ops.cli.output import print_json, print_table, say
+from ops.cli.output import print_json, print_table, say, tell
 from schemas.errors import SettingsError
 from schemas.settings import Settings
 
@@ -245,7 +245,7 @@ def run_export(args: argparse.Namespace, settings: Settings) -> int:
     if args.json:
         print_json({"sha256": folder.name, "language": args.language, "output": args.output, "num_grams": list(entry.perplexity.num_grams)})
     else:
-        print(args.output)
+        tell(args.output)
     return 0
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ops.cli.output import print_json, say
+from ops.cli.output import print_json, say, tell
 from schemas.settings import Settings
 
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         print_json({"topic": topic, "retractions": told})
         return 0
     for entry in told:
-        print(f"{entry['id']}: retraction published at {topic}/{entry['partition']}/{entry['offset']}; {_advice(entry)}")
+        tell(f"{entry['id']}: retraction published at {topic}/{entry['partition']}/{entry['offset']}; {_advice(entry)}")
     say("it takes effect with the next version: `headrace ingest`; models that were trained before stay what they are: `headrace trace ID`")
     return 0
 

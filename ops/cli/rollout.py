@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ops.cli.output import print_json, say
+from ops.cli.output import print_json, say, tell
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def show(args: argparse.Namespace, settings: Settings) -> int:
         shown = {"state": state.model_dump(mode="json"), "decides": _who_decides(state), "missing": waits_for, "training_held": training}
         print_json(shown | {"evidence": evidence.summary() if evidence else None})
     else:
-        print("\n".join([*describe(state), *_describe_evidence(evidence, waits_for), *([f"training: {training}"] if training else [])]))
+        tell("\n".join([*describe(state), *_describe_evidence(evidence, waits_for), *([f"training: {training}"] if training else [])]))
     return 0
 
 
@@ -222,7 +222,7 @@ def _apply(args: argparse.Namespace, settings: Settings, change: "Callable[[Roll
     if args.json:
         print_json(state.model_dump(mode="json"))
     else:
-        print("\n".join(describe(state)))
+        tell("\n".join(describe(state)))
     return 0
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ops.cli.output import print_json, print_table, progress_bar, say
+from ops.cli.output import print_json, print_table, progress_bar, say, tell
 from ops.cli.tokenizer_texts import Source, fit_texts
 from schemas.errors import SettingsError
 from schemas.settings import Settings
@@ -222,7 +222,7 @@ def run_inspect(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     for entry in told:
         _print_rows(entry["languages"], f"tokenizer {entry['sha256'][:12]}, {entry['vocab_size']:,} ids, {entry['unused_ids']:,} of them unused here")
-        print("longest tokens: " + " ".join(repr(token) for token in entry["longest_tokens"]))
+        tell("longest tokens: " + " ".join(repr(token) for token in entry["longest_tokens"]))
     if len(told) > 1:
         _print_comparison(told[0], told[1])
     return 0
@@ -285,12 +285,12 @@ def run_switch(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     what = "was switched" if switched.is_new else "had been switched before"
     before = source.manifest.totals.num_tokens - source.manifest.totals.num_masked_tokens
-    print(
+    tell(
         f"{root} {what} to tokenizer {manifest.tokenizer.sha256[:12]}: versions 1 to {source.version} are version 1 of {new_root}, "
         f"{manifest.outcomes['kept']:,} documents, {before:,} tokens before, {manifest.num_tokens:,} now"  # type: ignore[index]
     )
     for view in views:
-        print(_view_sentence(view, new_root))
+        tell(_view_sentence(view, new_root))
     say(f"go on with `headrace ingest --root {new_root}`; leave tokenizer.path empty, or name this tokenizer there")
     return 0
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ops.cli.output import print_json
+from ops.cli.output import print_json, tell
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         print_json(_as_json(args.document, fates))
     else:
         for fate in fates:
-            print(sentence(fate))
+            tell(sentence(fate))
     return 0
 
 

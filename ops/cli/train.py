@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ops.cli.output import print_json, progress_bar, say
+from ops.cli.output import print_json, progress_bar, say, tell
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if args.json:
         print_json(manifest.model_dump(mode="json"))
     else:
-        print(describe(manifest))
+        tell(describe(manifest))
     return 0
 
 

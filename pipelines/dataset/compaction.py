@@ -168,6 +168,7 @@ def _manifest(parent: DatasetManifest, base: NewBase, settings: Settings, now: d
         topic_ids=parent.topic_ids,
         offsets=ends,
         record_bytes=parent.record_bytes,
+        leader_epochs=parent.leader_epochs,
         outcomes=dict.fromkeys(Outcome, 0),
         reasons={},
         num_records=0,

@@ -104,8 +104,8 @@ class Dataset:
             for topic, partitions in manifest.offsets.items():
                 covered = union.setdefault(topic, {})
                 for partition, span in partitions.items():
-                    start = covered[partition].start if partition in covered else span.start
-                    covered[partition] = OffsetRange(start=start, end=span.end)
+                    known = covered.get(partition, span)  # a loss that was accepted may lead back, and to a topic that was created again
+                    covered[partition] = OffsetRange(start=min(known.start, span.start), end=max(known.end, span.end))
         return union
 
     def ref(self) -> DatasetRef:

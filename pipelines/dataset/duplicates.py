@@ -54,6 +54,11 @@ class Duplicates:
         assert self._resolver is not None
         return self._resolver.retracted_rows()
 
+    def live_ids(self, doc_ids: set[str]) -> set[str]:
+        """Those of the ids that a document has which is kept so far and was not retracted."""
+        assert self._resolver is not None
+        return self._resolver.live_ids(doc_ids)
+
     def new_segment(self) -> pa.Table:
         """Rows kept since ``open``."""
         assert self._resolver is not None

@@ -74,6 +74,11 @@ def switch(
     Packing is that of the settings. Raises DatasetError if there is another dataset already, or a document does not decode to what was ingested;
     ShardCorrupt for damaged files; CommitConflict if another switch into the same root was faster.
     """
+    if lossy := [manifest.version for manifest in source.manifests() if manifest.accepted_loss is not None]:
+        raise DatasetError(
+            f"versions {lossy} of {source.root} accept a loss of offsets, which one version over all of them cannot express; publish the documents "
+            "again and ingest them with the other tokenizer under another --root"
+        )
     derived = DerivedFrom(manifest_sha256=source.sha256, version=source.version, tokenizer_sha256=source.tokenizer.sha256)
     found = _existing(new_root, derived, ref_of(tokenizer).sha256)
     if found is not None:
@@ -90,6 +95,7 @@ def switch(
     files = replace(files, dedup_segments=rewriting.segments(), boilerplate=carry_over(source, new_root, plan.attempt))
     manifest = build_manifest(plan, files, settings, parent=None, now=now)
     taken = {"derived_from": derived, "statistics": rewriting.statistics(), "record_bytes": source.manifest.record_bytes}
+    taken["leader_epochs"] = source.manifest.leader_epochs
     manifest = manifest.model_copy(update=taken)
     crash_point("switch_written")
     # Step 3.

@@ -3,11 +3,12 @@
 Cost: nothing until it is collected; predicates and columns are pushed down into Parquet.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
-from schemas.arrow import DOCUMENTS
+from schemas.arrow import DOCUMENTS, Outcome
 
 
 def scan_trail(paths: list[Path], file_column: str | None = None) -> pl.LazyFrame:
@@ -18,3 +19,8 @@ def scan_trail(paths: list[Path], file_column: str | None = None) -> pl.LazyFram
         return empty.with_columns(pl.lit("").alias(file_column)).lazy() if file_column else empty.lazy()
     # missing and extra columns: files of an older and of a newer Headrace
     return pl.scan_parquet(paths, schema=empty.schema, missing_columns="insert", extra_columns="ignore", include_file_paths=file_column)
+
+
+def read_kept(paths: list[Path], columns: Sequence[str]) -> pl.DataFrame:
+    """Columns of the kept documents in these parts of the audit trail, in commit order."""
+    return scan_trail(paths).filter(pl.col("outcome") == Outcome.KEPT).select(columns).collect()

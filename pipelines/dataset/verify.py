@@ -27,7 +27,7 @@ from pipelines.tokenizers.folders import loses_nothing
 from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
 from schemas.arrow import Outcome, Split
 from schemas.errors import DatasetError, DatasetNotFound, ManifestCorrupt
-from schemas.manifest import DatasetManifest, FileEntry, ShardEntry, Totals
+from schemas.manifest import DatasetManifest, FileEntry, LossKind, ShardEntry, Totals
 
 SAMPLE_DOCUMENTS = 64
 """Documents that are decoded per version."""
@@ -97,12 +97,21 @@ def _joins(before: DatasetManifest | None, manifest: DatasetManifest) -> Iterato
         return
     if (manifest.tokenizer, manifest.sequence_length) != (before.tokenizer, before.sequence_length):
         yield path, f"tokenizer or sequence length differ from version {before.version}", START_AGAIN
+    lost = {(loss.topic, loss.partition): loss for loss in manifest.accepted_loss.lost} if manifest.accepted_loss else {}
+    recreated = {loss.topic for loss in lost.values() if loss.kind is LossKind.RECREATED}
     for topic, partitions in before.offsets.items():
-        if manifest.topic_ids.get(topic) != before.topic_ids.get(topic):
+        if manifest.topic_ids.get(topic) != before.topic_ids.get(topic) and topic not in recreated:
             yield path, f"topic {topic} has another id than in version {before.version}", START_AGAIN
         for partition, span in partitions.items():
             found = manifest.offsets.get(topic, {}).get(partition)
-            if topic in manifest.offsets and (found is None or found.start != span.end):
+            if (loss := lost.get((topic, partition))) is not None:
+                if loss.expected != span.end:  # where it goes on from there, the manifest itself checks
+                    yield (
+                        path,
+                        f"{topic}[{partition}] is said to be lost from {loss.expected} on, but version {before.version} ended at {span.end}",
+                        START_AGAIN,
+                    )
+            elif topic in manifest.offsets and (found is None or found.start != span.end):
                 yield path, f"{topic}[{partition}] does not go on at offset {span.end}, where version {before.version} ended", START_AGAIN
 
 
@@ -111,6 +120,7 @@ def _added(before: Totals, manifest: DatasetManifest) -> Totals:
         num_records=before.num_records + manifest.num_records,
         num_tokens=before.num_tokens + manifest.num_tokens,
         num_train_tokens=before.num_train_tokens + sum(entry.tokens for entry in manifest.shards if entry.split == Split.TRAIN),
+        num_lost=before.num_lost + sum(loss.num_unread or 0 for loss in (manifest.accepted_loss.lost if manifest.accepted_loss else ())),
         num_masked_documents=before.num_masked_documents + manifest.num_masked_documents,
         num_masked_tokens=before.num_masked_tokens + manifest.num_masked_tokens,
         num_masked_train_tokens=manifest.totals.num_masked_train_tokens,  # verify_masks.py looks into the files

@@ -241,6 +241,7 @@ def _totals(before: Totals, outcomes: dict[Outcome, int], files: VersionFiles) -
         num_tokens=before.num_tokens + sum(entry.tokens for entry in files.shards),
         num_train_tokens=before.num_train_tokens + sum(entry.tokens for entry in files.shards if entry.split == Split.TRAIN),
         outcomes={outcome: before.outcomes.get(outcome, 0) + outcomes[outcome] for outcome in Outcome},
+        num_lost=before.num_lost,
         num_masked_documents=before.num_masked_documents + files.masked.num_documents,
         num_masked_tokens=before.num_masked_tokens + files.masked.num_tokens,
         num_masked_train_tokens=before.num_masked_train_tokens + files.masked.num_train_tokens,

@@ -162,6 +162,12 @@ class Resolver:
         rows = np.concatenate(self._newly_retracted)
         return rows, self._ids.take(rows)
 
+    def live_ids(self, doc_ids: set[str]) -> set[str]:
+        """Those of the ids that a row has which was kept and not retracted."""
+        asked = pa.array(sorted(doc_ids), pa.string())
+        positions, rows = self._ids.rows_of(asked)
+        return {asked[int(position)].as_py() for position, row in zip(positions, rows, strict=True) if not is_retracted(self._kept, row)}
+
     def _open_index(self, delta: Delta, shards: Lookup | None) -> FingerprintIndex:
         limits, nothing = self._limits, np.empty(0, np.int64)
         if not limits.near:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipelines.ingest.isolation.poison import isolated
 from pipelines.ingest.isolation.quarantine import Quarantine, TrainingMark
+from pipelines.ingest.portions import in_portions
 from pipelines.kafka.reading import Slice, read_blocks
 from pipelines.kernels.ingest import ensure_compiled
 from pipelines.steps.prepare import clean
@@ -46,8 +47,9 @@ def first_texts(parts: Sequence[Slice], settings: Settings) -> Iterator[str]:
     with TrainingMark(Path(settings.root)) as mark, Quarantine(pickle.dumps(step)) as quarantine:
         for part in parts:
             for records in read_blocks(part, settings):
-                cleaned = quarantine(records) if mark.is_suspect(records) else isolated(step, records)
-                yield from cleaned["text"].drop_null().to_pylist()
+                checked = quarantine if mark.is_suspect(records) else partial(isolated, step)
+                for cleaned in in_portions(checked, records):
+                    yield from cleaned["text"].drop_null().to_pylist()
 
 
 def check_unchanged(newest: DatasetManifest, settings: Settings) -> None:

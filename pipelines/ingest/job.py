@@ -15,7 +15,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.dedup.paragraphs import EMPTY
-from pipelines.ingest.isolation.poison import isolated, sizes
+from pipelines.ingest.isolation.poison import Step, isolated
 from pipelines.ingest.isolation.quarantine import DeathMark, Quarantine, quarantine
+from pipelines.ingest.portions import in_portions
 from pipelines.kafka.reading import BLOCK_BYTES, EXPECTED_RECORD_BYTES, Slice, read_blocks
+from pipelines.kafka.sizes import sizes_of
 from pipelines.kernels.ingest import ensure_compiled
 from pipelines.runtime.memory import release
 from pipelines.steps.prepare import prepare
@@ -49,7 +51,7 @@ MAX_SLICES_PER_TASK, LAST_ROUND_SLICES = 16, 6
 LIMITS_INTERVAL_S = 0.05
 """How often Ray Data asks what the cluster has. The first answer is always "nothing", with which it starts one task, and left alone it waits 1 s."""
 SIZE = "size_bytes"
-"""A column of its own behind the prepared ones: bytes of each record's key and value."""
+"""A column of its own behind the prepared ones: bytes of each record (kafka/sizes.py)."""
 
 
 @lru_cache(maxsize=2)
@@ -66,15 +68,21 @@ class Prepare:
         self._tokenizer = tokenizer
         self._known = known
 
-    def __call__(self, records: pa.Table) -> pa.Table:
-        """One block of schemas.arrow.RECORDS -> one block of schemas.arrow.prepared with ``SIZE``. Raises what is not a record's fault."""
-        rows = isolated(self.prepared, records).append_column(SIZE, sizes(records))
+    def __call__(self, records: pa.Table) -> Iterator[pa.Table]:
+        """One block of schemas.arrow.RECORDS -> blocks of schemas.arrow.prepared with ``SIZE``: several only of records that refer to much.
+
+        Raises what is not a record's fault.
+        """
+        yield from in_portions(self._isolated, records)
+
+    def in_quarantine(self, records: pa.Table) -> Iterator[pa.Table]:
+        """The same in a child of this worker process, for records that may end it."""
+        yield from in_portions(partial(sized, quarantine(pickle.dumps(self.prepared))), records)
+
+    def _isolated(self, records: pa.Table) -> pa.Table:
+        rows = sized(partial(isolated, self.prepared), records)
         release()
         return rows
-
-    def in_quarantine(self, records: pa.Table) -> pa.Table:
-        """The same in a child of this worker process, for records that may end it."""
-        return quarantine(pickle.dumps(self.prepared))(records).append_column(SIZE, sizes(records))
 
     def prepared(self, records: pa.Table) -> pa.Table:
         """The steps; raises whatever a record makes them raise."""
@@ -85,13 +93,18 @@ class Prepare:
         return prepare(records, self._settings, tokenizer, self._known)
 
 
+def sized(step: Step, records: pa.Table) -> pa.Table:
+    """The step's rows with ``SIZE``."""
+    return step(records).append_column(SIZE, sizes_of(records))
+
+
 def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
     """One slice after the other in this process; blocks of which it died twice, in another."""
     step = Prepare(settings, tokenizer, known)
     with DeathMark(Path(settings.root)) as mark, Quarantine(pickle.dumps(step.prepared)) as quarantined:
         for part in parts:
             for records in read_blocks(part, settings):
-                yield quarantined(records).append_column(SIZE, sizes(records)) if mark.is_suspect(records) else step(records)
+                yield from in_portions(partial(sized, quarantined), records) if mark.is_suspect(records) else step(records)
 
 
 def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
@@ -118,7 +131,7 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef,
         raise _original(error) from error
 
 
-def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.Table], pa.Table]) -> Iterator[pa.Table]:
+def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.Table], Iterator[pa.Table]]) -> Iterator[pa.Table]:
     import ray
 
     from pipelines.kafka.datasource import KafkaDatasource

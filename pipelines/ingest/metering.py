@@ -23,7 +23,7 @@ class Meter:
     def __init__(self, topic: str) -> None:
         self.metrics = IngestMetrics()
         self.size_bytes: Counter[int] = Counter()
-        """Keys and values of the version under way and what they refer to, by partition."""
+        """Keys, values and headers of the version under way and what they refer to, by partition."""
         self._topic = topic
         self._lag = LagWatch()
         self._started_s = 0.0

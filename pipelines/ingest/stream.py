@@ -5,12 +5,15 @@ act that makes it real, and everything that merely tells others comes after.
 
  Step 0.  If the duplicate index has grown enough, compact it: a version of its own, without documents (dataset/compaction.py).
  Step 1.  Read the newest manifest N: its ``next`` offsets are where reading goes on. Kafka's own group offsets are never read.
-          Compare the topic's id with the manifest's: offsets mean nothing in another topic of the same name.
+          Compare the topic's id with the manifest's: offsets mean nothing in another topic of the same name. Compare the leader epochs
+          too: in a log that was cut and grew again, offsets are those of other records. What is lost stops the stream until a person
+          accepts the loss (acceptance.py).
  Step 2.  Fix the range [start, end) of every partition. What comes later belongs to a later version, so that running this step's
-          outcome again gives the same rows.
+          outcome again gives the same rows. Ask for the leader epoch of each end, before anything is read.
  Step 3.  The first version chooses the tokenizer, a pure function of the first documents or of the settings.
  Step 4.  Run the job and write every file of the version under names that no other attempt uses: fsync, rename, fsync of the folder.
- Step 5.  Compare the topic's id again: Kafka raises nothing when a topic is deleted and re-created under a reader.
+ Step 5.  Compare the topic's id and the leader epochs again: Kafka raises nothing when a topic is deleted and re-created, or its log cut,
+          under a reader.
  Step 6.  Produce the dead letters and wait for their acknowledgement. A crash after this produces them again, equal in key and id.
  Step 7.  Publish manifest N+1 by create-if-absent. This is the commit. Of two writers one fails here, and nothing of it is visible.
  Step 8.  Group offsets and the ``dataset.committed`` event, for lag monitors and people. Never the truth: if they fail it is logged,
@@ -48,7 +51,7 @@ from pipelines.ingest.job import run_local, run_ray
 from pipelines.ingest.metering import Meter
 from pipelines.ingest.metrics import served
 from pipelines.ingest.progress import Progress
-from pipelines.kafka.planning import plan_ranges
+from pipelines.kafka.planning import advice, check_not_cut, find_lost, leader_epochs, plan_ranges
 from pipelines.kafka.reading import Slice, slices
 from pipelines.kafka.topics import ensure_topics, topic_ids, topic_names
 from pipelines.lineage.openlineage import Lineage
@@ -139,6 +142,7 @@ class Stream:
         # Step 2.
         known_bytes = dataset.manifest.record_bytes.get(self.topic, {}) if dataset else {}
         ranges = self._ranges(self._available(dataset), known_bytes, until)
+        epochs = leader_epochs(self.settings, self.topic, {partition: span.end for partition, span in ranges.items() if len(span)})
         parts = slices(self.topic, ranges, slice_records(ranges, known_bytes, self.settings.ingest))
         if not parts:
             return None
@@ -147,7 +151,7 @@ class Stream:
         crash_point("planned")
         # Steps 3 to 7.
         with span("dataset.version", {"headrace.topic": self.topic}) as traced, self._lineage.attempt():
-            manifest = self._commit(dataset, topic_id, ranges, parts)
+            manifest = self._commit(dataset, topic_id, ranges, parts, epochs)
             times = self._meter.committed(manifest)
             traced.set_attributes({**_told(manifest), **times.attributes})
         self._duplicates.committed(manifest.version)
@@ -181,7 +185,9 @@ class Stream:
                 return None
             return publish_base(dataset, base, self.settings, now=datetime.now(UTC), traceparent=current_traceparent())
 
-    def _commit(self, dataset: Dataset | None, topic_id: str, ranges: dict[int, OffsetRange], parts: list[Slice]) -> DatasetManifest:
+    def _commit(
+        self, dataset: Dataset | None, topic_id: str, ranges: dict[int, OffsetRange], parts: list[Slice], epochs: dict[int, int]
+    ) -> DatasetManifest:
         # Step 3.
         with span("dataset.plan"):
             plan = self._plan(dataset, topic_id, ranges, parts)
@@ -193,6 +199,7 @@ class Stream:
                 files = self._write(dataset, plan, parts, dead)
             # Step 5.
             self._topic_id(dataset, expected=topic_id)
+            check_not_cut(self.settings, self.topic, {partition: span.end for partition, span in ranges.items()}, epochs)
             crash_point("topic_checked")
             # Step 6.
             with span("dataset.dead_letters"):
@@ -201,7 +208,8 @@ class Stream:
         # Step 7.
         parent, traceparent = dataset.manifest if dataset else None, current_traceparent()
         manifest = build_manifest(plan, files, self.settings, parent=parent, now=datetime.now(UTC), traceparent=traceparent)
-        manifest = manifest.model_copy(update={"record_bytes": self._record_bytes(parent, ranges)})
+        known_epochs = {**(parent.leader_epochs if parent else {}), self.topic: _epochs_of(parent, self.topic) | epochs}
+        manifest = manifest.model_copy(update={"record_bytes": self._record_bytes(parent, ranges), "leader_epochs": known_epochs})
         with span("dataset.publish"):
             publish(self.root, manifest)
             crash_point("published")
@@ -219,14 +227,17 @@ class Stream:
         known = expected or (dataset.manifest.topic_ids.get(self.topic) if dataset else None)
         if known not in (None, found):
             version = f"version {dataset.version}" if dataset else "this batch"
+            before = dataset.next_offsets(self.topic) if dataset else {}
+            lost = find_lost(self.settings, self.topic, before, {}, is_recreated=True)
             raise TopicRecreated(
                 f"topic {self.topic!r} was deleted and created again: its id is {found}, {version} was read from {known}, so offsets do not mean "
-                "the same any more; nothing was committed. Start a new dataset under another --root, or publish to a topic of another name"
+                f"the same any more; nothing was committed. {advice(lost) if dataset else 'Start again'}"
             )
         return found
 
     def _available(self, dataset: Dataset | None) -> dict[int, OffsetRange]:
-        available = plan_ranges(self.settings, self.topic, dataset.next_offsets(self.topic) if dataset else {}, UNLIMITED)
+        next_offsets = dataset.next_offsets(self.topic) if dataset else {}
+        available = plan_ranges(self.settings, self.topic, next_offsets, UNLIMITED, _epochs_of(dataset.manifest if dataset else None, self.topic))
         self._meter.seen(available)
         return available
 
@@ -302,6 +313,10 @@ class Stream:
         dataset = self.dataset()
         if dataset is None or self.topic not in dataset.manifest.topic_ids:
             self._ensure_topics()
+
+
+def _epochs_of(manifest: DatasetManifest | None, topic: str) -> dict[int, int]:
+    return manifest.leader_epochs.get(topic, {}) if manifest else {}
 
 
 def _told(manifest: DatasetManifest) -> Attributes:

@@ -14,12 +14,12 @@ from kafka import KafkaProducer
 from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from pipelines.kafka.clients import broker_errors, open_producer
+from pipelines.kafka.sizes import size_of
 from pipelines.kafka.topics import topic_names
-from schemas.envelope import Headers
+from schemas.envelope import RULES, Headers
 from schemas.headers import headers_from_arrow
 from schemas.settings import Settings
 
-STAGE = "decode"
 FIRST_HEADER = "headrace_error"
 """Begins our headers; those before its last occurrence are the original's."""
 WINDOW_BYTES = 16 * 2**20
@@ -69,7 +69,7 @@ def _letter(row: Mapping[str, Any], headers: Headers) -> DeadLetter:
     ours = {
         FIRST_HEADER: f"{row['reason']}: {row['error']}",
         "headrace_rule": row["reason"],
-        "headrace_stage": STAGE,
+        "headrace_stage": "decode" if row["reason"] in RULES else "prepare",
         "headrace_topic": row["topic"],
         "headrace_partition": str(row["partition"]),
         "headrace_offset": str(row["offset"]),
@@ -88,7 +88,7 @@ def _windows(letters: Iterator[DeadLetter]) -> Iterator[list[DeadLetter]]:
     size_bytes = 0
     for letter in letters:
         window.append(letter)
-        size_bytes += len(letter.value or b"")
+        size_bytes += size_of(letter.key, letter.value, letter.headers)
         if size_bytes >= WINDOW_BYTES:
             yield window
             window, size_bytes = [], 0

@@ -21,6 +21,7 @@ from kafka.errors import CorruptRecordError, LogTruncationError, OffsetOutOfRang
 
 from pipelines.kafka.clients import broker_errors, open_consumer
 from pipelines.kafka.records import partition_records
+from pipelines.kafka.sizes import size_of
 from pipelines.kafka.topics import topic_ids
 from schemas.arrow import RECORDS
 from schemas.envelope import Headers
@@ -30,7 +31,9 @@ from schemas.manifest import OffsetRange
 from schemas.settings import Settings
 
 BLOCK_BYTES = 32 * 2**20
-"""A block is handed on when its keys and values reach this size."""
+"""A block is handed on when what it holds reaches this size: keys, values, headers, and ROW_BYTES and HEADER_BYTES for each of them."""
+ROW_BYTES, HEADER_BYTES = 256, 128
+"""What a row and a header cost by themselves while they are Python objects."""
 EXPECTED_RECORD_BYTES = 2_048
 """Guess at a record's size, for planning memory only."""
 POLL_TIMEOUT_MS = 500
@@ -141,7 +144,7 @@ class _Rows:
         self._values.append(record.value)
         self._headers.append(record.headers)
         self._next = record.offset + 1
-        self.size_bytes += len(record.value or b"") + len(record.key or b"")
+        self.size_bytes += size_of(record.key, record.value, record.headers) + ROW_BYTES + HEADER_BYTES * len(record.headers)
 
     def fill_to(self, offset: int) -> None:
         """Append control rows up to, not including, ``offset``."""
@@ -152,6 +155,7 @@ class _Rows:
         for column in (self._timestamps_ms, self._keys, self._values, self._headers):
             column.extend([None] * num_gaps)
         self._next = offset
+        self.size_bytes += ROW_BYTES * num_gaps
 
     def take(self) -> pa.Table:
         """The rows so far as a table; begins an empty block."""

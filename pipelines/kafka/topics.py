@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from kafka import KafkaAdminClient
 from kafka.errors import NoError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 from pipelines.kafka.clients import broker_errors, open_admin
@@ -54,18 +55,23 @@ def _create(admin: Any, name: str, settings: Settings, configs: dict[str, str]) 
 
 def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
     """Kafka's id of each topic, a UUID. Raises TopicMissing if one does not exist, BrokerError if the broker is too old to have ids."""
-    wanted = sorted(set(names))
     with broker_errors(settings.kafka, "describe topics"), open_admin(settings) as admin:
-        described = admin.describe_topics(wanted)
-    return {topic["name"]: _identity(topic, settings) for topic in described}
+        return {topic["name"]: _identity(topic) for topic in described(admin, settings, sorted(set(names)))}
 
 
-def _identity(topic: dict[str, Any], settings: Settings) -> str:
-    error = for_code(topic["error_code"])
-    if error is UnknownTopicOrPartitionError:
-        raise missing(topic["name"], settings)
-    if error is not NoError:
-        raise BrokerError(f"topic {topic['name']!r} cannot be described: {error.__name__}: {error.description}; check its name and its leader")
+def described(admin: KafkaAdminClient, settings: Settings, names: list[str]) -> list[dict[str, Any]]:
+    """Metadata of the topics, as kafka-python gives it. Raises TopicMissing, BrokerError."""
+    found: list[dict[str, Any]] = admin.describe_topics(names)
+    for topic in found:
+        error = for_code(topic["error_code"])
+        if error is UnknownTopicOrPartitionError:
+            raise missing(topic["name"], settings)
+        if error is not NoError:
+            raise BrokerError(f"topic {topic['name']!r} cannot be described: {error.__name__}: {error.description}; check its name and its leader")
+    return found
+
+
+def _identity(topic: dict[str, Any]) -> str:
     identity = topic["topic_id"]
     if identity is None or UUID(str(identity)).int == 0:
         raise BrokerError(f"the broker gives topic {topic['name']!r} no id; Headrace needs Apache Kafka 2.8 or later, or a broker that has topic ids")

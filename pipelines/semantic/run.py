@@ -15,9 +15,9 @@ from typing import NamedTuple
 import polars as pl
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.retractions.known import read_kept
 from pipelines.dataset.retractions.masks import retracted_ordinals
 from pipelines.dataset.texts import SPAN, read_texts
+from pipelines.dataset.trail import read_kept
 from pipelines.semantic.cluster import Duplicates, find_duplicates
 from pipelines.semantic.embed import Embedder
 from pipelines.semantic.store import EmbeddingStore, write_list

@@ -2,7 +2,7 @@
 
 Invariant: every record gets exactly one verdict here: a document (its outcome is still open), retracted, rejected (a page without
 content), dead with a rule and a sentence, or control for an offset without a record. Nothing that a record holds raises; only a blob store
-that cannot be read does (BlobsUnavailable).
+that cannot be read does (BlobsUnavailable), and records that refer to more than MAX_OUTSIDE_BYTES together (BlockTooLarge).
 Cost: that of schemas.documents.decode_document; pages cost what steps.formats.html costs. Values are read in place, without a copy.
 """
 
@@ -20,13 +20,15 @@ from pipelines.steps.formats.references import read_reference
 from schemas.arrow import Outcome
 from schemas.documents import Attributes, Document, Retraction, decode_document, decode_json_document
 from schemas.envelope import DataReference, Headers
-from schemas.errors import EnvelopeError
+from schemas.errors import BlockTooLarge, EnvelopeError
 from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER, headers_from_arrow
 from schemas.settings import Settings
 from schemas.urls import told_url
 
 NO_CONTENT = "html/no_content"
 """The rule that rejects a page of which nothing is left."""
+MAX_OUTSIDE_BYTES = 32 * 2**20
+"""Most bytes that the records of a block may refer to, if these are several: 2,500 events may name 2,500 books."""
 CHUNK_RECORDS = 256
 """Headers become Python objects this many records at a time: more of them alive at once keep the garbage collector busy."""
 MAX_PLACE_BYTES = 300
@@ -71,7 +73,9 @@ _CONTROL = Verdict(Outcome.CONTROL)
 
 
 def decode(records: pa.Table, settings: Settings) -> pa.Table:
-    """One row of SCHEMA for each row of a schemas.arrow.RECORDS table, in the same order. Raises BlobsUnavailable."""
+    """One row of SCHEMA for each row of a schemas.arrow.RECORDS table, in the same order. Raises BlobsUnavailable, and BlockTooLarge for several
+    rows that refer to more than MAX_OUTSIDE_BYTES.
+    """
     reader = _Outside(settings)
     verdicts: list[Verdict] = []
     for block in records.to_batches():
@@ -79,7 +83,10 @@ def decode(records: pa.Table, settings: Settings) -> pa.Table:
         for start in range(0, len(block), CHUNK_RECORDS):
             chunk = slice(start, start + CHUNK_RECORDS)
             part = KnownEvents(events.sources[chunk], events.ids[chunk])
-            verdicts += _verdicts(block.slice(start, CHUNK_RECORDS), part, settings, reader)
+            for verdict in _verdicts(block.slice(start, CHUNK_RECORDS), part, settings, reader):
+                verdicts.append(verdict)
+                if reader.total_bytes > MAX_OUTSIDE_BYTES and len(records) > 1:
+                    raise BlockTooLarge(f"{len(records)} records refer to more than {MAX_OUTSIDE_BYTES:,} bytes; split the block")
     by_field = zip(*verdicts, strict=True) if verdicts else ([] for _ in SCHEMA)
     return pa.table([pa.array(values, field.type) for values, field in zip(by_field, SCHEMA, strict=True)], schema=SCHEMA)
 
@@ -119,10 +126,12 @@ class _Outside:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.size_bytes = 0
+        self.total_bytes = 0
 
     def __call__(self, reference: DataReference) -> bytes:
         data = read_reference(reference, self._settings)
         self.size_bytes += len(data)
+        self.total_bytes += len(data)
         return data
 
     def taken(self) -> int:
@@ -164,7 +173,10 @@ def _replay_of(headers: Headers) -> str | None:
 
 def _check_marks(headers: Headers) -> None:
     """Raise what is wrong with a record that the reader marked."""
-    if any(name == BROKEN_RECORD for name, _ in headers):
+    whys = [value for name, value in headers if name == BROKEN_RECORD]
+    if whys and whys[0]:
+        raise EnvelopeError("broken_record", f"the batch of the record cannot be unpacked: {whys[0][:300].decode('utf-8', 'replace')}")
+    if whys:
         raise EnvelopeError(
             "broken_record", "the record's bytes do not follow Kafka's record format; its producer is broken (the value is what was found)"
         )

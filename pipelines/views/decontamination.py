@@ -22,8 +22,8 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.retractions.known import read_kept
 from pipelines.dataset.shards import open_shard
+from pipelines.dataset.trail import read_kept
 from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts, sketch_array
 from pipelines.dedup.index import FingerprintIndex
 from pipelines.dedup.kept import Columns, columns_of

@@ -26,7 +26,8 @@ def keep_list(root: Path, view_name: str, path: Path) -> ExclusionList:
     except (OSError, pl.exceptions.PolarsError) as error:
         raise SettingsError(f"{path} cannot be read as Parquet: {error}") from error
     buffer = io.BytesIO()
-    table.drop_nulls("doc_id").unique("doc_id", keep="first", maintain_order=True).sort("doc_id").write_parquet(buffer, compression="zstd")
+    table = table.drop_nulls("doc_id").unique("doc_id", keep="first", maintain_order=True).sort("doc_id")
+    table.write_parquet(buffer, compression="zstd")
     entry = store_file(root, view_name, "list", ".parquet", buffer.getvalue(), len(table))
     return ExclusionList(**entry.model_dump(), name=name_of(path))
 

@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.retractions.known import read_kept
 from pipelines.dataset.retractions.masks import retracted_ordinals
+from pipelines.dataset.trail import read_kept
 from pipelines.views.decontamination import contaminated
 from pipelines.views.lists import read_list
 from pipelines.views.store import parse_label, read_view

@@ -4,13 +4,18 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
+from kafka import TopicPartition
 
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.verify import verify
 from pipelines.ingest.isolation.quarantine import MARK
+from pipelines.kafka.clients import open_consumer
+from pipelines.kafka.topics import topic_names
+from schemas.arrow import Outcome
 from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, Record, document, finish
 from tests.poisoned import CRASHES, RAISES, poisoned_environment
@@ -49,6 +54,32 @@ def test_a_document_that_makes_a_step_raise_is_the_only_one_that_is_dead(
     done = run(ingest, tmp_path, monkeypatch)
     assert done.returncode == 0, done.stderr
     assert_only_these_are_dead(ingest, {"7": "", "40": ""})
+
+
+def test_a_partition_of_nothing_but_poison_is_dead_lettered_and_blocks_nothing(
+    broker: BrokerProcess, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest = Ingest(tmp_path / "data", broker.bootstrap_servers, topic_prefix)
+    ingest.publish([document(f"good-{index}", f"{TEXT} {index} {index * 7919}", 0) for index in range(20)])
+    ingest.publish([document(f"bad-{index}", f"{TEXT} {RAISES}", 1) for index in range(2)])
+    done = run(ingest, tmp_path, monkeypatch)
+    assert done.returncode == 0, done.stderr
+    manifest = Dataset(ingest.root).manifest
+    assert manifest.reasons["dead/poison"] == manifest.outcomes[Outcome.DEAD] == 2
+    assert manifest.num_records == 22
+    headers = [dict(letter.headers) for letter in letters_of(ingest)]
+    assert [(ours["headrace_stage"], ours["headrace_partition"]) for ours in headers] == [(b"prepare", b"1")] * 2
+
+
+def letters_of(ingest: Ingest) -> list[Any]:
+    topic = topic_names(ingest.settings).deadletter
+    with open_consumer(ingest.settings, auto_offset_reset="earliest") as consumer:
+        keys = [TopicPartition(topic, partition) for partition in consumer.partitions_for_topic(topic)]
+        consumer.assign(keys)
+        ends, found = consumer.end_offsets(keys), list[Any]()
+        while any(consumer.position(key) < ends[key] for key in keys):
+            found += [record for batch in consumer.poll(timeout_ms=500).values() for record in batch]
+    return found
 
 
 @pytest.mark.slow

@@ -50,6 +50,10 @@ class ExactIndex:
         """What was forgotten, in order."""
         return np.array(self.out, dtype=np.int64), pa.array([self.kept[ordinal][0] for ordinal in self.out], pa.string())
 
+    def live_ids(self, doc_ids: set[str]) -> set[str]:
+        """Which of them are kept."""
+        return {kept_id for ordinal, (kept_id, _) in enumerate(self.kept) if kept_id in doc_ids and ordinal not in self.out}
+
     def _one(self, doc_id: str, text: bytes, is_retraction: bool) -> dict[str, object]:
         if is_retraction:
             self.out += [ordinal for ordinal, (kept_id, _) in enumerate(self.kept) if kept_id == doc_id and ordinal not in self.out]
@@ -136,6 +140,18 @@ def commit(root: Path, version: list[list[Item]], cut: int, state: Retractions, 
     files = write_version(root, plan, values, resolved, SEGMENT.empty_table, state.masks)
     publish(root, build_manifest(plan, files, values, parent=dataset.manifest if dataset else None, now=clock()))
     state.committed(number)
+
+
+def test_a_replay_is_known_without_reading_the_audit_trail(tmp_path: Path) -> None:
+    state, index = Retractions(), ExactIndex()
+    commit(tmp_path, [[Item("document", "a", 0, 0)], []], 4, state, index)
+    commit(tmp_path, [[Item("document", "b", 1, 0)], []], 4, state, index)
+    for path in (tmp_path / "documents").iterdir():
+        path.unlink()
+    replays = [Item("replay", "a", 2, 0), Item("replay", "c", 3, 0), Item("replay", "c", 4, 0), Item("replay", "b", 5, 0)]
+    commit(tmp_path, [replays, []], 4, Retractions(), index)
+    assert Dataset(tmp_path).manifest.reasons == {"duplicate/replayed": 3}
+    assert index.kept[2:] == [("c", bytes([3]) * 16)]
 
 
 AGAIN = [Item("document", "a", 0, 0), Item("retraction", "a", 0, 0), Item("document", "a", 1, 0), Item("retraction", "a", 0, 0)]

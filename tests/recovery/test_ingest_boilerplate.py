@@ -11,8 +11,8 @@ import pytest
 from pipelines.dataset.boilerplate import counts_files
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.gc import orphans
-from pipelines.dataset.retractions.known import read_kept
 from pipelines.dataset.texts import SPAN, read_texts
+from pipelines.dataset.trail import read_kept
 from pipelines.dataset.verify import verify
 from pipelines.dedup.paragraphs import EMPTY, ParagraphCounts, distinct_paragraphs
 from pipelines.ingest.stream import Stream

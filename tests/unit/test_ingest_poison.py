@@ -94,14 +94,26 @@ def test_panics_are_isolated_and_texts_are_bounded() -> None:
     assert len(row["error"]) == MAX_ERROR_CHARS
 
 
-def test_an_error_that_every_record_meets_is_raised() -> None:
-    with pytest.raises(RuntimeError, match="broken"):
-        isolated(failing_on(b"bad", RuntimeError("broken")), records([b"bad"] * 8))
+@pytest.mark.parametrize("number", [1, 2, MAX_POISON])
+def test_a_block_of_nothing_but_poison_is_dead_and_stops_nothing(number: int) -> None:
+    rows = isolated(failing_on(b"bad", RuntimeError("a bug")), records([b"bad"] * number)).to_pylist()
+    assert [(row["outcome"], row["reason"]) for row in rows] == [("dead", POISON)] * number
 
 
-def test_an_error_without_any_record_is_raised() -> None:
+@pytest.mark.parametrize("number", [1, 2, 8])
+def test_an_error_that_any_document_meets_is_the_steps_and_dead_letters_nothing(number: int) -> None:
+    def broken(table: pa.Table) -> pa.Table:
+        if len(table):
+            raise RuntimeError("broken")
+        return SCHEMA.empty_table()
+
+    with pytest.raises(StepFailed, match=r"RuntimeError: broken.*test_ingest_poison.py"):
+        isolated(broken, records([b"bad"] * number))
+
+
+def test_an_error_without_any_record_is_the_steps() -> None:
     def broken(table: pa.Table) -> pa.Table:
         raise RuntimeError(json.dumps(len(table)))
 
-    with pytest.raises(RuntimeError, match="0"):
+    with pytest.raises(StepFailed, match="RuntimeError: 0"):
         isolated(broken, records([b"bad"]))

@@ -15,24 +15,26 @@ Replays: a record that carries REPLAY_HEADER and whose id is that of a document 
 the reason ``replayed``, whatever its text. So replaying a dead letter twice, or one that its producer has mended meanwhile, adds nothing.
 
 State is a function of the committed versions; like dataset/duplicates.py, it is read again after a batch that was not committed.
-Who has an id that is retracted, the index of duplicates finds (dedup/resolve.py); who has one that is replayed, known.py. Costs without
-retractions and replays: a look at two columns per block.
+Which documents have an id that is retracted or replayed, the index of duplicates says (dedup/resolve.py): it maps the ids of all kept documents,
+so nothing is read for it and nothing held here. Costs: one look-up in the index per block that has replays; for each retraction that finds
+a document the trail of that document's version, one version at a time; else a look at two columns per block.
 """
 
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.retractions.known import KnownIds, Ordinals, first_ordinals, hash_ids, read_kept
-from pipelines.dataset.retractions.masks import retracted_ordinals
 from pipelines.dataset.retractions.tombstones import RULE, Tombstones
+from pipelines.dataset.trail import read_kept
 from schemas.arrow import MASKS, Outcome
 
+Ordinals = npt.NDArray[np.int64]
 REPLAYED = "replayed"
 _SPAN = ["shard", "row", "start", "length"]
 
@@ -45,6 +47,9 @@ class Index(Protocol):
 
     def retracted_rows(self) -> tuple[Ordinals, pa.Array]:
         """Ordinals and ids of what it forgot since it was opened, in the order in which that happened."""
+
+    def live_ids(self, doc_ids: set[str]) -> set[str]:
+        """Those of the ids that a document has which is kept so far and was not retracted."""
 
 
 class _Out(NamedTuple):
@@ -73,13 +78,10 @@ class Retractions:
         version = dataset.version if dataset else 0
         if self._clean_at != version:
             self._tombstones = Tombstones(dataset)
-            self._out = set(retracted_ordinals(dataset).tolist()) if dataset else set()
-            self._known: KnownIds | None = None
         self._clean_at = None
         self._dataset = dataset
-        self._firsts = first_ordinals(dataset) if dataset else np.zeros(1, np.int64)
-        self._kept: list[pa.Array] = []
-        """Ids of the documents that this version has kept so far."""
+        self._firsts: Ordinals = np.concatenate([[0], np.cumsum(dataset.history["num_kept"])]) if dataset else np.zeros(1, np.int64)
+        """Ordinal of the first kept document of each version, and at the end that of the next one to be kept."""
         self._num_kept = 0
         self._new: list[_Out] = []
 
@@ -107,15 +109,24 @@ class Retractions:
         retraction = pc.equal(block["outcome"], Outcome.RETRACTED)
         asked = block.select(_ASKED).append_column("is_retraction", retraction)  # without the tokens: filtering copies
         rows = asked.filter(pc.or_(retraction, pc.equal(block["outcome"], Outcome.KEPT)))
+        replays = np.flatnonzero(pc.and_(rows["replay_of"].is_valid(), pc.invert(rows["is_retraction"])).to_numpy())
+        verdicts = self._with_replays(rows, replays.tolist(), index) if len(replays) else self._run(rows, index)
+        return verdicts.filter(pc.invert(rows["is_retraction"]))
+
+    def _with_replays(self, rows: pa.Table, replays: list[int], index: Index) -> pa.Table:
+        """Verdicts of rows of which some are replays: the rows between those that may be known are resolved together."""
+        doc_ids = rows["doc_id"].to_pylist()
+        first_row = {doc_id: row for row, doc_id in reversed(list(enumerate(doc_ids)))}
+        live = index.live_ids({doc_ids[row] for row in replays})
         verdicts, done = [], 0
-        for replay, doc_id in self._suspects(rows):
+        for replay in [row for row in replays if doc_ids[row] in live or first_row[doc_ids[row]] < row]:
             verdicts.append(self._run(rows.slice(done, replay - done), index))
+            _follow(live, doc_ids[done:replay], rows.slice(done), verdicts[-1])
             done = replay
-            if self._is_live(doc_id):
-                verdicts.append(pa.Table.from_pylist([{"duplicate_of": doc_id, "reason": REPLAYED}], schema=verdicts[-1].schema))
+            if doc_ids[replay] in live:
+                verdicts.append(pa.Table.from_pylist([{"duplicate_of": doc_ids[replay], "reason": REPLAYED}], schema=verdicts[-1].schema))
                 done += 1
-        verdicts.append(self._run(rows.slice(done), index))
-        return pa.concat_tables(verdicts).filter(pc.invert(rows["is_retraction"]))
+        return pa.concat_tables([*verdicts, self._run(rows.slice(done), index)])
 
     def masks(self, documents: Path) -> pa.Table:
         """Rows of MASKS for what this version's retractions took out; ``documents`` is its finished audit trail."""
@@ -140,11 +151,7 @@ class Retractions:
             ordinals, doc_ids = (found[num_before:] for found in index.retracted_rows())
             next_ordinals = self._next_ordinal + np.cumsum(kept)
             self._take_out(rows.append_column("next_ordinal", pa.array(next_ordinals)).filter(rows["is_retraction"]), ordinals, doc_ids)
-        doc_ids = rows["doc_id"].filter(pa.array(kept))
-        if self._known is not None:
-            self._known.add(hash_ids(pl.Series(doc_ids)), self._next_ordinal)
-        self._kept += doc_ids.chunks
-        self._num_kept += len(doc_ids)
+        self._num_kept += int(kept.sum())
         return verdicts
 
     def _take_out(self, retractions: pa.Table, ordinals: Ordinals, doc_ids: pa.Array) -> None:
@@ -154,36 +161,7 @@ class Retractions:
             while waiting and waiting[-1][1] == event["doc_id"] and waiting[-1][0] < event["next_ordinal"]:
                 out = _Out(waiting.pop()[0], event["doc_id"], event["topic"], event["partition"], event["offset"])
                 self._new.append(out)
-                self._out.add(out.ordinal)
         assert not waiting
-
-    def _suspects(self, rows: pa.Table) -> list[tuple[int, str]]:
-        """Replays whose id is known, or stands in an earlier row: (row, id)."""
-        replays = np.flatnonzero(pc.and_(rows["replay_of"].is_valid(), pc.invert(rows["is_retraction"])).to_numpy())
-        if not len(replays):
-            return []
-        doc_ids = rows["doc_id"].to_pylist()
-        first_row = {doc_id: row for row, doc_id in reversed(list(enumerate(doc_ids)))}
-        live = self._live({doc_ids[row] for row in replays})
-        return [(row, doc_ids[row]) for row in replays.tolist() if doc_ids[row] in live or first_row[doc_ids[row]] < row]
-
-    def _is_live(self, doc_id: str) -> bool:
-        return bool(self._live({doc_id}))
-
-    def _live(self, doc_ids: set[str]) -> set[str]:
-        """Those of the ids that a document has which is kept so far and not out."""
-        if self._known is None:
-            self._known = KnownIds(self._dataset)
-            self._known.add(hash_ids(pl.Series(pa.chunked_array(self._kept, pa.string()))), int(self._firsts[-1]))
-        ordinals = self._known.candidates(hash_ids(pl.Series(list(doc_ids), dtype=pl.String)))
-        ordinals = np.array([ordinal for ordinal in ordinals.tolist() if ordinal not in self._out], dtype=np.int64)
-        return doc_ids.intersection(self._ids_of(ordinals))
-
-    def _ids_of(self, ordinals: Ordinals) -> list[str]:
-        first = int(self._firsts[-1])
-        earlier = ordinals[ordinals < first]
-        own: list[str] = pa.chunked_array(self._kept, pa.string()).take(pa.array(ordinals[len(earlier) :] - first)).to_pylist()
-        return [*self._rows_of(earlier, ["doc_id"])["doc_id"].to_list(), *own] if len(earlier) else own
 
     def _rows_of(self, ordinals: Ordinals, columns: list[str], documents: Path | None = None) -> pl.DataFrame:
         """Columns of the kept documents with these ordinals, of which there is one, ascending, with ``ordinal`` and ``version``."""
@@ -201,3 +179,12 @@ class Retractions:
             return read_kept([self._dataset.root / entry.path for entry in manifest.documents], columns)
         assert documents is not None
         return read_kept([documents], columns)
+
+
+def _follow(live: set[str], doc_ids: list[str], rows: pa.Table, verdicts: pa.Table) -> None:
+    """Bring the ids that are kept up to date with rows that were resolved."""
+    for doc_id, is_retraction, reason in zip(doc_ids, rows["is_retraction"].to_pylist(), verdicts["reason"].to_pylist(), strict=False):
+        if is_retraction:
+            live.discard(doc_id)
+        elif reason is None:
+            live.add(doc_id)

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.history import Holds
-from pipelines.dataset.retractions.known import hash_ids
 from pipelines.dataset.trail import scan_trail
+from pipelines.dedup.ids import hash_ids
 from schemas.arrow import Outcome
 
 RULE = "retracted"
@@ -48,7 +48,7 @@ class Tombstones:
         if not len(self._hashes):
             return late
         rows = _frame(block).with_row_index().filter(pl.col("outcome") == Outcome.KEPT)
-        hashes = hash_ids(rows["doc_id"])
+        hashes = hash_ids(rows["doc_id"].to_arrow())
         place = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
         suspects = rows.filter(pl.Series(self._hashes[place] == hashes))
         if len(suspects):
@@ -64,7 +64,7 @@ class Tombstones:
     def _append(self, rows: pl.DataFrame) -> None:
         rows = rows.with_columns(pl.col("timestamp_ms").fill_null(_NEVER_EARLIER))
         self._seen = pl.concat([self._seen, rows])
-        self._hashes = np.sort(np.concatenate([self._hashes, hash_ids(rows["doc_id"])]))
+        self._hashes = np.sort(np.concatenate([self._hashes, hash_ids(rows["doc_id"].to_arrow())]))
 
 
 def _frame(block: pa.Table) -> pl.DataFrame:

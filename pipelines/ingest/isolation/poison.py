@@ -2,19 +2,22 @@
 
 What a document should never do it may do all the same: meet a bug, need more memory than there is, crash a library written in C. The error
 then belongs to that record, and everything else goes on. Errors that are not the record's fault are raised as they are: everything that
-Headrace raises on purpose (the operator's hook, settings, models, the broker) and everything of the operating system (OSError). So is an
-error that every record of a block meets, or one in twenty of a large one: that is a bug or a broken installation, and dead-lettering a
-stream is no way to say so.
+Headrace raises on purpose (the operator's hook, settings, models, the broker) and everything of the operating system (OSError).
+
+A step may be broken itself: a bug, a damaged installation. Then nothing is dead-lettered and StepFailed is raised. Two things tell:
+more records of a block fail than the allowance (MAX_POISON, or one in twenty of a large block), or all of them fail and so does PROBE, a
+document in which nothing is unusual. How many good records stand beside the bad ones decides nothing: a partition may hold bad ones only.
 
 Cost: nothing for a block that passes; k offenders among n records cost about 2 k log2(n / k) calls, 2 n at most.
 """
 
+import traceback
 from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.arrow import Outcome
+from schemas.arrow import RECORDS, Outcome
 from schemas.errors import EnvelopeError, HeadraceError, StepFailed
 
 POISON = "poison"
@@ -22,6 +25,8 @@ POISON = "poison"
 MAX_ERROR_CHARS = 300
 MAX_POISON, MAX_POISON_SHARE = 16, 0.05
 """Records of a block, and share of it, that may be poison; whichever is more."""
+PROBE = b'{"text": "The mill stands by the river. Its wheel turns when water comes down from the hill."}'
+"""The value of a record that a step which works can prepare."""
 Step = Callable[[pa.Table], pa.Table]
 """schemas.arrow.RECORDS -> schemas.arrow.prepared, row by row."""
 
@@ -36,12 +41,38 @@ def isolated(step: Step, records: pa.Table, ways: int = 2) -> pa.Table:
     except BaseException as error:
         if not is_records_fault(error):
             raise
-        schema = step(records.slice(0, 0)).schema  # what fails on nothing at all fails on everything
+        schema = _checked(step, records.slice(0, 0)).schema  # what fails on nothing at all fails on everything
         allowance = _Allowance(max(MAX_POISON, int(len(records) * MAX_POISON_SHARE)))
         parts = _split(step, records, schema, error, ways, allowance)
-        if len(records) > 1 and all(part.is_poison for part in parts):
-            raise
+        if all(part.is_poison for part in parts):
+            _checked(step, _probe(records))
     return pa.concat_tables(part.rows for part in parts)
+
+
+def _checked(step: Step, records: pa.Table) -> pa.Table:
+    """``step(records)`` of records on which only a broken step fails. Raises StepFailed, and what is never a record's fault."""
+    try:
+        return step(records)
+    except BaseException as error:
+        if not is_records_fault(error):
+            raise
+        raise StepFailed(
+            f"preparing fails on any document, also on one that has nothing unusual in it: {described(error)}{_place(error)}; nothing was committed "
+            "or dead-lettered. Mend the installation or the step, and start again"
+        ) from error
+
+
+def _probe(records: pa.Table) -> pa.Table:
+    """One record that holds PROBE, at the place of the first of these."""
+    place = records.slice(0, 1).select(["topic", "partition", "offset", "timestamp_ms"]).to_pylist()[0]
+    row = {**place, "is_control": False, "key": None, "value": PROBE, "headers": []}
+    return pa.Table.from_pylist([row], schema=RECORDS)
+
+
+def _place(error: BaseException) -> str:
+    """Where in the code it was raised, as far as that is known here."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def is_records_fault(error: BaseException) -> bool:
@@ -108,6 +139,6 @@ def dead_rows(records: pa.Table, schema: pa.Schema, error: str) -> pa.Table:
 
 
 def sizes(records: pa.Table) -> pa.Array:
-    """Bytes of key and value of each record, 0 where there is none."""
+    """Bytes of key and value of each record, 0 where there is none: about how much text they hold."""
     keys, values = (pc.binary_length(records[name]).fill_null(0) for name in ("key", "value"))
     return pc.add(keys, values).cast(pa.int64())

@@ -1,0 +1,77 @@
+"""A log that lost its end and grew again under another leader, as after an unclean election: on real Apache Kafka, with its files cut."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.verify import verify
+from pipelines.kafka.planning import plan_ranges
+from schemas.errors import BrokerUnavailable, OffsetsLost
+from tests.apache_kafka import free_port, running_apache_kafka
+from tests.ingest_harness import Ingest, Record, document, state, wait_until
+
+TEXT = "water comes down from the hill and the mill turns, so that grain is ground between two stones number"
+
+
+def documents(first: int, number: int, word: str = "") -> list[Record]:
+    return [document(f"doc-{index}{word}", f"{TEXT} {word} {index} {index * 7919}", 0) for index in range(first, first + number)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "kafka"
+
+
+def cut(folder: Path, topic: str, size_bytes: int) -> None:
+    """Take the end of partition 0's log away, and what Kafka knows of it beside it."""
+    (log,) = folder.rglob(f"{topic}-0")
+    for path in log.iterdir():
+        if path.suffix == ".log":
+            os.truncate(path, size_bytes)
+        elif path.suffix in (".index", ".timeindex", ".snapshot"):
+            path.unlink()
+
+
+def log_bytes(folder: Path, topic: str) -> int:
+    (log,) = folder.rglob(f"{topic}-0")
+    return sum(path.stat().st_size for path in log.iterdir() if path.suffix == ".log")
+
+
+@pytest.mark.slow
+def test_a_log_that_was_cut_and_grew_again_stops_ingest_until_the_loss_is_accepted(folder: Path, tmp_path: Path) -> None:
+    port = free_port()
+    ingest = Ingest(tmp_path / "data", f"127.0.0.1:{port}", "cut", {"kafka.request_timeout_s": 20})
+    with running_apache_kafka(folder, port=port) as kafka:
+        ingest.publish(documents(0, 10))
+        size_bytes = log_bytes(folder, ingest.topic)
+        ingest.publish(documents(10, 10))
+        (first,) = ingest.once()
+        assert first.offsets[ingest.topic][0].end == 20
+        os.kill(kafka.pid, signal.SIGKILL)
+    cut(folder, ingest.topic, size_bytes)
+    with running_apache_kafka(folder, port=port):
+        wait_until(lambda: _ends_at(ingest) == 10, "the log to end at offset 10")
+        ingest.publish(documents(20, 15, "anew"))  # beyond offset 20: without epochs, five of them would be skipped in silence
+        before = state(ingest.root)
+        with pytest.raises(OffsetsLost, match=r"cut below offset 20.*ends at offset 10.*--accept-loss 0@10 "):
+            ingest.once()
+        assert state(ingest.root) == before
+        done = ingest.run("--accept-loss", "0@10", "--reason", "the disk was restored")
+        assert done.returncode == 0, done.stderr
+        (after,) = ingest.once()
+        assert (after.offsets[ingest.topic][0].start, after.offsets[ingest.topic][0].end) == (10, 25)
+        epochs = [manifest.leader_epochs[ingest.topic][0] for manifest in Dataset(ingest.root).manifests()]
+        assert epochs[0] == epochs[1] < epochs[2]
+        assert verify(ingest.root).problems == []
+        assert ingest.once() == []
+
+
+def _ends_at(ingest: Ingest) -> int:
+    try:
+        return plan_ranges(ingest.settings, ingest.topic, {}, 10**6)[0].end
+    except BrokerUnavailable:
+        return -1
