@@ -6,7 +6,6 @@ connections; (2) flush and close the logs; (3) release the lock. A SIGKILL at an
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import resource
@@ -31,12 +30,14 @@ from ops.broker.retention import keep_applying_retention
 from ops.broker.server import Connections
 from ops.broker.topics import Catalogue
 from ops.broker.versions import ApiKey
+from pipelines.runtime import locks
 from schemas.errors import BrokerError
 from schemas.settings import BrokerSettings
 
 __all__ = ["Broker", "BrokerProcess", "run_broker", "serve", "start_broker"]
 
 logger = logging.getLogger(__name__)
+LOCK_FILE = "lock"
 
 
 class Broker:
@@ -44,7 +45,7 @@ class Broker:
 
     def __init__(self, settings: BrokerSettings, data_dir: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(data_dir / "lock")
+        self._lock = _lock(data_dir / LOCK_FILE)
         self.catalogue = Catalogue(data_dir, settings)
         self.offsets = OffsetStore(data_dir / "offsets.jsonl")
         self.catalogue.on_delete.append(lambda topic: self.offsets.delete_topic(topic.name))
@@ -82,6 +83,10 @@ class Broker:
             ApiKey.INCREMENTAL_ALTER_CONFIGS: config.alter,
         }
 
+    def tell_address(self, bootstrap_servers: str) -> None:
+        """Say to other processes where this broker listens (``running_broker``)."""
+        locks.write_note(self._lock, bootstrap_servers)
+
     def close(self) -> None:
         """Flush everything and release the folder."""
         self.catalogue.close()
@@ -90,14 +95,16 @@ class Broker:
 
 
 def _lock(path: Path) -> int:
-    """Lock the folder for this process; the kernel releases it, however the process ends."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise BrokerError(f"another broker is using {path.parent}; stop it, or give this one another --root") from error
+    """Lock the folder for this process. Raises BrokerError if another broker has it."""
+    handle = locks.take(path)
+    if handle is None:
+        raise BrokerError(f"another broker is using {path.parent}; stop it, or give this one another --root")
     return handle
+
+
+def running_broker(data_dir: Path) -> str | None:
+    """Address of the broker that works in the folder; None if none does, or it does not listen yet."""
+    return locks.note_of_holder(data_dir / LOCK_FILE) or None
 
 
 @asynccontextmanager
@@ -110,7 +117,9 @@ async def serve(settings: BrokerSettings, listen: str, data_dir: Path) -> AsyncI
         server = await _listen(connections, listen)
         retention = asyncio.create_task(keep_applying_retention(broker.catalogue))
         try:
-            yield _bootstrap(listen, server.sockets[0].getsockname()[1])
+            bootstrap_servers = _bootstrap(listen, server.sockets[0].getsockname()[1])
+            broker.tell_address(bootstrap_servers)
+            yield bootstrap_servers
         finally:
             server.close()
             connections.close_all()
