@@ -1,6 +1,6 @@
 """Which Kafka a command uses: one rule for all of them.
 
-(1) The one that is named (``--bootstrap-servers``, ``kafka.bootstrap_servers``). (2) Else the one that a running ``headrace up`` or ``headrace broker``
+(1) The one that is named (``--bootstrap-servers``, ``kafka.bootstrap_servers``). (2) Else the one that a running ``up`` or ``broker``
 of this root uses. (3) Else, for a command that cannot do without, the embedded broker of this root, started for as long as the command runs; for one
 that only tells others what it did, none.
 """
