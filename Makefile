@@ -76,6 +76,6 @@ lock: ## Write requirements.lock and requirements-peers.lock from a new environm
 	$(LOCKING)/bin/$(PIP) --editable .[peers,semantic]
 	$(LOCKING)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort | LC_ALL=C comm -13 requirements.lock - > requirements-peers.lock
 
-clean: ## Remove the virtual environment, caches and the demo's data
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis headrace-data
+clean: ## Remove the virtual environment, caches and headrace-data/demo; all other data stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis headrace-data/demo
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

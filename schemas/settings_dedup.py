@@ -21,6 +21,8 @@ class DedupSettings(Section):
     """Ray actors that share the compacted index, each with a part of every table; 1: the ingesting process alone."""
     feature_cap: int = Field(5, ge=1, le=255)
     """Largest weight that one distinct feature gets: without a cap one repeated shingle decides the fingerprint."""
+    check_fraction: float = Field(0.0005, ge=0, le=1)
+    """Share of documents, chosen by their content, whose fingerprints the simhash package computes too: one difference stops ingest."""
     boilerplate: bool = False
     """Whether lines that many earlier documents have (footers, navigation, licences) are taken out of later ones."""
     boilerplate_min_documents: int = Field(10, ge=2)

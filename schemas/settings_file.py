@@ -5,6 +5,7 @@ The file in the repository is this module's output (a test compares them), so it
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
@@ -18,28 +19,30 @@ _HEADER = """\
 """
 
 
-def _value(field: FieldInfo) -> str | None:
-    """The default as TOML; None if there is none. JSON's strings, numbers, booleans and lists are TOML's."""
-    default = field.default
-    if default is None or isinstance(default, SecretStr):
+def _toml(value: Any) -> str | None:
+    """A value as TOML; None if there is none to show. JSON's strings, numbers, booleans and lists are TOML's."""
+    if value is None or isinstance(value, SecretStr) or (isinstance(value, tuple) and any(isinstance(part, SecretStr) for part in value)):
         return None
-    return json.dumps(list(default) if isinstance(default, tuple) else default, ensure_ascii=False)
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
-def _lines(name: str, field: FieldInfo) -> list[str]:
+def _lines(name: str, field: FieldInfo, value: Any) -> list[str]:
     comments = [f"# {line.strip()}" for line in (field.description or "").splitlines()]
-    value = _value(field)
-    return [*comments, f"# {name} = " if value is None else f"{name} = {value}"]
+    shown = _toml(value)
+    return [*comments, f"# {name} = " if shown is None else f"{name} = {shown}"]
 
 
-def render() -> str:
-    """The text of ``headrace.toml``."""
-    lines = [_HEADER, *_lines("root", Settings.model_fields["root"])]
+def render(settings: Settings | None = None) -> str:
+    """The text of ``headrace.toml``: with the defaults, or with these settings' values; secrets are left out."""
+    header = _HEADER if settings is None else ""
+    settings = settings or Settings()
+    lines = [header, *_lines("root", Settings.model_fields["root"], settings.root)]
     for name, field in Settings.model_fields.items():
         model = field.annotation
         if isinstance(model, type) and issubclass(model, Section):
             lines += ["", f"# {(model.__doc__ or '').strip()}", f"[{name}]"]
-            lines += [line for key, entry in model.model_fields.items() for line in _lines(key, entry)]
+            section = getattr(settings, name)
+            lines += [line for key, entry in model.model_fields.items() for line in _lines(key, entry, getattr(section, key))]
     return "\n".join(lines) + "\n"
 
 

@@ -16,6 +16,7 @@ from schemas.settings import Settings
 
 ENV_PREFIX = "HEADRACE_"
 ENV_ROOT = "HEADRACE_ROOT"
+SHOWN_KEYS = 4
 PROCESS_ENV = frozenset({"HEADRACE_TEST_BOOTSTRAP", "HEADRACE_CRASH_AT"})
 """Variables with our prefix that are not settings: they belong to the test suite."""
 
@@ -60,6 +61,9 @@ def known_names() -> list[str]:
 
 
 def _unknown(name: str, source: str) -> SettingsError:
+    if name in _sections():
+        keys = ", ".join(f"{name}.{key}" for key in list(_sections()[name].model_fields)[:SHOWN_KEYS])
+        return SettingsError(f"{source}: {name!r} is a section; name one of its settings: {keys} … (`headrace settings` shows all)")
     near = difflib.get_close_matches(name, known_names() + sorted(_sections()), n=1, cutoff=0.0)
     return SettingsError(f"{source}: there is no setting {name!r}; did you mean {near[0]!r}?")
 

@@ -6,7 +6,6 @@ connections; (2) flush and close the logs; (3) release the lock. A SIGKILL at an
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import resource
@@ -33,11 +32,13 @@ from ops.broker.retention import keep_applying_retention
 from ops.broker.server import Connections
 from ops.broker.topics import Catalogue
 from ops.broker.versions import ApiKey
+from pipelines.runtime import locks
 from schemas.errors import BrokerError, SettingsError
 from schemas.listen import Listen, parse_listen
 from schemas.settings import BrokerSettings
 
 logger = logging.getLogger(__name__)
+LOCK_FILE = "lock"
 
 
 class Broker:
@@ -45,7 +46,7 @@ class Broker:
 
     def __init__(self, settings: BrokerSettings, data_dir: Path) -> None:
         make_folders(data_dir)
-        self._lock = _lock(data_dir / "lock")
+        self._lock = _lock(data_dir / LOCK_FILE)
         self.catalogue = Catalogue(data_dir, settings)
         self.offsets = OffsetStore(data_dir / "offsets.jsonl")
         self.catalogue.on_forget.append(self.offsets.delete_topic)
@@ -83,6 +84,10 @@ class Broker:
             ApiKey.INCREMENTAL_ALTER_CONFIGS: config.alter,
         }
 
+    def tell_address(self, bootstrap_servers: str) -> None:
+        """Say to other processes where this broker listens (``running_broker``)."""
+        locks.write_note(self._lock, bootstrap_servers)
+
     def close(self) -> None:
         """Flush everything and release the folder."""
         self.catalogue.close()
@@ -91,14 +96,16 @@ class Broker:
 
 
 def _lock(path: Path) -> int:
-    """Lock the folder for this process; the kernel releases it, however the process ends."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise BrokerError(f"another broker is using {path.parent}; stop it, or give this one another --root") from error
+    """Lock the folder for this process. Raises BrokerError if another broker has it."""
+    handle = locks.take(path)
+    if handle is None:
+        raise BrokerError(f"another broker is using {path.parent}; stop it, or give this one another --root")
     return handle
+
+
+def running_broker(data_dir: Path) -> str | None:
+    """Address of the broker that works in the folder; None if none does, or it does not listen yet."""
+    return locks.note_of_holder(data_dir / LOCK_FILE) or None
 
 
 def open_broker(settings: BrokerSettings, data_dir: Path) -> Broker:
@@ -123,7 +130,9 @@ async def serve(settings: BrokerSettings, listen: str, data_dir: Path) -> AsyncI
         server = await _listen(connections, address)
         retention = asyncio.create_task(keep_applying_retention(broker.catalogue, broker.offsets))
         try:
-            yield _bootstrap(address, server.sockets[0].getsockname())
+            bootstrap_servers = _bootstrap(address, server.sockets[0].getsockname())
+            broker.tell_address(bootstrap_servers)
+            yield bootstrap_servers
         finally:
             server.close()
             connections.close_all()

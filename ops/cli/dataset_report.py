@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ops.cli.arguments import positive_int, whole_number
 from ops.cli.output import print_json, print_table, say, tell
-from ops.cli.rollout import with_broker
+from schemas.errors import SettingsError
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,21 +22,25 @@ DEFAULT_OUTPUT = "reports/v{version:08d}.html"
 def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the actions to ``headrace datasets``."""
     report = actions.add_parser("report", parents=[common], help="one HTML page about a version")
-    report.add_argument("--version", type=int, help="default: the newest")
-    report.add_argument("--last", type=int, default=1, metavar="N", help="sum up this many versions, up to that one (default 1)")
+    report.add_argument("--version", type=positive_int, help="default: the newest")
+    report.add_argument("--last", type=positive_int, default=1, metavar="N", help="sum up this many versions, up to that one (default 1)")
     report.add_argument("--output", metavar="FILE.html", help="default: reports/ under the root; - writes to standard output")
-    report.add_argument("--examples", type=int, default=0, metavar="N", help="read back the texts of N rejected documents per rule from Kafka")
+    report.add_argument(
+        "--examples", type=whole_number, default=0, metavar="N", help="read back the texts of N rejected documents per rule from Kafka"
+    )
+    report.add_argument("--json", action="store_true", help="one JSON document on standard output: where the page is, and what could not be shown")
     report.set_defaults(run=run_report)
     drift = actions.add_parser("drift", parents=[common], help="how unlike a version is to the versions before it")
-    drift.add_argument("version", nargs="?", type=int, help="default: the newest")
+    drift.add_argument("version", nargs="?", type=positive_int, help="default: the newest")
     drift.add_argument("--json", action="store_true", help="one JSON document on standard output")
     drift.set_defaults(run=run_drift)
     releasing = actions.add_parser("release", parents=[common], help="accept a drifting version as the new normal, and let training have it")
-    releasing.add_argument("version", type=int, help="the version")
+    releasing.add_argument("version", type=positive_int, help="the version")
     releasing.add_argument("--reason", default="a person said so", help="for the log")
+    releasing.add_argument("--json", action="store_true", help="one JSON document on standard output")
     releasing.set_defaults(run=run_release)
     card = actions.add_parser("card", parents=[common], help="the Croissant 1.1 card (JSON-LD) of a version")
-    card.add_argument("--version", type=int, help="default: the newest")
+    card.add_argument("--version", type=positive_int, help="default: the newest")
     card.add_argument("--output", metavar="FILE.json", help="default: standard output; paths in the card are relative to the root, where it belongs")
     card.set_defaults(run=run_card)
 
@@ -46,16 +51,21 @@ def run_report(args: argparse.Namespace, settings: Settings) -> int:
     from pipelines.report.page import render
     from pipelines.storage.durable import replace_durably
 
-    facts = collect(with_broker(settings), args.version, last=args.last, num_examples=args.examples)
+    facts = collect(settings, args.version, last=args.last, num_examples=args.examples)
     for note in facts.notes:
         say(note)
     page = render(facts)
     if args.output == "-":
+        if args.json:
+            raise SettingsError("--output - writes the page to standard output, where --json would write too; give one of them")
         sys.stdout.write(page)
         return 0
     path = Path(args.output) if args.output else Path(settings.root) / DEFAULT_OUTPUT.format(version=facts.manifest.version)
     replace_durably(path, page.encode())
-    tell(path)
+    if args.json:
+        print_json({"version": facts.manifest.version, "path": str(path), "size_bytes": len(page.encode()), "notes": list(facts.notes)})
+    else:
+        tell(path)
     return 0
 
 
@@ -96,6 +106,9 @@ def run_release(args: argparse.Namespace, settings: Settings) -> int:
     from pipelines.drift.watch import release
 
     written, is_new = release(Path(settings.root), args.version, args.reason, datetime.now(UTC))
+    if args.json:
+        print_json(written.model_dump(mode="json") | {"is_new": is_new})
+        return 0
     when = f"{written.released_at:%Y-%m-%d %H:%M:%S} UTC: {written.reason}"
     tell(f"version {written.version} {'is released' if is_new else 'was released before'}, {when}")
     return 0

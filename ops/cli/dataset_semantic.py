@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ops.cli.arguments import positive_int
 from ops.cli.output import print_json, print_table, progress_bar
 from schemas.semantic import DEFAULT_THRESHOLD
 from schemas.settings import Settings
@@ -11,10 +12,12 @@ from schemas.settings import Settings
 def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the action to ``headrace datasets``."""
     parser = actions.add_parser("semantic", parents=[common], help="list documents that say the same in other words (needs headrace[semantic])")
-    parser.add_argument("--version", type=int, help="default: the newest")
+    parser.add_argument("--version", type=positive_int, help="default: the newest")
     parser.add_argument("--threshold", type=_cosine, default=DEFAULT_THRESHOLD, help="cosine from which two documents are the same (default 0.9)")
     parser.add_argument("--model", metavar="DIR", help="a model in the layout of sentence-transformers; default: MiniLM, which reads English")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="read so many tokens of each document; default: what the model was made for")
+    parser.add_argument(
+        "--max-tokens", type=positive_int, metavar="N", help="read so many tokens of each document; default: what the model was made for"
+    )
     parser.add_argument("--output", metavar="FILE.parquet", help="write a copy of the list here")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.set_defaults(run=run_semantic)

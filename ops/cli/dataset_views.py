@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from ops.cli.arguments import positive_int, whole_number
 from ops.cli.output import print_json, print_table, say, tell
 from schemas.errors import SettingsError
 from schemas.settings import Settings
@@ -35,9 +36,10 @@ def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     exporting = actions.add_parser("export", parents=[common], help="write a version or a view for other tools, without what was retracted")
     exporting.add_argument("--format", choices=("hf", "parquet", "bin", "jsonl"), required=True, help="hf: Parquet with a Hugging Face card")
     chosen = exporting.add_mutually_exclusive_group()
-    chosen.add_argument("--version", type=int, metavar="N", help="dataset version (default: the newest)")
+    chosen.add_argument("--version", type=positive_int, metavar="N", help="dataset version (default: the newest)")
     chosen.add_argument("--view", metavar="NAME[@N]", help="a view")
     exporting.add_argument("--output", required=True, metavar="DIR", help="folder to create; it must not be there yet")
+    exporting.add_argument("--json", action="store_true", help="one JSON document on standard output")
     exporting.set_defaults(run=run_export)
 
 
@@ -45,7 +47,7 @@ def _add_view_actions(actions: "argparse._SubParsersAction[argparse.ArgumentPars
     making = actions.add_parser("create", parents=[common], help="make a view, or its next version")
     making.add_argument("name", help="small letters, digits, - and _")
     making.add_argument("--file", metavar="VIEW.toml", help="dataset, [filter], [[group]], [[holdout]], exclude, evaluation; flags add to it")
-    making.add_argument("--dataset", type=int, metavar="N", help="bind it to this dataset version (default: the newest at each use)")
+    making.add_argument("--dataset", type=positive_int, metavar="N", help="bind it to this dataset version (default: the newest at each use)")
     many: dict[str, Any] = {"action": "append", "default": []}
     making.add_argument(
         "--filter", metavar="FILTER", help="language=en,zh | domain!=spam | quality>=0.5 | num_tokens<=2000 | A&B (repeatable)", **many
@@ -54,11 +56,13 @@ def _add_view_actions(actions: "argparse._SubParsersAction[argparse.ArgumentPars
     making.add_argument("--holdout", metavar="NAME:FILTER", help="news:source=news: never trained on, a split of that name (repeatable)", **many)
     making.add_argument("--exclude", metavar="FILE.parquet", help="documents to leave out: a column doc_id (repeatable)", **many)
     making.add_argument("--evaluation", metavar="PATH", help="evaluation set that nothing may have in common with (repeatable)", **many)
-    making.add_argument("--min-passage-tokens", type=int, metavar="N", help="tokens in a row of an evaluation document that are too many; 0: any")
+    making.add_argument(
+        "--min-passage-tokens", type=whole_number, metavar="N", help="tokens in a row of an evaluation document that are too many; 0: any"
+    )
     listing = actions.add_parser("list", parents=[common], help="all views")
     showing = actions.add_parser("show", parents=[common], help="documents, tokens, shares, and what is left out by which rule")
     showing.add_argument("view", metavar="NAME[@N]", help="default: the newest version of the view")
-    showing.add_argument("--dataset", type=int, metavar="N", help="of this dataset version (default: the newest)")
+    showing.add_argument("--dataset", type=positive_int, metavar="N", help="of this dataset version (default: the newest)")
     for action, function in ((making, run_create), (listing, run_list), (showing, run_show)):
         action.add_argument("--json", action="store_true", help="one JSON document on standard output")
         action.set_defaults(run=function)
@@ -243,5 +247,8 @@ def run_export(args: argparse.Namespace, settings: Settings) -> int:
     written = export(opened, args.format, Path(args.output))
     counts = ", ".join(f"{name} {split['documents']:,} documents, {split['tokens']:,} tokens" for name, split in written["splits"].items())
     say(f"{opened.label}: {counts}")
-    tell(args.output)
+    if args.json:
+        print_json({"view": opened.label, "format": args.format, "output": args.output, **written})
+    else:
+        tell(args.output)
     return 0

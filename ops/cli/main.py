@@ -8,34 +8,24 @@ Command modules import Ray and torch only when they run, so that ``headrace --he
 
 import argparse
 import importlib
+import importlib.metadata
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from schemas.settings import Settings
 
-COMMANDS = (
-    "broker",
-    "produce",
-    "ingest",
-    "datasets",
-    "deadletter",
-    "retract",
-    "trace",
-    "tokenizer",
-    "quality",
-    "gc",
-    "train",
-    "models",
-    "serve",
-    "rollout",
-    "up",
-    "demo",
-)
+GROUPS = {
+    "start": ("demo", "up", "settings"),
+    "data": ("produce", "ingest", "datasets", "deadletter", "retract", "trace", "tokenizer", "quality"),
+    "models": ("train", "models", "serve", "rollout"),
+    "operate": ("broker", "gc"),
+}
 """Modules of ops.cli, in the order in which ``headrace --help`` lists them."""
 DEFAULT_CONFIG = "headrace.toml"
 
@@ -50,32 +40,76 @@ def common_flags() -> argparse.ArgumentParser:
     return common
 
 
+class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]  # it is generic for type checkers only
+    """Keeps what each command says of itself, because argparse lists commands in one flat list only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.told: dict[str, str] = {}
+
+    def add_parser(self, name: str, *, help: str, **kwargs: Any) -> argparse.ArgumentParser:  # type: ignore[override]
+        self.told[name] = help
+        kwargs.setdefault("description", f"{help[0].upper()}{help[1:]}.")
+        return super().add_parser(name, **kwargs)  # type: ignore[no-any-return]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog="headrace", description="A Kafka stream of raw documents in, a served language model out.")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser = argparse.ArgumentParser(
+        prog="headrace",
+        description="A Kafka stream of raw documents in, a served language model out.",
+        usage="headrace COMMAND … (headrace COMMAND --help shows its flags and an example)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"headrace {importlib.metadata.version('headrace')}")
+    commands = parser.add_subparsers(prog="headrace", dest="command", metavar="COMMAND", required=True, action=_Commands, help=argparse.SUPPRESS)
     common = common_flags()
-    for name in COMMANDS:
-        importlib.import_module(f"ops.cli.{name}").add_parser(subparsers, common)
+    for name in chain.from_iterable(GROUPS.values()):
+        importlib.import_module(f"ops.cli.{name}").add_parser(commands, common)
+    parser.epilog = "\n\n".join(_group(title, names, commands.told) for title, names in GROUPS.items())  # type: ignore[attr-defined]
+    _add_examples(parser, ())
     return parser
 
 
+def _group(title: str, names: Sequence[str], told: Mapping[str, str]) -> str:
+    return "\n".join([f"{title}:", *(f"  {name:<12}{told[name]}" for name in names)])
+
+
+def _add_examples(parser: argparse.ArgumentParser, words: tuple[str, ...]) -> None:
+    """End the help text of every command and action with an example."""
+    from ops.cli.examples import EXAMPLES
+
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                _add_examples(inner, (*words, name))
+    example = EXAMPLES.get(" ".join(words))
+    if example is not None:
+        parser.epilog = f"example: {example}"
+
+
 def settings_from(args: argparse.Namespace) -> "Settings":
-    """File, then environment, then flags. Raises SettingsError if a named file is not there."""
+    """File, then environment, then flags. Raises SettingsError if a named file is not there, or the root is a file."""
     from schemas.errors import SettingsError
     from schemas.settings_sources import load_settings
 
     path = Path(args.config or DEFAULT_CONFIG)
     if args.config and not path.is_file():
         raise SettingsError(f"there is no settings file {path}; leave --config out to use the defaults")
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8, or name another file with --config") from error
     overrides: dict[str, object] = {"root": args.root, "kafka.bootstrap_servers": args.bootstrap_servers}
     for assignment in args.set:
         name, sign, value = assignment.partition("=")
         if not sign:
             raise SettingsError(f"--set takes SECTION.KEY=VALUE, not {assignment!r}")
         overrides[name] = value
-    return load_settings(text, os.environ, overrides, source=str(path))
+    settings = load_settings(text, os.environ, overrides, source=str(path))
+    if Path(settings.root).exists() and not Path(settings.root).is_dir():
+        raise SettingsError(f"the root {settings.root} is not a folder; give another --root")
+    return settings
 
 
 def start_logging(level: str) -> None:
@@ -119,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    from ops.cli.kafka_of_root import NEEDS, with_kafka
     from ops.cli.output import say
     from schemas.errors import HeadraceError
 
@@ -126,10 +161,16 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         settings = settings_from(args)
         start_logging(settings.telemetry.log_level)
-        return int(args.run(args, settings))
+        with with_kafka(settings, NEEDS.get(args.command, "no")) as settings:
+            return int(args.run(args, settings))
     except HeadraceError as error:
         say(f"headrace {args.command}: {error}")
         return error.exit_code
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        logging.getLogger(__name__).debug("an operating-system error", exc_info=True)
+        place = f"{error.filename}: " if error.filename else ""
+        say(f"headrace {args.command}: {place}{error.strerror}; give another path (--root for what is durable) or mend its rights")
+        return 1
 
 
 if __name__ == "__main__":

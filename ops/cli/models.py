@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ops.cli.arguments import positive_int
 from ops.cli.output import print_json, print_table, say, tell
 from schemas.settings import Settings
 
@@ -26,7 +27,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_version(_add_action(actions, common, "lineage", "from a version back to shards and Kafka offsets", show_lineage))
     evaluate = _add_action(actions, common, "evaluate", "validation loss and perplexity on a dataset version", evaluate_version)
     _add_version(evaluate)
-    evaluate.add_argument("--dataset", type=int, metavar="N", help="dataset version (default: the newest)")
+    evaluate.add_argument("--dataset", type=positive_int, metavar="N", help="dataset version (default: the newest)")
     evaluate.add_argument("--view", metavar="NAME[@N]", help="on a split of this view instead of the validation rows")
     evaluate.add_argument("--split", default="validation", help="which split of the view: validation (default), train, or a holdout")
 

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ops.cli.arguments import positive_float, positive_int
 from ops.cli.output import print_json, progress_bar, say, tell
 from schemas.errors import SettingsError
 from schemas.settings import Settings
@@ -29,9 +30,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser("produce", parents=[common], help="publish documents to Kafka", description=description)
     parser.add_argument("paths", nargs="*", metavar="PATH", help="file or folder, or - for standard input")
     parser.add_argument("--sample", action="store_true", help="publish documents that every machine has: Python's and its packages' documentation")
-    parser.add_argument("--limit", type=_positive_int, metavar="N", help="publish at most N documents")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="publish at most N documents")
     parser.add_argument("--part", type=_share, metavar="I/N", help="with --sample: only part I of N disjoint parts")
-    parser.add_argument("--rate-limit", type=_positive_float, metavar="R", help="at most R documents per second")
+    parser.add_argument("--rate-limit", type=positive_float, metavar="R", help="at most R documents per second")
     parser.add_argument("--text-field", default="text", metavar="NAME", help="field of JSON Lines and Parquet that holds the text (default: text)")
     parser.add_argument("--blobs", type=Path, metavar="DIR", help="where documents too large for a record go (default: blobs under the root)")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Publish; 0 if every document went out, 1 if some were too large or could not be read, 130 after Ctrl-C."""
     from ops.producing.publish import Publisher
 
-    _check(args, settings)
+    _check(args)
     was_interrupted = False
     with Publisher(settings, args.rate_limit, args.blobs) as publisher:
         try:
@@ -57,13 +58,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     return 1 if publisher.tally.too_large or publisher.tally.failed else 0
 
 
-def _check(args: argparse.Namespace, settings: Settings) -> None:
+def _check(args: argparse.Namespace) -> None:
     if bool(args.paths) == args.sample:
         raise SettingsError("give either paths (- for standard input) or --sample")
     if args.part is not None and not args.sample:
         raise SettingsError("--part goes with --sample")
-    if not settings.kafka.bootstrap_servers:
-        raise SettingsError("there is no Kafka to publish to: start `headrace broker` (or `headrace up`) and pass --bootstrap-servers HOST:PORT")
 
 
 def _findings(args: argparse.Namespace, settings: Settings) -> "Iterator[Finding]":
@@ -116,20 +115,6 @@ def _summary(tally: "PublishCounts", topic: str) -> dict[str, object]:
         "skipped": tally.skipped,
         "blobs": tally.blobs,
     }
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
-    return value
-
-
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a rate above 0")
-    return value
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ops.cli.arguments import positive_int
 from ops.cli.output import print_json, print_table, progress_bar, say, tell
 from ops.cli.tokenizer_texts import Source, fit_texts
 from schemas.errors import SettingsError
@@ -38,7 +39,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_text_flags(inspecting)
     inspecting.add_argument("--against", metavar="SHA256|DIR", help="a second tokenizer for the same documents")
     switching.add_argument("--into", required=True, metavar="NEW_ROOT", help="root of the new dataset; the old one is left as it is")
-    switching.add_argument("--version", type=int, metavar="N", help="take over versions 1..N (default: all)")
+    switching.add_argument("--version", type=positive_int, metavar="N", help="take over versions 1..N (default: all)")
     functions = (run_fit, run_import, run_list, run_show, run_inspect, run_switch)
     for action, function in zip((fit, importing, listing, showing, inspecting, switching), functions, strict=True):
         action.add_argument("--json", action="store_true", help="one JSON document on standard output")
@@ -47,7 +48,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _add_fit_flags(parser: argparse.ArgumentParser) -> None:
     _add_text_flags(parser)
-    parser.add_argument("--vocab-size", type=int, metavar="N", help="ids, special tokens included (default: tokenizer.vocab_size)")
+    parser.add_argument("--vocab-size", type=positive_int, metavar="N", help="ids, special tokens included (default: tokenizer.vocab_size)")
     parser.add_argument("--balance", action="store_true", help="as much text of each language as there is, up to an even share")
     parser.add_argument("--output", metavar="DIR", help="folder to write (default: tokenizer/SHA256 under the root)")
     parser.add_argument("--name", help="what you call it")
@@ -63,7 +64,7 @@ def _add_import_flags(parser: argparse.ArgumentParser) -> None:
 def _add_text_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="*", metavar="FILE", help="documents, as for `headrace produce`; - is standard input (JSON Lines)")
     parser.add_argument("--from-dataset", action="store_true", help="the documents that the dataset keeps (the default of inspect)")
-    parser.add_argument("--version", type=int, metavar="N", help="those of this dataset version (default: the newest)")
+    parser.add_argument("--version", type=positive_int, metavar="N", help="those of this dataset version (default: the newest)")
     parser.add_argument("--language", metavar="L", help="language of all FILEs (default: detected)")
     parser.add_argument("--text-field", default="text", metavar="NAME", help="field of JSON Lines and Parquet that holds the text (default: text)")
 

@@ -1,12 +1,15 @@
 """What reading a source can come up with, and how a document without a name of its own gets one.
 
-A document's id is its own, else it is made from where it was found (path and record number), so that publishing the same files again
-gives the same ids. Lines of standard input have no place that lasts: their ids come from their content.
+A document's id is its own, else it says where the document was found: machine, full path, number of the record. So the same file has the same id
+however its path is typed, and files of two people, or of two machines, never share one. Lines of standard input have no place that lasts:
+their ids come from their content.
 """
 
 import hashlib
+import socket
 from collections.abc import Iterable, Iterator
 from datetime import date
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -57,6 +60,12 @@ def place_id(place: str) -> str:
     return place if is_document_id(place) else f"sha256:{hashlib.sha256(encoded).hexdigest()[:32]}"
 
 
+def file_id(path: str, record: int | None = None) -> str:
+    """An id for a file (RFC 8089: ``file://machine/full/path``), or for its ``record``-th record."""
+    place = f"file://{socket.gethostname()}{Path(path).resolve().as_posix()}"
+    return place_id(place if record is None else f"{place}#{record}")
+
+
 def content_id(content: bytes) -> str:
     """An id for content without a place."""
     return f"sha256:{hashlib.sha256(content).hexdigest()[:32]}"
@@ -89,18 +98,18 @@ def _as_json(value: Any) -> Any:
     return value.isoformat() if isinstance(value, date) else value
 
 
-def from_text(origin: str, text: str, title: str | None = None) -> Found | Failed:
+def from_text(origin: str, text: str, doc_id: str, title: str | None = None) -> Found | Failed:
     """A document that is a whole file."""
     if not text.strip():
         return Failed(origin, "it holds no text")
-    return Found(origin, DocumentReceived(id=place_id(origin), text=text, title=title or None))
+    return Found(origin, DocumentReceived(id=doc_id, text=text, title=title or None))
 
 
-def from_page(origin: str, page: str) -> Found | Failed:
+def from_page(origin: str, page: str, doc_id: str) -> Found | Failed:
     """A document that is an HTML page; its main content is taken where it is read."""
     if not page.strip():
         return Failed(origin, "it holds no text")
-    return Found(origin, DocumentReceived(id=place_id(origin), text=page, format="html", title=page_title(page)))
+    return Found(origin, DocumentReceived(id=doc_id, text=page, format="html", title=page_title(page)))
 
 
 def limited(findings: Iterator[Finding], num_documents: int | None) -> Iterator[Finding]:

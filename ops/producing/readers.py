@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from ops.producing.findings import FIELDS, Failed, Finding, Skipped, TooLarge, content_id, from_page, from_record, from_text, no_text_field, place_id
+from ops.producing.findings import FIELDS, Failed, Finding, Skipped, TooLarge, content_id, file_id, from_page, from_record, from_text, no_text_field
 from ops.producing.warc import read_warc
 from pipelines.steps.formats.charset import decode_text
 from schemas.errors import EnvelopeError
@@ -120,7 +120,7 @@ def _read_text(origin: str, stream: BinaryIO, options: ReadOptions) -> Iterator[
     except EnvelopeError:
         yield Failed(origin, "it is in no character set that is known; convert it to UTF-8 first")
         return
-    yield from_text(origin, text, _heading(text))
+    yield from_text(origin, text, file_id(origin), _heading(text))
 
 
 def _heading(text: str) -> str | None:
@@ -135,7 +135,7 @@ def _read_html(origin: str, stream: BinaryIO, options: ReadOptions) -> Iterator[
         yield TooLarge(origin, len(data))
         return
     try:
-        yield from_page(origin, decode_text(data, None))
+        yield from_page(origin, decode_text(data, None), file_id(origin))
     except EnvelopeError as error:
         yield Failed(origin, str(error))
 
@@ -157,7 +157,7 @@ def _read_line(origin: str, number: int, line: bytes, text_field: str) -> Findin
         record = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deep
         return Failed(where, f'it is not JSON: {error}; every line must be an object like {{"text": "…"}}')
-    fallback_id = content_id(line.strip()) if origin == STANDARD_INPUT else place_id(f"{origin}#{number}")
+    fallback_id = content_id(line.strip()) if origin == STANDARD_INPUT else file_id(origin, number)
     return from_record(where, record, text_field, fallback_id)
 
 
@@ -182,7 +182,7 @@ def _read_parquet(file: Path, options: ReadOptions) -> Iterator[Finding]:
         batches = parquet.iter_batches(batch_size=PARQUET_ROWS, columns=columns)
         records = (record for batch in batches for record in batch.to_pylist())
         for row, record in enumerate(records, start=1):
-            yield from_record(f"{origin} row {row}", record, options.text_field, place_id(f"{origin}#{row}"))
+            yield from_record(f"{origin} row {row}", record, options.text_field, file_id(origin, row))
 
 
 _READERS: Mapping[str, Callable[[str, BinaryIO, ReadOptions], Iterator[Finding]]] = (

@@ -6,7 +6,6 @@ restarted; this one runs the loop. (1) Lock the root, (2) start the services, (3
 A SIGKILL leaves nothing running (``bound``) and nothing to repair.
 """
 
-import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from ops.supervisor.services import Stack, build_stack
 from ops.supervisor.supervisor import Status, Supervisor
 from pipelines.kafka.events import EventProducer
 from pipelines.kafka.topics import ensure_topics
+from pipelines.runtime import locks
 from pipelines.runtime.tracing import start_tracing
 from pipelines.storage.durable import check_root
 from ray_apps.loop.controller import LoopController
@@ -33,27 +33,32 @@ OnReady = Callable[[Stack, Supervisor], None]
 
 
 @contextmanager
-def root_lock(root: Path) -> Iterator[None]:
-    """Be the only ``up`` under this root; the kernel drops the lock with the process. Raises ServiceFailed."""
+def root_lock(root: Path) -> Iterator[int]:
+    """Be the only ``up`` under this root; yields the descriptor to write a note with. Raises ServiceFailed."""
     check_root(root)
-    with (root / LOCK_FILE).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            other = file.read().strip() or "unknown"
-            raise ServiceFailed(f"process {other} runs `headrace up` under {root} already; stop it, or choose another --root") from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+    handle = locks.take(root / LOCK_FILE)
+    if handle is None:
+        other = (locks.note_of_holder(root / LOCK_FILE) or "").partition("\n")[0] or "unknown"
+        raise ServiceFailed(f"process {other} runs `headrace up` under {root} already; stop it, or choose another --root")
+    try:
+        locks.write_note(handle, str(os.getpid()))
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def kafka_of_running_up(root: Path) -> str | None:
+    """The Kafka that the ``up`` running under this root uses; None if none runs, or it has not said so yet."""
+    note = locks.note_of_holder(root / LOCK_FILE) or ""
+    return note.partition("\n")[2] or None
 
 
 def run_up(settings: Settings, stop: threading.Event, tell: Tell, on_ready: OnReady) -> None:
     """Run everything until ``stop`` is set. Raises ServiceFailed if a part does not start at all."""
     # Step 1: the only one under this root.
-    with root_lock(Path(settings.root)):
+    with root_lock(Path(settings.root)) as lock:
         stack = build_stack(settings)
+        locks.write_note(lock, f"{os.getpid()}\n{stack.settings.kafka.bootstrap_servers}")
         if stack.starts_ray:
             os.environ.update(AUTHENTICATED)  # for whatever we start
             prepare(head_folder(Path(stack.settings.root)))

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts
+from pipelines.dedup.fingerprint_check import check_fingerprints
 from pipelines.dedup.paragraphs import EMPTY
 from pipelines.steps.assess import assess, positions
 from pipelines.steps.decode import decode
@@ -83,10 +84,11 @@ def prepare(records: pa.Table, settings: Settings, tokenizer: BatchTokenizer, kn
     kept = _flags(pc.equal(cleaned["outcome"], Outcome.KEPT))
     texts = _one_array(cleaned["text"].filter(pa.array(kept)))
     at = positions(np.flatnonzero(kept), len(cleaned))
-    fingerprints = fingerprint_texts(texts, settings.dedup)
+    fingerprints, hashes = fingerprint_texts(texts, settings.dedup), content_hashes(texts)
+    check_fingerprints(texts, hashes, fingerprints.fingerprint, settings.dedup)
     computed = {
         "fingerprint": pa.array(fingerprints.fingerprint),
-        "content_hash": content_hashes(texts),
+        "content_hash": hashes,
         "sketch": _fixed_size(fingerprints.sketch, SKETCH_BYTES),
         "split": splits(cleaned["doc_id"].filter(pa.array(kept)).to_pylist(), settings.ingest.validation_fraction),
         "tokens": tokenizer.encode(texts, _one_array(cleaned["doc_id"].filter(pa.array(kept)))),

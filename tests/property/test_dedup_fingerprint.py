@@ -1,41 +1,15 @@
-"""SimHash over Arrow buffers equals the `simhash` package; the feature function is written plainly here as the reference."""
-
-import re
-from collections import Counter
+"""SimHash over Arrow buffers equals the `simhash` package; the feature function is written plainly in fingerprint_check.py."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import simhash
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.dedup.features import SINGLES
 from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts
+from pipelines.dedup.fingerprint_check import check_fingerprints, reference_fingerprint, reference_hash
+from schemas.errors import StepFailed
 from schemas.settings_dedup import DedupSettings
-
-WORD_MASK = 2**64 - 1
-SINGLE_CLASS = "".join(f"{chr(first)}-{chr(last)}" for first, last in SINGLES)
-FEATURE = re.compile(f"[{SINGLE_CLASS}]|[^\\W{SINGLE_CLASS}]+")
-
-
-def features_of(text: str) -> list[str]:
-    return FEATURE.findall("".join(char.lower()[0] for char in text))
-
-
-def feature_hash(feature: bytes) -> int:
-    state = 0
-    for char in feature.decode("utf-8"):
-        state = (state ^ ord(char)) * 0x9E3779B97F4A7C15 & WORD_MASK
-        state ^= state >> 32
-    state = (state ^ state >> 33) * 0xFF51AFD7ED558CCD & WORD_MASK
-    state = (state ^ state >> 33) * 0xC4CEB9FE1A85EC53 & WORD_MASK
-    return state ^ state >> 33
-
-
-def reference(text: str, cap: int) -> int:
-    weights = {feature: min(count, cap) for feature, count in Counter(features_of(text)).items()}
-    return int(simhash.Simhash(weights, hashfunc=feature_hash).value) if weights else 0
 
 
 def fingerprints(texts: list[str], cap: int = 5) -> list[int]:
@@ -52,24 +26,24 @@ WORDY_TEXT = st.lists(
 @given(st.lists(ANY_TEXT | WORDY_TEXT, max_size=8), st.integers(1, 255))
 @example(["", " ", "İ", "ΣΣ ς", "a" * 5000, "\x00", "ab\u0301c", "漢字かな交じり文"], 1)
 def test_fingerprint_equals_the_simhash_package_on_any_unicode_text(texts: list[str], cap: int) -> None:
-    assert fingerprints(texts, cap) == [reference(text, cap) for text in texts]
+    assert fingerprints(texts, cap) == [reference_fingerprint(text, cap) for text in texts]
 
 
 @pytest.mark.parametrize("cap", [1, 2, 254, 255])
 def test_fingerprint_equals_the_package_when_a_feature_occurs_a_thousand_times(cap: int) -> None:
     text = "water " * 1000 + "mill " * 300 + "wheel"
-    assert fingerprints([text], cap) == [reference(text, cap)]
+    assert fingerprints([text], cap) == [reference_fingerprint(text, cap)]
 
 
 def test_fingerprint_equals_the_package_when_a_document_has_more_features_than_the_first_hash_table() -> None:
     text = " ".join(str(number * number) for number in range(30_000))
-    assert fingerprints(["before", text, "after"], 3) == [reference(t, 3) for t in ("before", text, "after")]
+    assert fingerprints(["before", text, "after"], 3) == [reference_fingerprint(t, 3) for t in ("before", text, "after")]
 
 
 def test_a_tie_clears_the_bit_as_in_the_package() -> None:
     # Two features of equal weight: every bit in which they differ is a tie.
-    left, right = feature_hash(b"left"), feature_hash(b"right")
-    assert fingerprints(["left right"]) == [left & right] == [reference("left right", 5)]
+    left, right = reference_hash(b"left"), reference_hash(b"right")
+    assert fingerprints(["left right"]) == [left & right] == [reference_fingerprint("left right", 5)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -87,3 +61,28 @@ def test_slices_chunks_nulls_and_string_types_make_no_difference(texts: list[str
     tail = fingerprint_texts(small[cut:], DedupSettings())
     assert np.array_equal(tail.fingerprint, whole.fingerprint[cut:])
     assert np.array_equal(tail.sketch, whole.sketch[cut:])
+
+
+def test_a_wrong_fingerprint_is_found_while_ingest_works() -> None:
+    texts = pa.array([f"The miller of house {number} grinds 水车 flour." for number in range(40)], pa.large_string())
+    right, hashes = fingerprint_texts(texts, DedupSettings()).fingerprint, content_hashes(texts)
+    check_fingerprints(texts, hashes, right, DedupSettings(check_fraction=1.0))
+    wrong = right.copy()
+    wrong[17] ^= np.uint64(1 << 40)
+    with pytest.raises(StepFailed, match=hashes[17].as_py().hex()):
+        check_fingerprints(texts, hashes, wrong, DedupSettings(check_fraction=1.0))
+    check_fingerprints(texts, hashes, wrong, DedupSettings(check_fraction=0.0))
+
+
+def test_the_share_of_documents_that_is_checked_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = pa.array([f"text {number}" for number in range(4_000)], pa.large_string())
+    checked: list[str] = []
+    monkeypatch.setattr("pipelines.dedup.fingerprint_check.reference_fingerprint", lambda text, cap: checked.append(text) or 0)
+    zeros = np.zeros(len(texts), np.uint64)
+    check_fingerprints(texts, content_hashes(texts), zeros, DedupSettings(check_fraction=0.1))
+    assert 320 < len(checked) < 480
+    sliced = texts.slice(1_000, 2_000)
+    again: list[str] = []
+    monkeypatch.setattr("pipelines.dedup.fingerprint_check.reference_fingerprint", lambda text, cap: again.append(text) or 0)
+    check_fingerprints(sliced, content_hashes(texts).slice(1_000, 2_000), zeros[:2_000], DedupSettings(check_fraction=0.1))
+    assert set(again) == {text for text in checked if 1_000 <= int(text.split()[1]) < 3_000}

@@ -1,5 +1,6 @@
 """The cluster files are what `ray up` of the pinned Ray accepts, and avoid the traps that cost somebody a day."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ def test_every_node_gets_the_lock_the_token_and_the_network_interface(path: Path
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         assert "RAY_AUTH_MODE=token" in commands[-1] and "GLOO_SOCKET_IFNAME=" in commands[-1] and "--metrics-export-port=8090" in commands[-1]
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+
+
+def test_every_value_to_fill_in_is_marked() -> None:
+    lines = AWS.read_text(encoding="utf-8").splitlines()
+    marked = [re.sub(r"^[\s-]*(mountpoint|\w+).*", r"\1", line) for line in lines if "# CHANGE" in line]
+    assert marked == ["region", "ImageId", "SubnetIds", "SecurityGroupIds", "mountpoint"]
+    assert any("the five values marked CHANGE" in line for line in lines)
+    node_types = load(AWS)["available_node_types"].values()
+    assert all({"ImageId", "SubnetIds", "SecurityGroupIds"} <= node["node_config"].keys() for node in node_types)
+
+
+def test_ray_up_finds_the_client_of_the_cloud_in_the_lock() -> None:
+    lock = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith("boto3==") for line in lock)
 
 
 def test_the_image_has_the_ray_that_the_project_pins() -> None:

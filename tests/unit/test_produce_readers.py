@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.producing.findings import Failed, Finding, Found, Skipped, TooLarge, limited, place_id
+from ops.producing.findings import Failed, Finding, Found, Skipped, TooLarge, file_id, limited, place_id
 from ops.producing.readers import ReadOptions, read_paths
 from schemas.events import is_document_id
 
@@ -22,6 +23,10 @@ LINES = b'{"id": "a", "text": "one", "lang": "en", "unknown": [1]}\n\n{"text": "
 
 def read(*paths: Path | str, stdin: bytes = b"", options: ReadOptions = ReadOptions()) -> list[Finding]:  # noqa: B008 (frozen)
     return list(read_paths([str(path) for path in paths], options, io.BytesIO(stdin)))
+
+
+def documents(findings: list[Finding]) -> list[Found]:
+    return [finding for finding in findings if isinstance(finding, Found)]
 
 
 def texts(findings: list[Finding]) -> list[str]:
@@ -34,7 +39,7 @@ def test_json_lines_are_documents_with_their_own_ids_or_ids_by_place(tmp_path: P
     file.write_bytes(gzip.compress(LINES) if suffix.endswith(".gz") else zstandard.compress(LINES) if suffix.endswith(".zst") else LINES)
     findings = read(file)
     assert texts(findings) == ["one", "二", "three"]
-    assert [f.document.id for f in findings if isinstance(f, Found)] == ["a", f"{file.as_posix()}#3", "7"]
+    assert [f.document.id for f in findings if isinstance(f, Found)] == ["a", file_id(str(file), 3), "7"]
     assert findings == read(file)
 
 
@@ -95,7 +100,7 @@ def test_folders_are_read_recursively_in_order_and_other_files_are_counted(tmp_p
     assert texts(findings) == ["# Title\n\nB", "Z", "<p>C"]
     assert [finding.origin for finding in findings if isinstance(finding, Skipped)] == [(tmp_path / "a/x.bin").as_posix()]
     assert isinstance(findings[0], Found)
-    assert (findings[0].document.id, findings[0].document.title) == ((tmp_path / "b.md").as_posix(), "Title")
+    assert (findings[0].document.id, findings[0].document.title) == (file_id(str(tmp_path / "b.md")), "Title")
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
@@ -151,6 +156,26 @@ def test_a_limit_counts_documents_only() -> None:
     findings = read("-", stdin=b'{"text": "a"}\nbad\n{"text": "b"}\n{"text": "c"}\n')
     assert list(limited(iter(findings), 2)) == findings[:3]
     assert list(limited(iter(findings), None)) == findings
+
+
+def test_a_file_has_one_id_however_its_path_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.md").write_text("Water runs downhill.")
+    monkeypatch.chdir(tmp_path)
+    ids = {
+        found.document.id for path in ("notes", "./notes", "../" + tmp_path.name + "/notes", tmp_path / "notes") for found in documents(read(path))
+    }
+    assert ids == {f"file://{socket.gethostname()}{(tmp_path / 'notes' / 'a.md').resolve().as_posix()}"}
+
+
+def test_files_of_the_same_name_below_two_folders_have_two_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = []
+    for person in ("ann", "bo"):
+        (tmp_path / person / "notes").mkdir(parents=True)
+        (tmp_path / person / "notes" / "a.md").write_text("Water runs downhill.")
+        monkeypatch.chdir(tmp_path / person)
+        ids += [found.document.id for found in documents(read("notes"))]
+    assert len(set(ids)) == 2
 
 
 @given(st.text(max_size=1100))
