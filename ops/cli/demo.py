@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ops.cli.output import print_json, say
-from ops.cli.rollout import with_broker
 from ops.cli.up import quieten
 from schemas.errors import SettingsError
 from schemas.settings import Settings
@@ -49,13 +48,20 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     _wipe(Path(settings.root))
     screen.line(f"the demo's data and logs: {settings.root}")
     with _up(settings) as up:
-        settings = with_broker(settings)
+        settings = _with_address(settings)
         story = tell_story(settings, Watch(Path(settings.root), up, screen), screen)
         _print(summarize(settings, story, screen.elapsed_s), as_json=args.json)
         if not args.exit:
             say(f"The service goes on at {story.addresses['api']}/v1; Ctrl-C stops it. `headrace up --root {settings.root}` takes it up again.")
             _wait(up)
     return 0
+
+
+def _with_address(settings: Settings) -> Settings:
+    """The address at which `up` starts the embedded broker, where no other Kafka is given."""
+    kafka = settings.kafka
+    servers = kafka.bootstrap_servers or settings.broker.listen
+    return settings.model_copy(update={"kafka": kafka.model_copy(update={"bootstrap_servers": servers})})
 
 
 def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001

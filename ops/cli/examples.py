@@ -45,6 +45,8 @@ EXAMPLES = {
     "serve": "headrace serve --set serving.port=8080",
     "rollout show": "headrace rollout show",
     "rollout set": "headrace rollout set --champion 2 --challenger 3 --share 0.1",
+    "rollout hold": 'headrace rollout hold --reason "the launch is on Monday"',
+    "rollout release": "headrace rollout release",
     "rollout promote": "headrace rollout promote",
     "rollout abort": 'headrace rollout abort --reason "it answers in the wrong language"',
     "rollout shadow": "headrace rollout shadow 3",

@@ -55,7 +55,6 @@ def show(args: argparse.Namespace, settings: Settings) -> int:
     from ray_apps.rollout.policy import missing
     from schemas.rollout import Phase
 
-    settings = with_broker(settings)
     state = RolloutLog(Path(settings.root)).latest()
     if state is None:
         if args.json:
@@ -63,7 +62,7 @@ def show(args: argparse.Namespace, settings: Settings) -> int:
         else:
             say(f"nothing is served under {settings.root} yet: the first registered model becomes champion")
         return 0
-    evidence = None if state.phase is Phase.IDLE else _evidence(state, settings)
+    evidence = None if state.phase is Phase.IDLE or not settings.kafka.bootstrap_servers else _evidence(state, settings)
     waits_for = missing(state, evidence, settings.rollout) if evidence else []
     given_up = Disk(Path(settings.root)).given_up()
     training = given_up.reason if given_up else None
@@ -217,18 +216,13 @@ def _apply(args: argparse.Namespace, settings: Settings, change: "Callable[[Roll
     state = RolloutLog(Path(settings.root)).transition(change)
     assert state is not None
     start_tracing(settings.telemetry, "headrace-rollout")
-    with EventProducer(with_broker(settings)) as events:
-        announce(state, events, Path(settings.root))
+    if settings.kafka.bootstrap_servers:
+        with EventProducer(settings) as events:
+            announce(state, events, Path(settings.root))
+    else:
+        say(f"no Kafka runs for {settings.root}, so no event tells of it; what is served follows the root")
     if args.json:
         print_json(state.model_dump(mode="json"))
     else:
         tell("\n".join(describe(state)))
     return 0
-
-
-def with_broker(settings: Settings) -> Settings:
-    """The embedded broker's address where no other is given."""
-    kafka = settings.kafka
-    if kafka.bootstrap_servers:
-        return settings
-    return settings.model_copy(update={"kafka": kafka.model_copy(update={"bootstrap_servers": settings.broker.listen})})
