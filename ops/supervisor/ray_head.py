@@ -79,14 +79,15 @@ def head_command(settings: RaySettings, ports: RayPorts, folder: Path) -> tuple[
         "node-ip-address": "127.0.0.1",
         "port": ports.gcs,
         "ray-client-server-port": ports.client_server,
-        "include-dashboard": str(ports.dashboard is not None).lower(),
         "dashboard-agent-listen-port": ports.dashboard_agent,
         "metrics-export-port": ports.metrics,
         "num-cpus": settings.num_cpus,
         "object-store-memory": settings.object_store_bytes,
         "temp-dir": folder,
     }
-    if ports.dashboard is not None:
+    if ports.dashboard is None:
+        options["include-dashboard"] = "false"
+    else:
         options |= {"dashboard-host": "127.0.0.1", "dashboard-port": ports.dashboard}
     return (*_RAY, "start", "--head", "--block", "--disable-usage-stats", *(f"--{name}={value}" for name, value in options.items()))
 

@@ -13,6 +13,8 @@ from ray_apps.loop.commands import child_environment, headrace
 from schemas.settings import Settings
 
 PROBE_TIMEOUT_S = 1.0
+HEALTH_TIMEOUT_S = 2.0
+"""The service may ask its engine before it answers."""
 STOP_TIMEOUT_S = 15.0
 """For a service to stop after its running work has ended."""
 
@@ -132,7 +134,7 @@ def serves(url: str) -> Callable[[], bool]:
 
     def probe() -> bool:
         try:
-            response = httpx.get(url, timeout=PROBE_TIMEOUT_S)
+            response = httpx.get(url, timeout=HEALTH_TIMEOUT_S)
             body = response.json()
         except (httpx.HTTPError, ValueError):
             return False

@@ -46,7 +46,7 @@ def test_without_a_broker_and_ray_both_are_started_and_their_addresses_are_hande
 
 def test_a_dashboard_is_opened_where_the_settings_want_one() -> None:
     stack = build_stack(load_settings("", {}, {"broker.listen": "127.0.0.1:0", "serving.port": 0}))
-    assert stack.dashboard_url is not None and "--include-dashboard=true" in stack.services[1].command
+    assert stack.dashboard_url is not None and "--include-dashboard=false" not in stack.services[1].command
     assert f"--dashboard-port={stack.dashboard_url.rpartition(':')[2]}" in stack.services[1].command
 
 
