@@ -18,7 +18,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Serve until told to stop; prints the URL on standard output once it answers."""
-    from ray_apps.serving.app import bootstrap_newest, serve_forever
+    from ray_apps.serving.app import serve_forever
+    from ray_apps.serving.reconciler import bootstrap_newest
 
     state = bootstrap_newest(settings)
     if state is not None:
