@@ -6,4 +6,4 @@ MAX_DOUBLINGS = 60
 
 def pause_s(first_s: float, failures: int, most_s: float) -> float:
     """Seconds to wait after so many failures in a row (from 1): ``first_s``, then twice as long each time, at most ``most_s``."""
-    return min(first_s * 2 ** min(failures - 1, MAX_DOUBLINGS), most_s)
+    return min(first_s * 2.0 ** min(failures - 1, MAX_DOUBLINGS), most_s)

@@ -1,6 +1,7 @@
 """Joining or starting Ray: one way for every command.
 
-``ray.address = "local"`` starts a private Ray that ends with this process; ``auto`` or ``host:port`` joins a running cluster.
+``ray.address = "local"`` starts a private Ray that ends with this process; ``auto`` or ``host:port`` joins a running cluster. A private Ray's
+processes are told its address (``RAY_ADDRESS``): helpers of Ray Train ask for "the" Ray of the machine, and fail where two run.
 """
 
 import logging
@@ -8,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +37,27 @@ def is_free(port: int) -> bool:
 
 
 @contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables that are set inside the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@contextmanager
 def ray_session(settings: RaySettings) -> Iterator[str]:
     """Be connected to Ray inside the block; yields the cluster's address (``host:port`` of its GCS).
 
@@ -52,15 +74,17 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True, "namespace": "headrace"}
     if settings.address == "local":
-        ray.init(
-            address="local",
-            num_cpus=settings.num_cpus,
-            object_store_memory=settings.object_store_bytes,
-            include_dashboard=settings.dashboard_port > 0,
-            dashboard_host="127.0.0.1",
-            dashboard_port=settings.dashboard_port if is_free(settings.dashboard_port) else None,  # None: the next free one
-            **common,
-        )
+        port = _free_port()
+        with _environment({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}):
+            ray.init(
+                address="local",
+                num_cpus=settings.num_cpus,
+                object_store_memory=settings.object_store_bytes,
+                include_dashboard=has_dashboard,
+                dashboard_host="127.0.0.1",
+                dashboard_port=settings.dashboard_port if is_free(settings.dashboard_port) else None,  # None: the next free one
+                **common,
+            )
     else:
         ray.init(address=settings.address, **common)
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():

@@ -18,7 +18,6 @@ from typing import Literal
 from pipelines.kafka.events import EventProducer
 from pipelines.runtime.backoff import pause_s
 from pipelines.runtime.child import tail
-from pipelines.storage.pinned import verify_pinned
 from ray_apps.loop.disk import Disk
 from ray_apps.loop.evaluations import Evaluations
 from ray_apps.loop.jobs import MAX_EVALUATION_ATTEMPTS, Job, parse_evaluation, train_arguments
@@ -181,8 +180,7 @@ class LoopController:
         if version in self._damaged:
             return False
         try:
-            for entry in self._disk.model(version).files:
-                verify_pinned(self._disk.root, entry)
+            self._disk.registry.verified_folder(version)
         except HeadraceError as error:
             self._damaged |= {version}
             self._alert("model.damaged", "critical", f"model {version} is not put into service: {error}")

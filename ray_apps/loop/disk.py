@@ -30,7 +30,7 @@ class Disk:
 
         ``training_fingerprint``: of the settings that decide a model's weights; an order that was given up under others is not held against them.
         """
-        self.root = root
+        self._root = root
         self._view_label = view
         self._watch = Watch(root, drift) if drift is not None else None
         self.registry = Registry(root)
@@ -83,7 +83,7 @@ class Disk:
         if not self._view_label:
             return None, None
         try:
-            view, _ = read_view(self.root, *parse_label(self._view_label))
+            view, _ = read_view(self._root, *parse_label(self._view_label))
         except DatasetError as error:
             return None, f"loop.view is {self._view_label!r}: {error}"
         if view.dataset_version is not None:

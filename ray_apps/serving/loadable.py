@@ -11,7 +11,6 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import cast
 
-from pipelines.storage.pinned import verify_pinned
 from ray_apps.models.registry import Registry
 from ray_apps.serving.engine.interface import Engine, Events, Failure, GenerationRequest, Sampling
 from schemas.errors import HeadraceError, RolloutError
@@ -24,15 +23,13 @@ ROOM_TOKENS = 8
 def check_loadable(root: Path, version: int, settings: ServingSettings) -> None:
     """Raise RolloutError with the reason if the version could not answer; ModelNotFound if there is no such version."""
     registry = Registry(root)
-    manifest, folder = registry.manifest(version), registry.folder(version)
+    registry.manifest(version)
     try:
-        for entry in manifest.files:
-            verify_pinned(root, entry)
-        _answer_once(folder, settings)
+        _answer_once(registry.verified_folder(version), settings)
     except HeadraceError as error:
         raise RolloutError(f"model {version} cannot be served: {error}") from error
     except Exception as error:
-        raise RolloutError(f"model {version} cannot be served: {folder} does not load ({type(error).__name__}: {error})") from error
+        raise RolloutError(f"model {version} cannot be served: it does not load ({type(error).__name__}: {error})") from error
 
 
 def _answer_once(folder: Path, settings: ServingSettings) -> None:

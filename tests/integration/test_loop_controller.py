@@ -1,6 +1,7 @@
 """The loop on a real root with a real broker: models are put on trial, measured by real child processes, promoted or withdrawn."""
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -15,8 +16,10 @@ from pipelines.views.store import publish_view
 from ray_apps.loop.controller import LoopController
 from ray_apps.loop.disk import Disk
 from ray_apps.loop.plan import TrainingOrder, plan
+from ray_apps.rollout import policy
+from ray_apps.rollout.controller import by_hand
 from ray_apps.rollout.log import RolloutLog
-from schemas.events import InferenceCompleted, RolloutChanged, new_event
+from schemas.events import AlertFired, InferenceCompleted, RolloutChanged, new_event
 from schemas.manifest import TokenizerRef
 from schemas.rollout import Decision, Phase, RolloutState
 from schemas.settings import Settings
@@ -82,6 +85,8 @@ def answer(events: EventProducer, state: RolloutState, version: int) -> None:
         prompt_tokens=3,
         completion_tokens=8,
         latency_s=0.1,
+        engine_s=0.1,
+        user_hash=f"{time.monotonic_ns():016x}",
     )
     events.publish(new_event(data, id=data.request_id, source="/test", time=datetime.now(UTC)), topic="inference")
 
@@ -108,8 +113,8 @@ def test_a_new_model_is_measured_against_the_champion_and_takes_over_also_when_t
     first.controller.close()  # the evaluation is stopped with it, and begun again by the next loop
 
     second = Turning(settings, events)
-    for _ in range(2):
-        answer(events, shadow, 2)
+    for version in (1, 2, 1, 2):
+        answer(events, shadow, version)
     second.until(lambda: second.state().decision is Decision.ADVANCE, "canary")
     assert second.state().evidence["validation"]["status"] == "measured"
     assert sorted(path.name for path in (root / "evaluations").iterdir()) == ["00000001-on-00000002-4.json", "00000002-on-00000002-4.json"]
@@ -178,14 +183,97 @@ def test_the_loop_trains_on_the_newest_version_of_the_view_that_is_asked_for_and
 
 
 @pytest.mark.slow
-def test_an_order_that_fails_again_and_again_is_given_up_for_a_newer_one(settings: Settings, events: EventProducer) -> None:
+def test_an_order_that_fails_again_and_again_is_given_up_with_its_reason_until_there_is_something_new(
+    settings: Settings, events: EventProducer
+) -> None:
     root = Path(settings.root)
     make_dataset(root, num_rows=2)  # fewer rows than one batch: training refuses at once
-    loop = Turning(settings.model_copy(update={"loop": settings.loop.model_copy(update={"min_new_tokens": 1})}), events, has_ray=True)
-    loop.until(lambda: any("training failed" in line for line in loop.told), "a failure")
-    assert "2 training rows, one step takes 16" in " ".join(loop.told)
+    settings = settings.model_copy(update={"loop": settings.loop.model_copy(update={"min_new_tokens": 1})})
+    loop = Turning(settings, events, has_ray=True)
+    loop.until(lambda: any("was given up after 3 attempts" in line for line in loop.told), "giving up")
+    assert sum("training failed" in line for line in loop.told) == 3
+    given_up = Disk(root).given_up()
+    assert given_up is not None and "2 training rows, one step takes 16" in given_up.reason and "headrace train --dataset 1" in given_up.reason
+    loop.controller.close()
+
+    again = Turning(settings, events, has_ray=True)  # a restart changes nothing
+    for _ in range(5):
+        again.controller.step(0.0)
+    assert not any("training on" in line for line in again.told)
+    again.controller.close()
+    other = Turning(settings.model_copy(update={"training": settings.training.model_copy(update={"seed": 5})}), events, has_ray=True)
+    other.until(lambda: "training on dataset 1 from scratch" in other.told, "other settings are another run")
+    other.controller.close()
     make_dataset(root, num_rows=2)
-    order = Disk(root).view().order
-    assert order is not None and order.dataset_version == 1, "one failure may be bad luck"
-    loop.until(lambda: "training on dataset 2 from scratch" in loop.told, "the newer order")
+    newer = Turning(settings, events, has_ray=True)
+    newer.until(lambda: any(line.startswith("training on dataset 2") for line in newer.told), "the newer order")
+    newer.controller.close()
+
+
+def alerts(settings: Settings) -> list[AlertFired]:
+    with read_events(settings, topic_names(settings).events) as reader:
+        deadline = time.monotonic() + 20.0
+        found: list[AlertFired] = []
+        while not found and time.monotonic() < deadline:
+            found += [event.data for event in reader.poll(0.5) if isinstance(event.data, AlertFired)]
+    return found
+
+
+def test_an_error_that_nobody_thought_of_stops_neither_the_loop_nor_what_runs_beside_it(settings: Settings, events: EventProducer) -> None:
+    root, stop = Path(settings.root), threading.Event()
+    make_model(root, version=1)
+    log = root / "models" / "log" / "00000001.json"
+    whole = log.read_bytes()
+    log.write_bytes(b"{}")
+    quick = settings.model_copy(update={"loop": settings.loop.model_copy(update={"poll_interval_s": 0.01})})
+    loop = Turning(quick, events)
+    thread = threading.Thread(target=loop.controller.run, args=(stop,))
+    thread.start()
+    try:
+        wait_until(lambda: bool(loop.told), "the error is told")
+        log.write_bytes(whole)
+        wait_until(lambda: loop.log.latest() is not None, "the loop goes on")
+    finally:
+        stop.set()
+        thread.join(DEADLINE_S)
+    assert "ManifestCorrupt" in loop.told[0] and "the loop goes on" in loop.told
+    assert len([line for line in loop.told if "ManifestCorrupt" in line]) == 1, "once, and not in every round"
+    assert events.flush(10.0)
+    assert [(alert.name, alert.severity) for alert in alerts(settings)] == [("loop.failed", "critical")]
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.01)
+
+
+def test_a_model_whose_files_are_not_those_that_were_registered_is_not_put_into_service(settings: Settings, events: EventProducer) -> None:
+    root = Path(settings.root)
+    make_model(root, version=1)
+    loop = Turning(settings, events)
+    loop.until(lambda: loop.log.latest() is not None, "bootstrap")
+    make_model(root, version=2, seed=1)
+    shutil.copy(root / "models" / "00000001" / "model.safetensors", root / "models" / "00000002" / "model.safetensors")
+    loop.until(lambda: any(line.startswith("model 2 is not put into service") for line in loop.told), "the alert")
+    loop.controller.step(0.0)
+    assert loop.state().challenger is None and sum("is not put into service" in line for line in loop.told) == 1
+    loop.controller.close()
+
+
+def test_a_persons_word_holds_until_it_is_released(settings: Settings, events: EventProducer) -> None:
+    root = Path(settings.root)
+    make_model(root, version=1)
+    loop = Turning(settings, events)
+    loop.until(lambda: loop.log.latest() is not None, "bootstrap")
+    loop.log.transition(
+        lambda state: policy.set_shares(state, champion=1, challenger=None, share=None, settings=settings.rollout, author=by_hand(), salt="00000001")
+    )
+    make_model(root, version=2, seed=1)
+    for _ in range(5):
+        loop.controller.step(0.0)
+    assert loop.state().challenger is None
+    loop.log.transition(lambda state: policy.release(state, "go on", by_hand()))
+    loop.until(lambda: loop.state().challenger == 2, "the trial")
     loop.controller.close()

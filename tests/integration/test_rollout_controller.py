@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ray_apps.rollout import policy
 from ray_apps.rollout.controller import RolloutController, announce, by_hand, by_the_loop, read_tally, start_positions
 from ray_apps.rollout.evidence import LossComparison
 from ray_apps.rollout.log import RolloutLog
+from ray_apps.serving.router import route
 from schemas.errors import CommitConflict, ManifestCorrupt, RolloutError
 from schemas.events import InferenceCompleted, RolloutChanged, new_event
 from schemas.rollout import Decision, Phase, RolloutState
@@ -56,6 +58,8 @@ def answer(events: EventProducer, number: int, model: int, *, shadow: bool = Fal
             "prompt_tokens": 4,
             "completion_tokens": 8,
             "latency_s": 0.2,
+            "engine_s": 0.2,
+            "user_hash": f"{time.monotonic_ns():016x}",
         }
     )
     events.publish(new_event(data, id=data.request_id, source="/test", time=datetime.now(UTC) - age), topic="inference", key=data.request_id)
@@ -87,8 +91,9 @@ def controller_for(settings: Settings, validation: LossComparison = BETTER) -> R
 def test_events_carry_a_challenger_from_shadow_to_champion_across_restarts_of_the_controller(settings: Settings, events: EventProducer) -> None:
     first = controller_for(settings)
     shadow = begin(settings, first)
-    for _ in range(2):
+    for _ in range(3):
         answer(events, shadow.number, 1)
+    for _ in range(2):
         answer(events, shadow.number, 2, shadow=True)
     for _ in range(9):  # none of these is about this trial: an earlier state, another model, a visible answer, another life of the topic
         answer(events, shadow.number - 1, 2, shadow=True)
@@ -210,16 +215,76 @@ def test_the_command_line_walks_a_model_through_a_trial_and_shows_what_is_missin
     assert command(settings, "show", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["state"]["phase"] == "shadow" and shown["evidence"]["challenger"]["answers"] == 1
-    assert shown["missing"][0] == "19 more shadow answers of model 2 (1 of 20)" and "validation losses" in shown["missing"][1]
+    assert shown["missing"][0] == "19 more shadow answers of model 2 (1 of 20)" and "validation losses" in shown["missing"][-1]
+    assert shown["decides"] == "the loop"
     assert command(settings, "show") == 0
-    assert "challenger: 1 answers, 0 errors, 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        "challenger: 1 answers to 1 users, 0 errors, 0 refusals, 0 given up by the client, 2" in said and "the loop decides what comes next" in said
+    )
     assert command(settings, "promote") == 0
     assert "model 2 is champion" in capsys.readouterr().out
     assert command(settings, "set", "--champion", "1", "--challenger", "2", "--share", "0.5") == 0
+    capsys.readouterr()
+    assert command(settings, "show") == 0
+    said = capsys.readouterr().out
+    assert (
+        "a person decides what comes next" in said and "waits for a person: `headrace rollout promote`" in said and "more canary answers" not in said
+    )
+    assert command(settings, "release") == 0
+    assert "the loop decides what comes next" in capsys.readouterr().out
+    assert command(settings, "hold", "--reason", "we look first") == 0
+    assert "hold by a person: we look first" in capsys.readouterr().out
     assert command(settings, "abort", "--reason", "enough") == 0
     assert "abort by a person: enough" in capsys.readouterr().out
     with pytest.raises(RolloutError):
         command(settings, "promote")
+
+
+def test_a_share_that_is_raised_step_by_step_keeps_everybodys_group(settings: Settings) -> None:
+    root = Path(settings.root)
+    for version in (1, 2):
+        make_model(root, version=version)
+    moved: set[int] = set()
+    for share in ("0", "0.1", "0.2", "0.2", "0.6", "1"):
+        assert command(settings, "set", "--champion", "1", "--challenger", "2", "--share", share) == 0
+        state = RolloutLog(root).latest()
+        assert state is not None
+        challengers = {number for number in range(979) if (found := route(state, f"user-{number}")) and found.primary == 2}
+        assert moved <= challengers
+        moved = challengers
+    assert len(moved) == 979
+
+
+def break_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def swap_weights(folder: Path) -> None:
+    shutil.copy(folder.parent / "00000001" / "model.safetensors", folder / "model.safetensors")
+
+
+def forget_weights(folder: Path) -> None:
+    """The manifest knows of no weights either: the files are those that were registered, and nothing loads."""
+    break_weights(folder)
+    path = folder.parent / "log" / f"{folder.name}.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["files"] = [entry for entry in manifest["files"] if not entry["path"].endswith(".safetensors")]
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("damage", [break_weights, swap_weights, forget_weights])
+@pytest.mark.parametrize("words", [("set", "--champion", "2"), ("set", "--champion", "1", "--challenger", "2"), ("shadow", "2")], ids=" ".join)
+def test_a_version_that_cannot_answer_is_refused_at_once(tmp_path: Path, damage: Callable[[Path], None], words: tuple[str, ...]) -> None:
+    nobody = load_settings("", {}, {"root": str(tmp_path), "kafka.bootstrap_servers": "127.0.0.1:1"})
+    for version in (1, 2):
+        make_model(tmp_path, version=version, seed=version)
+    RolloutLog(tmp_path).transition(lambda state: policy.bootstrap(state, 1, by_the_loop(), "00000000"))
+    damage(tmp_path / "models" / "00000002")
+    with pytest.raises(RolloutError, match=r"model 2 cannot be served: .*"):
+        command(nobody, *words)
+    latest = RolloutLog(tmp_path).latest()
+    assert latest is not None and latest.number == 1
 
 
 def test_every_transition_is_an_event(settings: Settings, events: EventProducer) -> None:

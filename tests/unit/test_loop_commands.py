@@ -1,12 +1,15 @@
 """Children of the loop read exactly the settings of the loop."""
 
 import argparse
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import pytest
 from pydantic import SecretStr
 
 from ops.cli import train
 from ops.cli.main import common_flags, settings_from
-from ops.supervisor.services import build_stack
+from ops.supervisor.services import answers, build_stack, serves
 from ray_apps.loop.commands import child_environment, headrace
 from ray_apps.loop.jobs import parse_evaluation, train_arguments
 from ray_apps.loop.plan import TrainingOrder
@@ -45,6 +48,39 @@ def test_a_dashboard_is_opened_where_the_settings_want_one() -> None:
     stack = build_stack(load_settings("", {}, {"broker.listen": "127.0.0.1:0", "serving.port": 0}))
     assert stack.dashboard_url is not None and "--include-dashboard=true" in stack.services[1].command
     assert f"--dashboard-port={stack.dashboard_url.rpartition(':')[2]}" in stack.services[1].command
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "is_ready"),
+    [
+        (200, b'{"champion": 1}', True),
+        (503, b'{"champion": null, "missing": "a champion"}', True),
+        (503, b'{"champion": 1, "missing": "the engine of champion 1"}', False),
+        (503, b'{"error": {"message": "starting"}}', False),
+        (404, b"Path not found", False),
+    ],
+    ids=["answers", "no-model-yet", "engine-loads", "gateway-starts", "proxy-only"],
+)
+def test_serve_is_ready_once_the_champion_answers_or_there_is_no_model_to_answer(status: int, body: bytes, is_ready: bool) -> None:
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/health"
+        try:
+            assert serves(url)() is is_ready and answers(url)()
+        finally:
+            server.shutdown()
+            thread.join()
+    assert not serves(url)()
 
 
 def test_a_given_broker_and_a_given_ray_are_used() -> None:
