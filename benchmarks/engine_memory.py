@@ -22,6 +22,7 @@ from ray_apps.serving.engine.torch_engine import TorchEngine
 from schemas.settings import ServingSettings
 
 WORDS = ("mill", "water", "水渠", "数据流", "😀", "zq7", "<|endoftext|>", "\nassistant: ", "\u0301", " ", "\x00", "ﷺ")
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
 HUGE_BYTES = 4 << 20
 ABANDONED, HUGE, MANY, CHAT, IDS = 0.1, 0.005, 0.05, 0.2, 0.1
 """Shares of the requests."""
@@ -36,10 +37,10 @@ def text(rng: random.Random, size_bytes: int) -> str:
 
 def request(rng: random.Random, number: int) -> GenerationRequest:
     """One of many kinds, at random."""
-    size_bytes = HUGE_BYTES if rng.random() < HUGE else int(2 ** rng.uniform(0, 12))
-    stop = tuple(text(rng, 40)[:256] for _ in range(rng.randrange(5)))
+    size_bytes = HUGE_BYTES if rng.random() < HUGE else int(2 ** rng.uniform(0, 11))
+    stop = tuple(text(rng, 2 ** rng.randrange(8))[:256] for _ in range(rng.randrange(5)))
     sampling = Sampling(
-        max_tokens=rng.randrange(1, 6),
+        max_tokens=rng.randrange(1, 4),
         temperature=rng.choice((0, 1)),
         top_p=rng.choice((1, 0.9)),
         stop=stop,
@@ -51,8 +52,10 @@ def request(rng: random.Random, number: int) -> GenerationRequest:
         messages = tuple(Message(rng.choice(("user", "assistant", "system")), text(rng, size_bytes)) for _ in range(rng.randrange(1, 4)))
         return GenerationRequest(id=str(number), messages=messages, sampling=sampling)
     if kind < CHAT + IDS:
-        return GenerationRequest(id=str(number), prompts=(tuple(rng.randrange(600) for _ in range(rng.randrange(1, 900))),), sampling=sampling)
-    prompts = tuple(text(rng, size_bytes) for _ in range(rng.randrange(1, 20) if kind > 1 - MANY else 1))
+        return GenerationRequest(
+            id=str(number), prompts=(tuple(rng.randrange(600) for _ in range(int(2 ** rng.uniform(0, 9.8)))),), sampling=sampling
+        )
+    prompts = tuple(text(rng, size_bytes) for _ in range(rng.randrange(1, 9) if kind > 1 - MANY else 1))
     return GenerationRequest(id=str(number), prompts=prompts, num_choices=rng.choice((1, 1, 1, 2)), sampling=sampling)
 
 
@@ -103,7 +106,7 @@ def main() -> None:
     from tests.model_factory import make_model
 
     with tempfile.TemporaryDirectory() as name:
-        make_model(Path(name), context=1024)
+        make_model(Path(name), context=1024, shape=SHAPE)
         print(json.dumps({"requests": 0, "rss_mb": resident_mb(), "what": "before the engine"}))
         engine = TorchEngine(Path(name) / "models" / "00000001", ServingSettings())
         print(json.dumps({"requests": 0, "rss_mb": resident_mb(), "what": "engine loaded"}))

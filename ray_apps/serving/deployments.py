@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.runtime.tracing import start_tracing, stop_tracing
 from ray_apps.models.registry import Registry
-from ray_apps.serving.engine.interface import EngineHealth, Events, GenerationRequest
+from ray_apps.serving.engine.interface import Engine, EngineHealth, Events, GenerationRequest
 from ray_apps.serving.engine_pool import ServeEngines
 from ray_apps.serving.following import RolloutFollower
 from ray_apps.serving.naming import application_names
@@ -33,15 +33,19 @@ def close_internal_port() -> None:
     replica.add_port_to_grpc_server = lambda _server, _address: 0
 
 
+def load_engine(root: Path, version: int, settings: ServingSettings) -> Engine:
+    """The built-in engine of a registered version. Raises ShardCorrupt if its files are not those that were registered."""
+    from ray_apps.serving.engine.torch_engine import TorchEngine
+
+    return TorchEngine(Registry(root).verified_folder(version), settings)
+
+
 class ModelReplica:
     """The engine of one model version, as a Serve deployment."""
 
     def __init__(self, root: str, version: int, settings: ServingSettings) -> None:
-        """Raises ShardCorrupt if the version's files are not those that were registered."""
         close_internal_port()
-        from ray_apps.serving.engine.torch_engine import TorchEngine
-
-        self._engine = TorchEngine(Registry(Path(root)).verified_folder(version), settings)
+        self._engine = load_engine(Path(root), version, settings)
 
     async def submit(self, request: GenerationRequest) -> AsyncIterator[Events]:
         """See ``interface.Engine.submit``."""

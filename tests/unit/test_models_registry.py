@@ -1,6 +1,7 @@
 """The registry as a reader sees it: versions, aliases, the card, lineage."""
 
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,15 +11,21 @@ import yaml
 from ops.cli.main import main
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import sha256_file
+from pipelines.tokenizers.tokenizer import write_tokenizer
 from ray_apps.models.card import model_card
 from ray_apps.models.lineage import language_counts, lineage
 from ray_apps.models.registry import Registry
+from ray_apps.serving.deployments import load_engine
 from ray_apps.training.evaluate import evaluate_model
-from ray_apps.training.export import register_run
+from ray_apps.training.export import end_tokens, register_run
 from ray_apps.training.files import PARENT_FILE
-from schemas.errors import ManifestCorrupt, ModelNotFound, NotEnoughData, TokenizerMismatch, TrainingError
+from ray_apps.training.run import plan_run
+from ray_apps.training.weights import build_model
+from schemas.errors import ManifestCorrupt, ModelNotFound, NotEnoughData, ShardCorrupt, TokenizerMismatch, TrainingError
 from schemas.manifest import ModelManifest
 from schemas.rollout import Decision, Phase, RolloutState
+from schemas.settings import ServingSettings
+from schemas.settings_data import TokenizerSettings
 from tests.factories import make_dataset
 from tests.model_factory import make_model
 from tests.training_runs import curve, run_alone, tiny_dataset, tiny_settings
@@ -73,6 +80,71 @@ def test_aliases_are_those_of_the_newest_rollout(tmp_path: Path) -> None:
         registry.resolve("challenger")
     with pytest.raises(ModelNotFound, match="versions 1 to 3"):
         registry.resolve("4")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_files_of_another_version_are_not_taken_for_this_one(tmp_path: Path, name: str) -> None:
+    """Every file: of other weights by their hash, of a changed tokenizer, template or shape too."""
+    for version in (1, 2):
+        make_model(tmp_path, version=version, seed=version)
+    registry = Registry(tmp_path)
+    one, two = registry.verified_folder(1), registry.verified_folder(2)
+    shutil.copy(one / name, two / name)
+    if name != "model.safetensors":  # all other files of the two are the same
+        (two / name).write_bytes((two / name).read_bytes().replace(b'"', b' "', 1))
+    assert registry.verified_folder(1) == one
+    with pytest.raises(ShardCorrupt, match=name.replace(".", r"\.")):
+        registry.verified_folder(2)
+    with pytest.raises(ShardCorrupt):
+        load_engine(tmp_path, 2, ServingSettings())
+
+
+def test_a_file_that_no_manifest_lists_is_not_loaded_with_a_model(tmp_path: Path) -> None:
+    make_model(tmp_path)
+    registry = Registry(tmp_path)
+    folder = registry.verified_folder(1)
+    (folder / "chat_template.jinja").write_text("{{ 'obey' }}")
+    with pytest.raises(ShardCorrupt, match="chat_template"):
+        registry.verified_folder(1)
+    (folder / "chat_template.jinja").rename(folder / "notes.md")
+    (folder / "config.json").unlink()
+    with pytest.raises(ShardCorrupt, match=r"config\.json is missing"):
+        registry.verified_folder(1)
+
+
+def test_weights_that_were_exchanged_are_no_parent_and_are_not_evaluated(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path)
+    run = run_alone(tiny_settings(tmp_path))
+    register_run(run, tmp_path, lambda: NOW)
+    tiny_dataset(tmp_path)
+    child = plan_run(tiny_settings(tmp_path), parent_model=1)
+    path = Registry(tmp_path).folder(1) / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ShardCorrupt, match="model"):
+        build_model(child, tmp_path)
+    with pytest.raises(ShardCorrupt, match="model"):
+        evaluate_model(tiny_settings(tmp_path), 1)
+
+
+def test_an_exchanged_tokenizer_is_registered_with_no_model(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path)
+    run = run_alone(tiny_settings(tmp_path))
+    path = tmp_path / run.tokenizer.path / "tokenizer.json"
+    path.write_bytes(path.read_bytes().replace(b'"', b' "', 1))
+    with pytest.raises(TokenizerMismatch):
+        register_run(run, tmp_path, lambda: NOW)
+    assert Registry(tmp_path).versions() == []
+
+
+def test_a_model_ends_its_answers_at_the_end_of_a_turn_where_its_tokenizer_has_a_token_for_that(
+    trained: tuple[Path, ModelManifest], tmp_path: Path
+) -> None:
+    root, manifest = trained
+    folder = Registry(root).verified_folder(manifest.version)
+    assert json.loads((folder / "generation_config.json").read_bytes())["eos_token_id"] == end_tokens(root, manifest.tokenizer) == [0]
+    assert end_tokens(tmp_path, write_tokenizer(tmp_path, [], TokenizerSettings())) == [0, 3]
 
 
 def test_the_list_of_models_fits_into_80_columns_and_tells_the_rest_when_asked(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer, read_tokenizer, train_tokenizer, write_tokenizer
+from pipelines.tokenizers.tokenizer import SPECIAL_TOKENS, BatchTokenizer, load_tokenizer, read_tokenizer, train_tokenizer, write_tokenizer
 from schemas.errors import SettingsError, TokenizerMismatch
 from schemas.manifest import TokenizerRef
 from schemas.settings_data import TokenizerSettings
@@ -68,7 +68,7 @@ def test_the_same_texts_train_byte_identical_files_in_every_process() -> None:
 def test_the_reference_names_the_bytes_and_the_special_ids(root: Path, ref: TokenizerRef) -> None:
     assert ref.path == f"tokenizer/{ref.sha256}"
     assert (ref.eos_token_id, ref.pad_token_id) == (0, 1)
-    assert 258 < ref.vocab_size <= 600
+    assert 260 < ref.vocab_size <= 600
     assert sorted(path.name for path in (root / ref.path).iterdir()) == ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
     assert write_tokenizer(root, TEXTS, SETTINGS) == ref
 
@@ -81,15 +81,15 @@ def test_training_text_beyond_the_limit_is_not_looked_at() -> None:
 
 def test_no_texts_still_give_a_tokenizer_that_speaks_bytes(tmp_path: Path) -> None:
     reference = write_tokenizer(tmp_path, [], SETTINGS)
-    assert reference.vocab_size == 258
+    assert reference.vocab_size == 260
     bytewise = load_tokenizer(tmp_path, reference)
     assert bytewise.decode(bytewise.encode(pa.array(["水 é"]))[0].as_py()) == "水 é"
 
 
 def test_special_token_text_in_a_document_is_plain_text(tokenizer: BatchTokenizer) -> None:
-    text = "before<|endoftext|>after <|pad|><|endoftext|>"
+    text = "before<|endoftext|>after <|pad|><|endoftext|><|im_start|>user\n<|im_end|>"
     (ids,) = tokenizer.encode(pa.array([text])).to_pylist()
-    assert {tokenizer.eos_token_id, tokenizer.pad_token_id}.isdisjoint(ids)
+    assert set(range(len(SPECIAL_TOKENS))).isdisjoint(ids)
     assert tokenizer.decode(ids) == text
 
 
@@ -128,7 +128,9 @@ def test_transformers_loads_the_folder_with_its_chat_template(root: Path, ref: T
     assert loaded.decode(loaded(TEXTS[2])["input_ids"]) == TEXTS[2]
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "你好"}]
     prompt = loaded.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert prompt == "system: Be kind.\nuser: 你好\nassistant:"
+    assert prompt == "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n"
+    assert loaded.convert_ids_to_tokens([0, 1, 2, 3]) == list(SPECIAL_TOKENS)
+    assert set(loaded.all_special_tokens) == set(SPECIAL_TOKENS)
 
 
 def test_a_changed_or_missing_file_is_refused(tmp_path: Path) -> None:

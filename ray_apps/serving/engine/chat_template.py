@@ -25,6 +25,13 @@ from ray_apps.serving.engine.interface import Message
 from schemas.errors import ApiError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_SAMPLES = (
+    ("system", "user", "assistant", "user"),
+    ("user", "assistant", "user"),
+    *(("user", role) for role in ROLES),
+    *((role,) for role in ROLES),
+)
+"""Roles of chats in which every marker of a template shows."""
 QUOTE = "> "
 _LINE_BREAKS = "\\n\\r\\v\\f\\x1c-\\x1e\\x85\\u2028\\u2029"
 _SHOWN_CHARS = 200
@@ -57,12 +64,25 @@ def _environment() -> ImmutableSandboxedEnvironment:
 class ChatTemplate:
     """Renders chats. Raises jinja2's TemplateError if the source is no template."""
 
-    def __init__(self, source: str, named_tokens: Mapping[str, str], special_tokens: Collection[str]) -> None:
-        """``named_tokens``: what the template may call ``bos_token`` and so on; ``special_tokens``: texts that no content can make."""
+    def __init__(self, source: str, named_tokens: Mapping[str, str]) -> None:
+        """``named_tokens``: what the template may call ``bos_token`` and so on. Call ``guard`` before the first chat."""
         self._template = _environment().from_string(source)
         self._named_tokens = dict(named_tokens)
         self._nonce = f"content{secrets.token_hex(16)}x"
-        self._line_markers, self._inner_markers = self._plain_markers(special_tokens)
+        self._line_markers: re.Pattern[str] | None = None
+        self._inner_markers: tuple[str, ...] = ()
+        self._probes = self._sample_pieces()
+        self.wording = "\n".join([source, *(piece for pieces in self._probes for piece in pieces)])
+        """What it may write of its own: its source, and the pieces of chats of all roles."""
+
+    def guard(self, special_tokens: Collection[str]) -> None:
+        """``special_tokens``: what no content can make. Pieces without one of them are markers in plain text, which contents are searched for."""
+        lines, inner = set[str](), set[str]()
+        for pieces in self._probes:
+            for number, piece in enumerate(pieces):
+                if (marker := piece.strip()) and not any(token in piece for token in special_tokens):
+                    (lines if number == 0 or _begins_line(piece) else inner).add(marker)
+        self._line_markers, self._inner_markers = _line_pattern(lines) if lines else None, tuple(sorted(inner))
 
     def render(self, messages: Sequence[Message], mark: Callable[[str], str]) -> str:
         """The text of a chat, up to where the answer begins; ``mark`` is applied to the template's own pieces.
@@ -96,18 +116,15 @@ class ChatTemplate:
                 )
         return self._line_markers.sub(f"\\1{QUOTE}", content) if self._line_markers else content
 
-    def _plain_markers(self, special_tokens: Collection[str]) -> tuple[re.Pattern[str] | None, tuple[str, ...]]:
-        """Markers of turns that consist of plain text: those at the beginnings of lines, and the others. Found by rendering chats of all roles."""
-        lines, inner = set[str](), set[str]()
-        for roles in (("system", "user", "assistant", "user"), *(("user", role) for role in ROLES), *((role,) for role in ROLES)):
+    def _sample_pieces(self) -> list[list[str]]:
+        """The pieces of chats of all roles, as far as the template takes them."""
+        found = []
+        for roles in _SAMPLES:
             try:
-                pieces, _ = self._pieces([Message(role, "") for role in roles])
+                found.append(self._pieces([Message(role, "") for role in roles])[0])
             except Exception:  # noqa: BLE001, S112  a chat that the template does not take has no markers
                 continue
-            for number, piece in enumerate(pieces):
-                if (marker := piece.strip()) and not any(token in piece for token in special_tokens):
-                    (lines if number == 0 or _begins_line(piece) else inner).add(marker)
-        return _line_pattern(lines) if lines else None, tuple(sorted(inner))
+        return found
 
 
 def _begins_line(piece: str) -> bool:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer
 
 from ray_apps.serving.engine.chat_template import ChatTemplate
@@ -41,15 +42,16 @@ class PromptEncoder:
         """``max_length``: tokens that a prompt must stay below."""
         values = _read(folder / TOKENIZER_FILE)
         config = _read(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
-        source = _template_source(folder, config)
         self._max_length = max_length
         self.named_tokens = {name: text for name in _NAMED if (text := _token_text(config.get(name)))}
         self.table = token_bytes(_tokenizer(values))
-        self._tokenizer, markers = _guarded_tokenizer(values, source or "")
+        self._template = _template(folder, config, self.named_tokens)
+        self._tokenizer, markers = _guarded_tokenizer(values, self._template.wording if self._template else "")
         self._protected = frozenset(_id_of(self._tokenizer, text) for text in markers)
         self._mark, self._alias_ids = _aliases(self._tokenizer, markers)
         self._max_bytes = _max_bytes(values, max(map(len, self.table)), max_length)
-        self._template = ChatTemplate(source, self.named_tokens, markers) if source else None
+        if self._template:
+            self._template.guard(markers)
 
     def token_id(self, name: str) -> int | None:
         """Id of ``eos_token`` or another named token, if there is one."""
@@ -106,6 +108,14 @@ def _read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _template(folder: Path, config: Mapping[str, Any], named_tokens: Mapping[str, str]) -> ChatTemplate | None:
+    source = _template_source(folder, config)
+    try:
+        return ChatTemplate(source, named_tokens) if source else None
+    except TemplateError as error:
+        raise RegistryError(f"the chat template in {folder} cannot be used: {error}; restore it from a copy of the model") from error
+
+
 def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
     """The file of its own wins, as in transformers; of several templates the one called default."""
     path = folder / TEMPLATE_FILE
@@ -130,12 +140,12 @@ def _tokenizer(values: dict[str, Any]) -> Tokenizer:
         raise RegistryError(f"the model's {TOKENIZER_FILE} cannot be used: {error}") from error
 
 
-def _guarded_tokenizer(values: dict[str, Any], template: str) -> tuple[Tokenizer, dict[str, AddedToken]]:
+def _guarded_tokenizer(values: dict[str, Any], wording: str) -> tuple[Tokenizer, dict[str, AddedToken]]:
     """A tokenizer that takes markers for plain text, and the markers: special tokens, and other added tokens that the template writes."""
     markers = {}
     for token in values.get("added_tokens") or ():
         content = token["content"]
-        if token["special"] or (content.strip() and content in template):
+        if token["special"] or (content.strip() and content in wording):
             token["special"] = True
             markers[content] = AddedToken(content, lstrip=token["lstrip"], rstrip=token["rstrip"])
     tokenizer = _tokenizer(values)
