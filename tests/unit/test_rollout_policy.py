@@ -117,6 +117,12 @@ def test_a_latency_is_compared_with_the_champions_in_this_phase_or_the_one_befor
     assert slower is not None and slower.decision is Decision.ABORT and "times as long" in slower.reason
 
 
+def test_answers_whose_time_was_not_measured_are_not_enough() -> None:
+    half = tally(10)
+    half.answers += 10
+    assert missing(shadow(), evidence(200, half), SETTINGS) == ["10 more shadow answers of model 2 (10 of 20)"]
+
+
 def test_clients_that_give_up_on_both_models_alike_do_not_stop_a_trial() -> None:
     impatient = Evidence(tally(70, cancellations=30), tally(20, cancellations=8), 0, measured())
     after = decide(shadow(), impatient, SETTINGS, NOW)

@@ -77,7 +77,7 @@ def test_only_answers_with_a_measured_time_of_the_engine_end_the_challengers_sil
     for number in range(4):
         tally.add(answer(1, request_id=f"r{number}"))
     for change in ({"engine_s": None}, {"completion_tokens": 0}, {"status": "cancelled"}):
-        tally.add(answer(2, **change))  # type: ignore[arg-type]
+        tally.add(answer(2, **change))
     assert tally.evidence(LossComparison()).unanswered == 4
     tally.add(answer(2))
     seen = tally.evidence(LossComparison())

@@ -59,6 +59,14 @@ class Hung(Good):
         yield ()
 
 
+class HangsMidway(Good):
+    """Begins well, and says no more."""
+
+    async def submit(self, request: GenerationRequest) -> AsyncIterator[Events]:
+        yield (Chunk(index=0, text="half", token_ids=(5,), prompt_tokens=1),)
+        await asyncio.Event().wait()
+
+
 class Says(Good):
     """Ends every request with the same failure."""
 
@@ -213,6 +221,15 @@ async def test_a_champion_that_hangs_is_an_error_once_and_nobody_is_asked_after_
         await until(lambda: ready(client))
         assert (await client.post("/v1/completions", json=ASK)).status_code == 504
         assert told(sink) == [(1, "error", "timeout")]
+
+
+async def test_the_champion_is_not_asked_for_what_it_has_no_time_to_answer(tmp_path: Path) -> None:
+    publish_state(tmp_path, champion=1, challenger=2, canary_fraction=1.0)
+    sink = EventList()
+    async with running_gateway(tmp_path, {1: Good(), 2: HangsMidway()}, settings=ServingSettings(request_timeout_s=0.5), sink=sink) as client:
+        await until(lambda: ready(client))
+        assert (await client.post("/v1/completions", json=ASK)).status_code == 504
+        assert told(sink) == [(2, "error", "timeout")]
 
 
 async def test_every_attempt_is_an_event_of_its_own(tmp_path: Path) -> None:
