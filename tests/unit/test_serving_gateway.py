@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from ray_apps.serving import pulse
+from ray_apps.serving.answers import Form, events
 from ray_apps.serving.dispatch import MAX_SHADOWS
 from ray_apps.serving.edge import LINGER_BYTES, MAX_BODY_BYTES
 from ray_apps.serving.engine.interface import Chunk, Engine, EngineHealth, EngineStats, Events, Failure, FinishReason, GenerationRequest
@@ -361,6 +362,16 @@ async def test_an_answer_that_breaks_is_an_error_and_never_has_a_finish_reason(
         whole = await client.post(path, json=body)
         assert (whole.status_code, error_of(whole)["code"]) == (status, code)
         assert {data.status for data in sink.data} == {"error"}
+
+
+async def test_a_mistake_of_our_own_while_a_stream_is_written_is_its_error_event() -> None:
+    async def answer() -> AsyncIterator[tuple[Chunk, ...]]:
+        yield (Chunk(index=0, text="half"),)
+        yield (Chunk(index=1, text="of a sequence that was not asked for"),)
+
+    form = Form(kind="completion", id="cmpl-1", model="headrace-v1", num_sequences=1, num_choices=1)
+    first, last = [event async for event in events(form, answer())]
+    assert b'"half"' in first and json.loads(last.removeprefix(b"data: "))["error"]["code"] == "internal_error"
 
 
 @pytest.mark.parametrize("stream", [True, False])
