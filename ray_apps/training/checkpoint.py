@@ -122,8 +122,8 @@ class CheckpointStore:
             OPTIMIZER_FILE: _write_tensors(files / OPTIMIZER_FILE, optimizer_tensors(model, optimizer)),
         }
         # Step 2: their names.
-        sync_folder(files)
-        sync_folder(self.folder)
+        for folder in (files, self.folder, self.folder.parent):
+            sync_folder(folder)
         # Step 3: the manifest makes them a checkpoint.
         manifest = CheckpointManifest(
             step=step,

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pipelines.dataset.dataset import Dataset
+from pipelines.storage.durable import sync_folder
 from ray_apps.models.registry import Registry
 from ray_apps.training.checkpoint import Binding, CheckpointStore
 from ray_apps.training.files import FOLDER, RESULT_FILE
@@ -148,8 +149,13 @@ def _check_parent(settings: Settings, dataset: Dataset, parent_model: int) -> No
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the run for this process; the kernel drops the lock when the process dies. Raises TrainingError if another one holds it."""
+    """Hold the run for this process; the kernel drops the lock when the process dies. The run's folder is durable in its parents from here on.
+
+    Raises TrainingError if another process holds the run.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for parent in (folder.parent, folder.parent.parent):
+        sync_folder(parent)
     with (folder / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
