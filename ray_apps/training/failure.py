@@ -18,6 +18,9 @@ from schemas.record import Record
 
 _LASTING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR})
 
+_FAULTS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError)
+"""Of the program or of its input: no other attempt changes them."""
+
 
 class Failure(Record):
     """Content of ``failure.json``."""
@@ -29,8 +32,9 @@ class Failure(Record):
 
     def exception(self) -> HeadraceError:
         """The error to raise."""
-        known = getattr(errors, self.error, TrainingError)
-        return known(self.message) if issubclass(known, HeadraceError) else TrainingError(self.message)
+        known = getattr(errors, self.error, None)
+        takes_message = isinstance(known, type) and issubclass(known, HeadraceError) and known.__init__ is HeadraceError.__init__
+        return known(self.message) if takes_message else TrainingError(self.message)
 
 
 def lasting_error(error: Exception) -> HeadraceError | None:
@@ -41,9 +45,9 @@ def lasting_error(error: Exception) -> HeadraceError | None:
         return TrainingError(f"the device has too little memory: {_first_line(error)}; raise training.accumulation_steps, or choose a smaller model")
     if isinstance(error, OSError):
         return TrainingError(f"{error}; mend that and run `headrace train` again") if error.errno in _LASTING else None
-    if isinstance(error, RuntimeError):  # torch's word for everything: a peer that is gone, a device that is lost
-        return None
-    return TrainingError(f"{type(error).__name__}: {_first_line(error)}; another attempt would fail alike")
+    if isinstance(error, _FAULTS):
+        return TrainingError(f"{type(error).__name__}: {_first_line(error)}; another attempt would fail alike")
+    return None  # RuntimeError, torch's word for a peer that is gone and a device that is lost, and what Ray raises
 
 
 def record_failure(folder: Path, error: HeadraceError) -> None:

@@ -15,7 +15,7 @@ import torch
 from ray_apps.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE
 from ray_apps.training.loss_curve import FILE_NAME
 from ray_apps.training.parallel import Process
-from ray_apps.training.run import TrainingRun, plan_run
+from ray_apps.training.run import TrainingRun, plan_run, run_lock
 from ray_apps.training.weights import build_model
 from schemas.errors import CheckpointCorrupt, TrainingError
 from tests.full_disk import files_no_larger_than
@@ -168,6 +168,27 @@ def test_a_checkpoint_that_does_not_fit_the_disk_leaves_nothing_and_says_how_to_
         train_until(run, tmp_path, Process(), None)
     assert sorted(run.checkpoints(tmp_path).folder.rglob("*")) == before
     assert_same(tmp_path, run_alone(tiny_settings(tmp_path)), straight)
+
+
+def test_the_name_of_every_folder_above_a_checkpoint_is_flushed_before_its_manifest_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the system calls: a power cut takes a folder whose parent was not flushed."""
+    tiny_dataset(tmp_path)
+    run = plan_run(tiny_settings(tmp_path))
+    folder = run.folder(tmp_path)
+    flushed: set[Path] = set()
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        if not (folder / "checkpoints" / "00000003.json").exists():
+            flushed.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with run_lock(folder):
+        train_until(run, tmp_path, Process(), 2)
+    store = run.checkpoints(tmp_path)
+    files = store.folder / store.manifest(3).folder
+    assert {tmp_path, tmp_path / "training", folder, store.folder, files, files / MODEL_FILE, files / OPTIMIZER_FILE} <= flushed
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray.exceptions import RayActorError
 
 from ray_apps.training.failure import Failure, lasting_error, read_failure, record_failure
 from schemas.errors import HeadraceError, ManifestCorrupt, ShardCorrupt, TrainingDiverged, TrainingError
@@ -34,11 +35,14 @@ def test_what_would_come_again_is_raised_as_itself_by_whoever_started_the_run(tm
     assert "\n" not in str(lasting)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("Connection closed by peer"), ConnectionResetError(errno.ECONNRESET, "reset"), TimeoutError()])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Connection closed by peer"), ConnectionResetError(errno.ECONNRESET, "reset"), TimeoutError(), RayActorError()]
+)
 def test_a_lost_worker_or_device_is_worth_another_attempt(error: Exception) -> None:
     assert lasting_error(error) is None
 
 
-def test_a_failure_of_a_class_that_is_not_known_here_is_a_training_error() -> None:
-    assert type(Failure(error="Path", message="x").exception()) is TrainingError
-    assert type(Failure(error="FromLater", message="x").exception()) is TrainingError
+@pytest.mark.parametrize("name", ["ClassVar", "FromALaterVersion", "ApiError"])
+def test_a_failure_whose_class_takes_no_single_message_is_a_training_error(name: str) -> None:
+    failure = Failure(error=name, message="what happened").exception()
+    assert (type(failure), str(failure)) == (TrainingError, "what happened")
