@@ -103,9 +103,8 @@ def _report(tally: "PublishCounts", topic: str, max_dataref_bytes: int, *, as_js
         print_json(_summary(tally, topic))
         return
     counts = f"{tally.published:,} documents, {tally.bytes / 1e6:,.1f} MB, to {topic}"
-    print(
-        f"published {counts}; {len(tally.too_large):,} too large, {len(tally.failed):,} failed, {tally.skipped.total():,} others skipped{_reasons(tally)}"
-    )
+    skipped = f"{tally.skipped.total():,} others skipped{_reasons(tally)}"
+    print(f"published {counts}; {len(tally.too_large):,} too large, {len(tally.failed):,} failed, {skipped}")
 
 
 def _reasons(tally: "PublishCounts") -> str:

@@ -101,9 +101,8 @@ def _finding(place: str, record: WarcRecord, max_bytes: int) -> Finding:
         content = _response(record, block, max_bytes) if record.record_type == WarcRecordType.response else _as_it_is(record, block)
         if isinstance(content, str):
             return Skipped(origin, content)
-        if len(content.body) > max_bytes:
-            return TooLarge(origin, len(content.body))
-        return _found(origin, place, record, content)
+        is_too_large = len(content.body) > max_bytes
+        return TooLarge(origin, len(content.body)) if is_too_large else _found(origin, place, record, content)
     except (OSError, ValueError, EOFError, zlib.error, brotli.error, zstandard.ZstdError, EnvelopeError) as error:
         return Failed(origin, f"{type(error).__name__}: {error}")
 
