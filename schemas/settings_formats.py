@@ -19,4 +19,4 @@ class FormatsSettings(Section):
     html_max_depth: int = Field(500, ge=10)
     """Pages whose elements may be nested deeper than this lose their tags only: finding the main content takes quadratic time in the depth."""
     max_damaged_fraction: float = Field(0.01, ge=0, le=1)
-    """Of a text's characters so many may be in no character set: they become U+FFFD (one always may). A text with more of them is dead-lettered; 0: any."""
+    """Share of a text's characters whose bytes may be in no character set: they become U+FFFD (one always may; 0: none). More is a dead letter."""

@@ -65,7 +65,7 @@ def run_report(args: argparse.Namespace, settings: Settings) -> int:
     if args.json:
         print_json({"version": facts.manifest.version, "path": str(path), "size_bytes": len(page.encode()), "notes": list(facts.notes)})
     else:
-        tell(path)
+        tell(str(path))
     return 0
 
 

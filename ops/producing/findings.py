@@ -42,9 +42,11 @@ class TooLarge(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """A file in a folder that is of no kind that can be read."""
+    """A file in a folder, or a record of an archive, that is of no kind that is read."""
 
     origin: str
+    reason: str
+    """What it is, in a few words without names: skipped things are counted by it."""
 
 
 Finding = Found | Failed | TooLarge | Skipped

@@ -14,7 +14,7 @@ concerns its own record only, and a lost connection may publish a record twice (
 
 import hashlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -40,6 +40,8 @@ SOURCE = "/headrace/produce"
 MAX_PENDING_BYTES = 64 * 2**20
 MAX_PENDING_RECORDS = 10_000
 BATCH_BYTES = 64 * 2**10
+MAX_REASONS = 1_000
+OTHER_REASONS = "other"
 
 
 @dataclass
@@ -54,8 +56,8 @@ class PublishCounts:
     """Documents larger than the topic, or ``kafka.max_request_bytes``, takes."""
     failed: list[Failed] = field(default_factory=list)
     """Files and records that could not be read."""
-    skipped: int = 0
-    """Files in folders that are of no kind that is read, and responses in archives that are no pages."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Files in folders and records of archives that are of no kind that is read, by what they are; rare kinds together."""
     blobs: int = 0
     """Documents, among those published, that were put into the blob store."""
 
@@ -101,7 +103,8 @@ class Publisher:
         elif isinstance(finding, Failed):
             self.tally.failed.append(finding)
         elif isinstance(finding, Skipped):
-            self.tally.skipped += 1
+            counted = self.tally.skipped
+            counted[finding.reason if finding.reason in counted or len(counted) < MAX_REASONS else OTHER_REASONS] += 1
 
     def drain(self) -> None:
         """Wait until everything so far is acknowledged or refused. Raises BrokerUnavailable."""

@@ -54,7 +54,7 @@ def read_paths(paths: Iterable[str], options: ReadOptions, standard_input: Binar
                 if _kind(file)[0]:
                     yield from _read_file(file, options)
                 else:
-                    yield Skipped(file.as_posix())
+                    yield Skipped(file.as_posix(), f"{file.suffix.lower()[:20] or 'no suffix'} file")
         else:
             yield from _read_file(Path(path), options)
 

@@ -1,27 +1,30 @@
 """Web archives (WARC 1.0 and 1.1, plain or with each record compressed) as findings: one document for each page or text that was served.
 
 Responses with status 200, resources, and conversions (the texts of WET files) are documents if they are HTML or plain text, decoded from their
-character set, with URL and date; HTML goes out as HTML, so that its main content is taken by the pipeline's workers and not here. Others of
-these kinds are skipped and counted, other kinds of records (requests, metadata, revisits) are not looked at. Bodies of responses may be in gzip
-or deflate; other content encodings (br, zstd) are findings that say so.
+character set, with URL and date; HTML goes out as HTML, so that its main content is taken by the pipeline's workers and not here. What has no
+media type is a page if it begins as one. All other records are skipped, each with a reason: its kind, its status or its media type. Bodies of
+responses may be in gzip, deflate, br or zstd, and in chunks; many crawlers keep the header that says so and store the plain body: it is read too.
 
-Invariant: one damaged record costs that record alone: reading goes on at the next one that can be found, and each damaged place is one
-finding. Memory is bounded by one record. Cost: 100 MB/s and more (fastwarc).
+Invariant: every record is one finding; one damaged record costs that record alone: reading goes on at the next one that can be found, and each
+damaged place is one finding. Memory is bounded by one record and ``max_bytes`` of what it unpacks to. Cost: 100 MB/s and more (fastwarc).
 Source: https://iipc.github.io/warc-specifications/specifications/warc-format/warc-1.1/
 """
 
+import io
 import mmap
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import brotli
+import zstandard
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
 from ops.producing.findings import Failed, Finding, Found, Skipped, TooLarge, content_id
 from pipelines.steps.formats.charset import decode_text
-from pipelines.steps.formats.html import page_title
+from pipelines.steps.formats.html import looks_like_page, page_title
 from schemas.errors import EnvelopeError
 from schemas.events import DocumentReceived
 from schemas.urls import told_url
@@ -33,14 +36,17 @@ _HTML = frozenset({"text/html", "application/xhtml+xml"})
 _TEXT = frozenset({"text/plain"})
 _KINDS = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;\"']+)", re.IGNORECASE)
+_CHUNK_LINE = re.compile(rb"\s*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\n]{0,1000})?\r?\n")
+_READ_BYTES = 64 * 2**10
 SHOWN_URL_CHARS = 200
+_SHOWN_CHARS = 60
 
 
 class _Content(NamedTuple):
     """What a record carries."""
 
     type: str
-    """Its media type, without parameters."""
+    """Its media type, without parameters, in lower case; empty if none was given."""
     charset: str | None
     body: bytes
 
@@ -53,7 +59,7 @@ def read_warc(file: Path, compression: str, max_bytes: int) -> Iterator[Finding]
             stream.seek(at)
             good_until = at - 1
             try:
-                for record in ArchiveIterator(stream, record_types=_KINDS, parse_http=False):
+                for record in ArchiveIterator(stream, record_types=WarcRecordType.any_type, parse_http=False):
                     good_until = record.stream_pos
                     yield _finding(f"{file.as_posix()} byte {good_until}", record, max_bytes)
                 return
@@ -81,8 +87,10 @@ def _next_readable(stream: BinaryIO, position: int, start: bytes) -> int | None:
 
 
 def _finding(place: str, record: WarcRecord, max_bytes: int) -> Finding:
-    url = record.headers.get("WARC-Target-URI")
+    url = _url(record)
     origin = f"{place} ({told_url(url)[:SHOWN_URL_CHARS]})" if url else place
+    if not record.record_type & _KINDS:
+        return Skipped(origin, f"{_shown((record.headers.get('WARC-Type') or 'unnamed').lower())} record")
     if record.content_length > max_bytes:
         return TooLarge(origin, record.content_length)
     promised = record.content_length
@@ -91,45 +99,127 @@ def _finding(place: str, record: WarcRecord, max_bytes: int) -> Finding:
         return Failed(origin, f"the record is cut off: {len(block):,} of {promised:,} bytes are there")
     try:
         content = _response(record, block, max_bytes) if record.record_type == WarcRecordType.response else _as_it_is(record, block)
-        if content is None or content.type not in _HTML | _TEXT:
-            return Skipped(origin)
-        if len(content.body) > max_bytes:
-            return TooLarge(origin, len(content.body))
-        text = decode_text(content.body, content.charset)
-    except (OSError, ValueError, EOFError, zlib.error, EnvelopeError) as error:
+        if isinstance(content, str):
+            return Skipped(origin, content)
+        is_too_large = len(content.body) > max_bytes
+        return TooLarge(origin, len(content.body)) if is_too_large else _found(origin, place, record, content)
+    except (OSError, ValueError, EOFError, zlib.error, brotli.error, zstandard.ZstdError, EnvelopeError) as error:
         return Failed(origin, f"{type(error).__name__}: {error}")
-    return Found(origin, _document(place, record, text, is_html=content.type in _HTML)) if text.strip() else Skipped(origin)
 
 
-def _response(record: WarcRecord, block: bytes, max_bytes: int) -> _Content | None:
-    """What a server answered; none if that was no success. Of what is neither page nor text the body is not unpacked."""
+def _found(origin: str, place: str, record: WarcRecord, content: _Content) -> Finding:
+    """The document that a record holds. Raises EnvelopeError."""
+    text = decode_text(content.body, content.charset)
+    is_html = content.type in _HTML or (not content.type and looks_like_page(text))
+    if not text.strip():
+        return Skipped(origin, "empty text")
+    if not is_html and content.type not in _TEXT:
+        return Skipped(origin, "no media type, and no page")
+    return Found(origin, _document(place, record, text, is_html=is_html))
+
+
+def _url(record: WarcRecord) -> str | None:
+    """Where it was found. Some archives put the URL in angle brackets, as WARC 1.0's grammar had it."""
+    url: str | None = record.headers.get("WARC-Target-URI")
+    return url[1:-1] if url and url.startswith("<") and url.endswith(">") else url
+
+
+def _response(record: WarcRecord, block: bytes, max_bytes: int) -> _Content | str:
+    """What a server answered, or why it is skipped. Of what is neither page nor text the body is not unpacked."""
     record.set_bytes_content(block)
-    record.parse_http(auto_decode="transfer", strict_mode=False)
-    if record.http_headers is None or record.http_headers.status_code != OK:
-        return None
-    kind = record.http_content_type or ""
-    return _Content(kind, record.http_charset, _unpacked(record, max_bytes) if kind in _HTML | _TEXT else b"")
+    record.parse_http(auto_decode="none", strict_mode=False)
+    headers = record.http_headers
+    if headers is None or headers.status_code is None:
+        return "response without an HTTP header"
+    if headers.status_code != OK:
+        return f"HTTP status {headers.status_code}"
+    kind, charset = _media_type(headers.get("Content-Type"))
+    if kind and kind not in _HTML | _TEXT:
+        return f"media type {_shown(kind)}"
+    return _Content(kind, charset, _unpacked(record, max_bytes))
 
 
-def _as_it_is(record: WarcRecord, block: bytes) -> _Content:
+def _as_it_is(record: WarcRecord, block: bytes) -> _Content | str:
     """What a record without HTTP headers carries; its own say what that is."""
-    kind, _, parameters = (record.headers.get("Content-Type") or "").partition(";")
-    charset = _CHARSET.search(parameters)
-    return _Content(kind.strip().lower(), charset[1] if charset else None, block)
+    kind, charset = _media_type(record.headers.get("Content-Type"))
+    return _Content(kind, charset, block) if not kind or kind in _HTML | _TEXT else f"media type {_shown(kind)}"
+
+
+def _media_type(header: str | None) -> tuple[str, str | None]:
+    """The media type in lower case, empty if there is none, and the character set that a header names."""
+    charset = _CHARSET.search(header or "")
+    kind = (header or "").partition(";")[0].strip().lower()
+    return kind if "/" in kind else "", charset[1] if charset else None
+
+
+def _shown(word: str) -> str:
+    return word[:_SHOWN_CHARS] if word.isprintable() else repr(word[:_SHOWN_CHARS])
 
 
 def _unpacked(record: WarcRecord, max_bytes: int) -> bytes:
-    """The body without its content encoding, and not much more of it than ``max_bytes``: a megabyte of gzip may hold a gigabyte."""
+    """The body without its encodings, and not much more of it than ``max_bytes``: a megabyte of gzip may hold a gigabyte."""
     body: bytes = record.reader.read()
-    encoding = (record.http_headers.get("Content-Encoding") or "").strip().lower()
-    if encoding in ("gzip", "x-gzip"):  # some archives hold what is unpacked already
-        return zlib.decompressobj(wbits=31).decompress(body, max_bytes + 1) if body.startswith(b"\x1f\x8b") else body
-    if encoding == "deflate":
-        has_zlib_header = len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
-        return zlib.decompressobj(wbits=15 if has_zlib_header else -15).decompress(body, max_bytes + 1)
-    if encoding not in ("", "identity", "utf-8", "none"):
-        raise ValueError(f"content encoding {encoding[:40]!r} is not read; only gzip and deflate are")
+    if "chunked" in (record.http_headers.get("Transfer-Encoding") or "").lower():
+        body = _dechunked(body)
+    encodings = [name.strip().lower() for name in (record.http_headers.get("Content-Encoding") or "").split(",")]
+    for encoding in reversed(encodings):
+        if encoding in ("", "identity", "utf-8", "none"):
+            continue
+        if encoding not in _DECODERS:
+            raise ValueError(f"content encoding {encoding[:40]!r} is not read; {', '.join(sorted(_DECODERS))} are")
+        body = _DECODERS[encoding](body, max_bytes + 1)
     return body
+
+
+def _dechunked(body: bytes) -> bytes:
+    """The chunks' content; a body that does not begin with a chunk is not in chunks, whatever its header says."""
+    parts: list[bytes] = []
+    at = 0
+    while found := _CHUNK_LINE.match(body, at):
+        size, start = int(found[1], 16), found.end()
+        at = start + size
+        if not parts and size and body[at : at + 1] not in (b"\r", b"\n"):
+            return body
+        if not size:
+            return b"".join(parts)
+        parts.append(body[start:at])
+    return b"".join(parts) if parts else body
+
+
+def _ungzipped(body: bytes, max_bytes: int) -> bytes:
+    """Some archives hold what is unpacked already."""
+    return zlib.decompressobj(wbits=31).decompress(body, max_bytes) if body.startswith(b"\x1f\x8b") else body
+
+
+def _inflated(body: bytes, max_bytes: int) -> bytes:
+    has_zlib_header = len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+    return zlib.decompressobj(wbits=15 if has_zlib_header else -15).decompress(body, max_bytes)
+
+
+def _unbrotlied(body: bytes, max_bytes: int) -> bytes:
+    decompressor = brotli.Decompressor()
+    parts = [decompressor.process(body, output_buffer_limit=_READ_BYTES)]
+    size = len(parts[0])
+    while size < max_bytes and not decompressor.is_finished() and not decompressor.can_accept_more_data():
+        parts.append(decompressor.process(b"", output_buffer_limit=_READ_BYTES))
+        size += len(parts[-1])
+    if size < max_bytes and not decompressor.is_finished():
+        raise ValueError(f"the br body is cut off: {len(body):,} bytes are there")
+    return b"".join(parts)
+
+
+def _unzstandarded(body: bytes, max_bytes: int) -> bytes:
+    with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(io.BytesIO(body)) as reader:
+        return bytes(reader.read(max_bytes))
+
+
+_DECODERS: Mapping[str, Callable[[bytes, int], bytes]] = {
+    "gzip": _ungzipped,
+    "x-gzip": _ungzipped,
+    "deflate": _inflated,
+    "br": _unbrotlied,
+    "zstd": _unzstandarded,
+}
 
 
 def _document(place: str, record: WarcRecord, text: str, *, is_html: bool) -> DocumentReceived:
@@ -139,7 +229,7 @@ def _document(place: str, record: WarcRecord, text: str, *, is_html: bool) -> Do
         id=content_id(record_id.encode("utf-8", "replace")),
         text=text,
         format="html" if is_html else "text",
-        url=record.headers.get("WARC-Target-URI"),
+        url=_url(record),
         title=page_title(text) if is_html else None,
         created_at=record.headers.get("WARC-Date"),
     )

@@ -40,7 +40,7 @@ class Kept(NamedTuple):
 
 def empty_kept(base: Columns | None = None) -> Kept:
     """Nothing newer than the base. The zeros of ``base_retracted`` cost no memory until they are written."""
-    base = base or Columns(*map(read_only, _empty_columns(0)))
+    base = base or Columns(*(read_only(column) for column in _empty_columns(0)))
     flags = np.zeros(len(base.fingerprint), bool), np.zeros(MIN_CAPACITY, bool)
     return Kept(base, flags[0], _empty_columns(MIN_CAPACITY), flags[1], np.full(2 * MIN_CAPACITY, FREE, np.int32), np.zeros(1, np.int64))
 

@@ -71,29 +71,35 @@ def _check_all(data: Any, offsets: Any, table: Any, result: Any) -> None:
 def _is_canonical(data: Any, at: Any, stop: Any, table: Any) -> Any:
     start = at
     num_breaks = 2  # line ends just passed; the text begins as if behind two, so none may follow
-    is_blank = False  # white space just passed: it may not stand before a line end, nor at either end of the text
+    num_blanks = num_spaces = 0  # white space just passed, and how much of it is U+0020
+    is_hard = False  # the line before ends in two spaces
     before = np.int64(0)
     while at < stop:
         lead = data[at]
         if 0x20 < lead < 0x7F:
+            if num_blanks == 1 and num_spaces == 1 and at == start + 1:
+                return False
             at += 1
-            num_breaks, is_blank, before = 0, False, np.int64(0)
+            num_breaks, num_blanks, num_spaces, is_hard, before = 0, 0, 0, False, np.int64(0)
             continue
         code, size = code_point_at(data, at)
         at += size
         if code == 0x0A:
             num_breaks += 1
-            if is_blank or num_breaks > 2:
+            if num_breaks > 2 or (num_breaks == 2 and is_hard) or (num_blanks and not (num_breaks == 1 and num_blanks == 2 and num_spaces == 2)):
                 return False
-            before = np.int64(0)
+            is_hard = num_blanks == 2
+            num_blanks, num_spaces, before = 0, 0, np.int64(0)
         elif code in (0x20, 0x09, 0x3000):
-            if at - size == start:
-                return False
-            is_blank, before = True, np.int64(0)
+            num_blanks += 1
+            num_spaces += code == 0x20
+            before = np.int64(0)
         else:
             kind = np.int64(table[code])
             out_of_order = (kind & _CLASS_MASK) != 0 and (before & _CLASS_MASK) > (kind & _CLASS_MASK)
             if kind & _CHANGES or out_of_order or (before & _LEAD and kind & _CONTINUATION):
                 return False
-            num_breaks, is_blank, before = 0, False, kind
-    return num_breaks == 0 and not is_blank
+            if num_blanks == 1 and num_spaces == 1 and at - size == start + 1:
+                return False
+            num_breaks, num_blanks, num_spaces, is_hard, before = 0, 0, 0, False, kind
+    return num_breaks == 0 and num_blanks == 0

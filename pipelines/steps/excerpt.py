@@ -19,14 +19,18 @@ EXCERPT_CHARS = 400
 """Characters taken from the start, and as many from the middle of a longer text: headings and front matter are often English."""
 _LONG_BYTES = 4 * EXCERPT_CHARS
 _MOST_BYTES = 8 * EXCERPT_CHARS
-NOTHING, HAS_LETTER, HAS_HAN, HAS_OTHER_ASIAN = (1 << bit for bit in range(24, 28))
-"""Above a code point's lower case: it says nothing about the language, it is a letter, Han, or kana or Hangul."""
+NOTHING, HAS_LETTER, HAS_HAN, HAS_OTHER_ASIAN, NOT_SIMPLIFIED, NOT_TRADITIONAL, NOT_JAPANESE = (1 << bit for bit in range(24, 31))
+"""Above a code point's lower case: it says nothing about the language, it is a letter, Han, or kana or Hangul; Han that the national set of
+simplified Chinese (GB 2312), of traditional Chinese (Big5), or of Japanese (JIS X 0208) does not have."""
+_FLAGS = HAS_LETTER | HAS_HAN | HAS_OTHER_ASIAN | NOT_SIMPLIFIED | NOT_TRADITIONAL | NOT_JAPANESE
 _SETS = {
     NOTHING: r"[\p{N}\p{S}\p{C}!-/:-@\[-`{-~\s]",
     HAS_LETTER: r"\p{L}",
     HAS_HAN: r"\p{Han}",
     HAS_OTHER_ASIAN: r"[\p{Hiragana}\p{Katakana}\p{Hangul}]",
 }
+_HAN = ((0x3400, 0xA000), (0xF900, 0xFB00), (0x20000, 0x33480))
+_NATIONAL = {NOT_SIMPLIFIED: "gb2312", NOT_TRADITIONAL: "big5", NOT_JAPANESE: "euc_jp"}
 _LISTED = 0x33480  # above that there are only tags, selectors and private use
 _SPACE = 0x20
 _BLOCK = 64
@@ -52,6 +56,11 @@ def _table() -> npt.NDArray[np.uint32]:
         entries |= np.where(characters.str.contains(pattern).to_numpy(), np.uint32(flag), np.uint32(0))
     table = np.full(0x110000, NOTHING, np.uint32)
     table[codes] = entries
+    han = [code for first, last in _HAN for code in range(first, last)]
+    for flag, name in _NATIONAL.items():
+        # Three bytes of EUC-JP are JIS X 0212, which hardly any text needs.
+        encoded = [chr(code).encode(name, "ignore") for code in han]
+        table[[code for code, data in zip(han, encoded, strict=True) if len(data) != 2]] |= np.uint32(flag)
     table.flags.writeable = False
     return table
 
@@ -100,7 +109,7 @@ def _take(data: Any, at: Any, stop: Any, table: Any, out: Any, cursor: Any) -> A
         was_space = False
         some |= entry
         cursor = _write(np.int64(entry) & 0x1FFFFF, out, cursor)
-    return cursor, some & np.uint32(HAS_LETTER | HAS_HAN | HAS_OTHER_ASIAN)
+    return cursor, some & np.uint32(_FLAGS)
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -3,7 +3,8 @@
 In this order: (0) terminal output becomes what its reader saw (terminal.py); (1) mojibake is undone on the lines that show it
 (mojibake.py); (2) one pass over the UTF-8 bytes: every line end is
 ``\\n``, other spaces become U+0020, controls and characters without a shape go, joiners stay where a script or an emoji needs them,
-spaces at line ends go, no two blank lines in a row, none at either end; (3) Unicode NFC (UAX #15). Repeated while (1) still finds something.
+spaces at line ends go, but for two within a paragraph, which are Markdown's line break; one space before the first line goes, other
+indentation stays; no two blank lines in a row, none at either end; (3) Unicode NFC (UAX #15). Repeated while (1) still finds something.
 
 Texts that are canonical already, which one look at the bytes shows (canonical.py), skip all of it and keep their buffers.
 
@@ -122,11 +123,11 @@ def _rewrite(source: Any, at: Any, stop: Any, out: Any, start: Any) -> Any:
     """
     data, flags = source
     cursor = end = start
-    num_controls = num_breaks = 0
+    num_controls = num_breaks = num_kept = 0
     before = np.int64(0)  # the code point last written
     while at < stop:
         if 0x20 < data[at] < 0x7F:
-            cursor = start if end == start else cursor
+            cursor = _first_cursor(out, start, end, cursor)
             while at < stop and 0x20 < data[at] < 0x7F:
                 out[cursor] = data[at]
                 cursor += 1
@@ -138,7 +139,8 @@ def _rewrite(source: Any, at: Any, stop: Any, out: Any, start: Any) -> Any:
         if kind & NEWLINE:
             if code != 0x0A or before != 0x0D or data[at - 1] != 0x0D:  # the LF of CR LF has been counted
                 num_breaks += 1
-            cursor = end
+                num_kept = _line_break_spaces(out, end, cursor) if num_breaks == 1 and end > start else 0
+            cursor = end + num_kept
             if end > start:
                 for _ in range(min(num_breaks, 2)):
                     out[cursor] = 0x0A
@@ -148,13 +150,28 @@ def _rewrite(source: Any, at: Any, stop: Any, out: Any, start: Any) -> Any:
             cursor = _copy(_SPACE_BYTE, 0, 1, out, cursor) if kind & BLANK else _copy(data, at, size, out, cursor)
             before = np.int64(0x20)
         elif _is_kept(code, before, _code_point_behind(data, at + size, stop, kind), flags):
-            cursor = end = _copy(data, at, size, out, start if end == start else cursor)
+            cursor = end = _copy(data, at, size, out, _first_cursor(out, start, end, cursor))
             num_breaks = 0
             before = code
         elif kind & CONTROL:
             num_controls += 1
         at += size
     return end, num_controls
+
+
+@njit(cache=True, nogil=True)
+def _first_cursor(out: Any, start: Any, end: Any, cursor: Any) -> Any:
+    """Where a visible character goes: of the first one's indentation, a single space is not kept."""
+    return start if end == start and cursor == start + 1 and out[start] == 0x20 else cursor
+
+
+@njit(cache=True, nogil=True)
+def _line_break_spaces(out: Any, end: Any, cursor: Any) -> Any:
+    """How many spaces stay at a line's end: two, which are there, or none."""
+    if cursor - end < 2 or out[cursor - 1] != 0x20 or out[cursor - 2] != 0x20:
+        return 0
+    out[end] = out[end + 1] = 0x20
+    return 2
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -39,7 +39,10 @@ def test_the_result_is_nfc_without_controls_loose_ends_or_empty_line_runs(text: 
     assert unicodedata.is_normalized("NFC", after)
     assert not any(flags[ord(character)] & (CONTROL | HIDDEN) for character in after)
     assert "\n\n\n" not in after
-    assert after == "\n".join(line.rstrip(" \t\u3000") for line in after.split("\n")).strip("\n")
+    lines = after.split("\n")
+    ends = [line[len(line.rstrip(" \t\u3000")) :] for line in lines]
+    assert all(end == "" or (end == "  " and line.strip() and behind) for end, line, behind in zip(ends, lines, [*lines[1:], ""], strict=True))
+    assert after == after.strip("\n") and not (after.startswith(" ") and after[1:2].strip())
 
 
 @settings(max_examples=200, deadline=None)

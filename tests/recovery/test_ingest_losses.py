@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from kafka import TopicPartition
 
-from ops.broker.app import BrokerProcess
 from ops.cli.main import main
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.verify import verify
@@ -16,6 +15,7 @@ from pipelines.kafka.topics import topic_ids
 from schemas.arrow import Outcome
 from schemas.errors import OffsetsLost, SourceError, TopicRecreated
 from schemas.manifest import LossKind
+from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, Record, document, state, wait_until
 
 TEXT = "water comes down from the hill and the mill turns, so that grain is ground between two stones number"

@@ -130,7 +130,7 @@ def test_garbage_is_found_by_the_history(root: Path) -> None:
     assert collect_garbage(root, grace_s=0) == [garbage]
 
 
-DURABLE_FOLDERS = ("drift", "history", "quality", "views/fine", "views/fine/files", "semantic", "semantic/embeddings/abc", "models", "models/log")
+DURABLE_FOLDERS: tuple[str, ...] = ("drift", "history", "quality", "views/fine", "views/fine/files", "semantic", "semantic/embeddings/abc", "models", "models/log")
 DURABLE_FOLDERS += ("rollout", "loop", "training/run/checkpoints", "tokenizer/abc", "lineage", "blobs", "evaluations", "what-comes-next-year")
 
 

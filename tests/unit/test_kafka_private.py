@@ -11,10 +11,10 @@ from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
 from kafka.record.legacy_records import LegacyRecordBatch
 
-from ops.broker.app import BrokerProcess
 from pipelines.kafka.clients import open_admin, open_consumer
 from pipelines.kafka.records import partition_records
 from schemas.settings import Settings
+from tests.broker_process import BrokerProcess
 
 USED = {
     Fetcher: ["PartitionRecords"],

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import brotli
 import pytest
 import zstandard
 
@@ -78,10 +79,11 @@ def test_resources_and_the_texts_of_wet_files_are_documents(tmp_path: Path) -> N
     ]
     findings = read(tmp_path / "crawl.warc.wet.gz", b"".join(map(gzip.compress, records)))
     assert urls(findings) == ["0", "1"]
-    first, second, third = findings
+    first, second, third, fourth = findings
     assert isinstance(first, Found) and (first.document.text, first.document.format) == ("水渠里依然有水流过。", "text")
     assert isinstance(second, Found) and (second.document.title, second.document.format) == ("引水渠", "html")
-    assert third == Skipped(third.origin) and third.origin.endswith("(http://a.example/2)")
+    assert fourth == Skipped(fourth.origin, "metadata record")
+    assert third == Skipped(third.origin, "media type image/png") and third.origin.endswith("(http://a.example/2)")
 
 
 def test_what_is_no_page_is_skipped_and_counted(tmp_path: Path) -> None:
@@ -103,26 +105,75 @@ def test_what_is_no_page_is_skipped_and_counted(tmp_path: Path) -> None:
     )
     found = [finding.document for finding in findings if isinstance(finding, Found)]
     assert [(document.text[:9], document.format) for document in found] == [("<p>packed", "html"), ("grüß dich", "text"), ("x" * 9, "text")]
-    assert sum(isinstance(finding, Skipped) for finding in findings) == 3
+    assert [finding.reason for finding in findings if isinstance(finding, Skipped)] == [
+        "HTTP status 404", "media type image/png", "request record", "empty text"
+    ]  # fmt: skip
     assert sum(isinstance(finding, TooLarge) for finding in findings) == 1  # unpacked, far larger than it came
-    assert len(findings) == 7
+    assert len(findings) == 8
 
 
 def test_bodies_are_unpacked_up_to_the_limit_only(tmp_path: Path) -> None:
     def packed(number: int, body: bytes, encoding: str) -> bytes:
         return record(number, body, headers=f"Content-Type: text/plain\r\nContent-Encoding: {encoding}")
 
-    bomb = gzip.compress(bytes(60 * 2**20))
-    bodies = [zlib.compress(b"zlib"), zlib.compress(b"raw")[2:-4], b"unpacked already", bomb, b"x"]
-    encodings = ["deflate", "Deflate", "gzip", "gzip", "br"]
+    bombs = [gzip.compress(bytes(60 * 2**20)), brotli.compress(bytes(60 * 2**20), quality=1), zstandard.compress(bytes(60 * 2**20))]
+    bodies = [zlib.compress(b"zlib"), zlib.compress(b"raw")[2:-4], b"unpacked already", *bombs, brotli.compress(b"whole" * 99)[:-3], b"x", b"x"]
+    encodings = ["deflate", "Deflate", "gzip", "gzip", "br", "zstd", "br", "br", "compress"]
     data = b"".join(packed(number, *both) for number, both in enumerate(zip(bodies, encodings, strict=True)))
     tracemalloc.start()
     findings = read(tmp_path / "crawl.warc", data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [finding.document.text for finding in findings if isinstance(finding, Found)] == ["zlib", "raw", "unpacked already"]
-    assert [type(finding) for finding in findings[3:]] == [TooLarge, Failed]
+    assert [type(finding) for finding in findings[3:]] == [TooLarge, TooLarge, TooLarge, Failed, Failed, Failed]
     assert peak < 20 * 2**20
+
+
+def test_bodies_in_br_and_zstd_and_in_several_encodings_are_documents(tmp_path: Path) -> None:
+    text = "水渠里依然有水流过。".encode() * 50
+    packed = {"br": brotli.compress(text), "zstd": zstandard.compress(text), "gzip, br": brotli.compress(gzip.compress(text))}
+    data = b"".join(record(n, body, headers=f"Content-Type: text/plain\r\nContent-Encoding: {name}") for n, (name, body) in enumerate(packed.items()))
+    findings = read(tmp_path / "crawl.warc", data)
+    assert [finding.document.text for finding in findings if isinstance(finding, Found)] == [text.decode()] * 3
+
+
+def test_a_body_is_read_whether_it_is_in_chunks_or_only_said_to_be(tmp_path: Path) -> None:
+    plain = b"<!DOCTYPE html><p>The old mill stands by the river.</p>"
+    chunks = b"%x\r\n%s\r\n3;x=y\r\nand\r\n0\r\n\r\n" % (len(plain), plain)
+    bodies = [plain, chunks, b"2026\nwas a good year", chunks[:-5], gzip.compress(plain)]
+    headers = "Content-Type: text/html\r\nTransfer-Encoding: chunked"
+    data = b"".join(record(n, body, headers=headers + "\r\nContent-Encoding: gzip" * (n == 4)) for n, body in enumerate(bodies))
+    findings = read(tmp_path / "crawl.warc", data)
+    texts = [plain, plain + b"and", b"2026\nwas a good year", plain + b"and", plain]
+    assert [finding.document.text for finding in findings if isinstance(finding, Found)] == [text.decode() for text in texts]
+    assert len(findings) == 5, "no page is a failure too"
+
+
+def test_media_types_ignore_case_and_what_has_none_is_a_page_if_it_begins_as_one(tmp_path: Path) -> None:
+    page = "<!DOCTYPE html><title>引水渠</title><p>水从山上流下来"
+    headers = [
+        "Content-Type: TEXT/HTML; Charset=GBK",
+        "content-type: Text/Plain;CHARSET=gbk",
+        "Content-Type: charset=gbk",
+        "X: y",
+        "Content-Type: Image/PNG",
+        "X: y",
+    ]
+    bodies = [page.encode("gbk")] * 4 + [b"x", b"no page"]
+    findings = read(
+        tmp_path / "crawl.warc", b"".join(record(n, body, headers=head) for n, (head, body) in enumerate(zip(headers, bodies, strict=True)))
+    )
+    assert [(f.document.text, f.document.format) for f in findings if isinstance(f, Found)] == [
+        (page, kind) for kind in ("html", "text", "html", "html")
+    ]
+    assert [f.reason for f in findings if isinstance(f, Skipped)] == ["media type image/png", "no media type, and no page"]
+
+
+def test_a_url_in_brackets_is_the_url(tmp_path: Path) -> None:
+    (finding,) = read(tmp_path / "crawl.warc", PAGES[0].replace(b"http://a.example/0", b"<http://a.example/0>"))
+    assert isinstance(finding, Found)
+    assert finding.document.url == "http://a.example/0"
+    assert finding.origin.endswith("(http://a.example/0)")
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])

@@ -96,7 +96,7 @@ def _guessed(data: bytes, named: str | None, max_damage: float) -> str:
     best = min(range(len(texts)), key=scores.__getitem__, default=None)
     if best is not None and scores[best] <= MAX_NONSENSE:
         return texts[best]
-    _refuse(data, named or "utf-8", "what it says in the sets that fit is nonsense" if texts else "no other character set fits")
+    return _refuse(data, named or "utf-8", "what it says in the sets that fit is nonsense" if texts else "no other character set fits")
 
 
 def codec(name: str | None) -> str | None:
@@ -207,7 +207,7 @@ def _repaired_or_error(data: bytes, name: str, max_damage: float) -> str:
         return text
     damaged = data.decode(name, "replace")
     share = damaged.count("\ufffd") / len(damaged)
-    _refuse(data, name, f"{share:.1%} of its characters are damaged, and formats.max_damaged_fraction allows {max_damage:.1%}")
+    return _refuse(data, name, f"{share:.1%} of its characters are damaged, and formats.max_damaged_fraction allows {max_damage:.1%}")
 
 
 def _refuse(data: bytes, name: str, why: str) -> NoReturn:

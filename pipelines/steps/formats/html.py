@@ -15,8 +15,9 @@ from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
 
-from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
+
+from pipelines.steps.formats.content import main_content, with_figures_as_blocks
 
 MAX_MULTIPLIED = 2_000_000
 """Open formatting elements times tags: how many elements a parser may make of them."""
@@ -69,11 +70,11 @@ def read_page(page: str, max_depth: int) -> Page:
     page = page.replace("\x00", "")
     if not _can_be_parsed(page):
         return _without_tags(page)
-    tree = HTMLTree.parse(page)
+    tree = HTMLTree.parse(with_figures_as_blocks(page))
     if tree.document is None or tree.document.query_selector(_deeper_than(max_depth)) is not None:
         return _without_tags(page)
-    text = extract_plain_text(tree, main_content=True, alt_texts=False, list_bullets=False)
-    return Page(_one_line(tree.title or ""), text.strip())
+    title = _one_line(tree.title or "")
+    return Page(title, main_content(tree, page))
 
 
 @lru_cache(maxsize=8)

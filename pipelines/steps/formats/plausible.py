@@ -8,6 +8,7 @@ Cost: at most SAMPLE_CHARS of a text are looked at (50 us); the table 64 KB and 
 """
 
 import functools
+import re
 import unicodedata
 from typing import Any
 
@@ -33,6 +34,7 @@ _FAMILIAR_SHARE = 0.08
 _UNFAMILIAR = 0.15
 """What a text is worse by that has fewer of them: any other set that makes sense is better, but a list of names is no nonsense."""
 _MIN_WIDE = 20
+_FOREIGN = re.compile(r"[^\x00-\x7f]")
 _SCRIPTS = ((0x0000, 0x0250), (0x0370, 0x0400), (0x0400, 0x0530), (0x0530, 0x0590), (0x0590, 0x0600), (0x0600, 0x0780), (0x0E00, 0x0E80))
 """Alphabets that single-byte sets have."""
 
@@ -81,7 +83,8 @@ def nonsense(text: str) -> float:
     """The share of the characters beyond ASCII, and of control characters, that cannot be meant, 0 to 1; and a little more for unusual texts."""
     if text.isascii() and text.isprintable():
         return 0.0
-    start = max(0, _first_foreign(text) - 16)
+    foreign = _FOREIGN.search(text)
+    start = max(0, foreign.start() - 16) if foreign else 0
     sample = text[start : start + SAMPLE_CHARS]
     codes = np.frombuffer(sample.encode("utf-32-le", "replace"), np.uint32)
     entries = _table()[np.minimum(codes, 0xFFFF)]
@@ -93,10 +96,6 @@ def nonsense(text: str) -> float:
     kinds = entries & _KIND
     bad = (kinds == _BAD) | (kinds == _HALF_WIDTH) | _rare(entries, kinds) | _foreign_to_hangul(codes, kinds) | _misplaced(codes, kinds)
     return float(np.count_nonzero(bad & counted)) / max(num_counted, _FEWEST) + (_UNFAMILIAR if _is_unfamiliar(codes, entries) else 0.0)
-
-
-def _first_foreign(text: str) -> int:
-    return next((at for at, character in enumerate(text[:SAMPLE_CHARS]) if not character.isascii()), 0) if not text.isascii() else 0
 
 
 def _rare(entries: npt.NDArray[np.uint8], kinds: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
