@@ -102,18 +102,14 @@ def _report(tally: "PublishCounts", topic: str, max_dataref_bytes: int, *, as_js
         print_json(_summary(tally, topic))
         return
     counts = f"{tally.published:,} documents, {tally.bytes / 1e6:,.1f} MB, to {topic}"
-<<<<<<< HEAD
-    tell(f"published {counts}; {len(tally.too_large):,} too large, {len(tally.failed):,} failed, {tally.skipped:,} others skipped")
-=======
     skipped = f"{tally.skipped.total():,} others skipped{_reasons(tally)}"
-    print(f"published {counts}; {len(tally.too_large):,} too large, {len(tally.failed):,} failed, {skipped}")
+    tell(f"published {counts}; {len(tally.too_large):,} too large, {len(tally.failed):,} failed, {skipped}")
 
 
 def _reasons(tally: "PublishCounts") -> str:
     """What was skipped, most first."""
     shown = ", ".join(f"{count:,} {reason}" for reason, count in tally.skipped.most_common(SHOWN_PROBLEMS))
     return f" ({shown}{', …' if len(tally.skipped) > SHOWN_PROBLEMS else ''})" if shown else ""
->>>>>>> formats
 
 
 def _summary(tally: "PublishCounts", topic: str) -> dict[str, object]:

@@ -130,8 +130,19 @@ def test_garbage_is_found_by_the_history(root: Path) -> None:
     assert collect_garbage(root, grace_s=0) == [garbage]
 
 
-DURABLE_FOLDERS: tuple[str, ...] = ("drift", "history", "quality", "views/fine", "views/fine/files", "semantic", "semantic/embeddings/abc", "models", "models/log")
-DURABLE_FOLDERS += ("rollout", "loop", "training/run/checkpoints", "tokenizer/abc", "lineage", "blobs", "evaluations", "what-comes-next-year")
+DURABLE_FOLDERS: tuple[str, ...] = ("drift", "history", "quality", "views/fine", "views/fine/files", "semantic", "semantic/embeddings/abc")
+DURABLE_FOLDERS += (
+    "models",
+    "models/log",
+    "rollout",
+    "loop",
+    "training/run/checkpoints",
+    "tokenizer/abc",
+    "lineage",
+    "blobs",
+    "evaluations",
+    "what-comes-next-year",
+)
 
 
 def test_what_crashes_left_beside_the_versions_goes_when_a_person_asks_whatever_the_folder(root: Path) -> None:
