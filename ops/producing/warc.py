@@ -22,7 +22,7 @@ import brotli
 import zstandard
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
-from ops.producing.findings import Failed, Finding, Found, Skipped, TooLarge, content_id
+from ops.producing.findings import Failed, Finding, Found, Skipped, TooLarge, content_id, file_id
 from pipelines.steps.formats.charset import decode_text
 from pipelines.steps.formats.html import looks_like_page, page_title
 from schemas.errors import EnvelopeError
@@ -224,7 +224,8 @@ _DECODERS: Mapping[str, Callable[[bytes, int], bytes]] = {
 
 def _document(place: str, record: WarcRecord, text: str, *, is_html: bool) -> DocumentReceived:
     """The archive names each record, so that publishing it again, or a copy of it under another name, gives the same ids."""
-    record_id = record.headers.get("WARC-Record-ID") or place
+    file, _, position = place.rpartition(" byte ")
+    record_id = record.headers.get("WARC-Record-ID") or f"{file_id(file)} byte {position}"
     return DocumentReceived(
         id=content_id(record_id.encode("utf-8", "replace")),
         text=text,
