@@ -188,11 +188,23 @@ def _text(data: Mapping[str, Any]) -> str:
     text = data.get("text")
     if type(text) is not str:
         if "text" not in data:
-            raise EnvelopeError("missing_text", 'the document has no "text"; send {"text": "…"}')
+            _explain_missing(data)
         raise EnvelopeError("wrong_type", f'"text" is {JSON_TYPE_NAMES[type(text)]}; it must be a string')
     if not text or text.isspace():
         raise EnvelopeError("empty_text", f'"text" has {len(text)} characters and all are white space')
     return text
+
+
+def _explain_missing(data: Mapping[str, Any]) -> NoReturn:
+    """Say what an object without a text looks like."""
+    if "specversion" in data and ("data" in data or "data_base64" in data):
+        raise EnvelopeError(
+            "missing_text",
+            'the value has no "text"; it looks like a CloudEvent in structured mode, which needs content-type: application/cloudevents+json',
+        )
+    if isinstance(data.get("messages"), list):
+        raise EnvelopeError("missing_text", 'the value has no "text"; it looks like a conversation ("messages"), and documents are read here')
+    raise EnvelopeError("missing_text", 'the document has no "text"; send {"text": "…"}')
 
 
 def _strings(data: Mapping[str, Any]) -> list[str | None]:

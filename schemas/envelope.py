@@ -5,6 +5,8 @@ value) are read; binary mode is written. Header names are compared without case;
 Kafka's clients.
 
 Data is JSON, or the page itself (content type ``text/html`` or ``text/plain``, in any character set: such bytes are handed on as they are).
+A content type that names a character set only is plain text in that set (RFC 2045: text/plain is what a missing media type means); JSON, which
+is always UTF-8, where it names that.
 It may lie elsewhere: the ``dataref`` extension, with ``datarefsha256`` and ``datarefsize``, names a blob that holds exactly what the value
 would have held.
 
@@ -65,6 +67,8 @@ JSON_TYPE_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "
 """What messages call the Python types that JSON is parsed into."""
 Mode = Literal["data", "structured", "html", "text"]
 """How data is written: JSON, a structured event, or the page itself."""
+_UTF8 = frozenset({"utf-8", "utf8", "us-ascii"})
+"""Names of UTF-8 and of what is part of it."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -187,14 +191,18 @@ def _content_mode(content_type: bytes | None) -> tuple[Mode | None, str | None]:
     if not content_type:
         return "data", None
     media, *parameters = content_type.decode("utf-8", "replace").lower().split(";")
+    if not media.strip() or "=" in media:
+        media, parameters = "", [media, *parameters]
     pairs = [parameter.partition("=") for parameter in parameters]
     charsets = [value.strip().strip("\"'") for name, _, value in pairs if name.strip() == "charset"]
     media = media.strip()
+    if not media and charsets and charsets[-1]:
+        media = "application/json" if charsets[-1] in _UTF8 else "text/plain"
     if media in ("text/html", "application/xhtml+xml"):
         return "html", charsets[-1] if charsets else None
     if media == "text/plain":
         return "text", charsets[-1] if charsets else None
-    if not set(charsets) <= {"utf-8", "utf8", "us-ascii"}:
+    if not set(charsets) <= _UTF8:
         return None, None
     if media == "application/cloudevents+json":
         return "structured", None
@@ -219,6 +227,8 @@ def _binary_attributes(named: Mapping[str, bytes | None]) -> dict[str, str] | No
 def _structured(event: dict[str, Any], read_reference: Callable[[DataReference], bytes]) -> tuple[Mode, dict[str, str], dict[str, Any] | Raw]:
     data = event.pop("data", None)
     encoded = event.pop("data_base64", None)
+    if data is not None and encoded is not None:
+        raise EnvelopeError("bad_attribute", 'the event has both "data" and "data_base64"; CloudEvents 1.0 allows one of them')
     for name, value in event.items():
         if name in _STRING_ATTRIBUTES and type(value) is not str and value is not None:
             raise EnvelopeError("bad_attribute", f"{name!r} is {JSON_TYPE_NAMES[type(value)]}; it must be a string")

@@ -16,7 +16,7 @@ from schemas.envelope import Headers
 BAD_NAME = "\ufffd"
 """Begins the name of a header that was not UTF-8; a name that really begins with U+FFFD is treated alike."""
 BROKEN_RECORD = f"{BAD_NAME}broken record"
-"""Marks a record whose bytes do not follow Kafka's record format."""
+"""Marks a record whose bytes do not follow Kafka's record format; the header's value says why, where that is known."""
 
 REPLAY_HEADER = "headrace_replay_of"
 """On a record that was published again from the dead-letter topic: ``topic/partition/offset`` where it stood at first."""

@@ -20,6 +20,7 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from pipelines.ingest.freshness import VersionTimes
     from pipelines.ingest.progress import Progress
+    from pipelines.kafka.transactions import Held
     from schemas.manifest import DatasetManifest
 
 
@@ -67,8 +68,21 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         else:
             with _stopped_by_signals() as stop:
                 manifests = ingest_follow(settings, stop, progress)
-    _print(manifests, told, as_json=args.json)
+    _print(manifests, told, _held(settings) if args.once else [], as_json=args.json)
     return 0
+
+
+def _held(settings: Settings) -> "list[Held]":
+    """What waits behind open transactions; nothing if the broker went away meanwhile, for what was taken in is committed."""
+    from pipelines.kafka.topics import topic_names
+    from pipelines.kafka.transactions import held_back
+    from schemas.errors import HeadraceError
+
+    try:
+        return held_back(settings, topic_names(settings).documents)
+    except HeadraceError as error:
+        say(f"whether open transactions hold records back is not known: {error}")
+        return []
 
 
 def _accept_loss(args: argparse.Namespace, settings: Settings) -> int:
@@ -158,12 +172,21 @@ def _timing(times: "VersionTimes") -> str:
     return "; ".join(parts)
 
 
-def _print(manifests: "list[DatasetManifest]", told: dict[int, dict[str, Any]], *, as_json: bool) -> None:
+def _print(manifests: "list[DatasetManifest]", told: dict[int, dict[str, Any]], held: "list[Held]", *, as_json: bool) -> None:
+    from pipelines.kafka.transactions import told as sentence
+
     versions: list[dict[str, Any]] = [summary(manifest) | {"times": told.get(manifest.version)} for manifest in manifests]
+    for one in held:
+        say(f"{sentence(one)}; they are taken in when it ends")
     if as_json:
-        print_json({"versions": versions})
+        print_json({"versions": versions, "held": [_held_as_json(one) for one in held]})
     elif not versions:
-        say("nothing new")
+        say("nothing new that can be read yet" if held else "nothing new")
     else:
         rows = [(item.version, item.num_records, outcome_counts(item), item.num_tokens) for item in manifests]
         print_table(("version", "records", "outcomes", "tokens"), rows)
+
+
+def _held_as_json(held: "Held") -> dict[str, Any]:
+    holders = [holder._asdict() | {"since": holder.since.isoformat() if holder.since else None} for holder in held.holders]
+    return held._asdict() | {"holders": holders}

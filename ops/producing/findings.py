@@ -76,7 +76,7 @@ def from_record(origin: str, record: Any, text_field: str, fallback_id: str) -> 
         return Failed(origin, no_text_field(text_field, record))
     values = {name: _as_json(value) for name, value in record.items() if name in FIELDS} | {"text": record[text_field]}
     own_id = values.get("id")
-    values["id"] = fallback_id if own_id in (None, "") else str(own_id) if isinstance(own_id, int) else own_id
+    values["id"] = fallback_id if own_id in (None, "") else str(own_id) if type(own_id) is int else own_id
     try:
         return Found(origin, DocumentReceived.model_validate(values))
     except ValidationError as error:

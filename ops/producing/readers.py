@@ -92,7 +92,14 @@ def _read_file(file: Path, options: ReadOptions) -> Iterator[Finding]:
         with file.open("rb") as raw, _decompressed(raw, compression) as stream:
             yield from _READERS[kind](origin, stream, options)
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:
-        yield Failed(origin, f"{type(error).__name__}: {error}")
+        yield Failed(origin, f"{type(error).__name__}: {error}{_zstd_advice(error)}")
+
+
+def _zstd_advice(error: Exception) -> str:
+    """zstd says only that a frame needs too much memory."""
+    if not (isinstance(error, zstandard.ZstdError) and "too much memory" in str(error)):
+        return ""
+    return "; it was compressed with a window wider than 128 MiB (zstd --long or --ultra): recompress it, `zstd -d --long=31 -c OLD | zstd -o NEW`"
 
 
 def _decompressed(raw: BinaryIO, compression: str) -> BinaryIO:

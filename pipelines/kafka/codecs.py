@@ -14,6 +14,9 @@ import lz4.frame
 import snappy
 import zstandard
 
+ZSTD_WINDOW_BYTES = 2**27
+"""A window that every zstd takes."""
+_ZSTD_HEADER_BYTES = 18
 _XERIAL = b"\x82SNAPPY\x00"
 _XERIAL_HEADER_BYTES = 16
 
@@ -35,13 +38,25 @@ def unpack(codec: int, data: bytes | memoryview, max_bytes: int) -> bytes:
         case 3:  # lz4
             found = lz4.frame.LZ4FrameDecompressor().decompress(bytes(data), max_length=max_bytes + 1)
         case 4:  # zstd
-            with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True) as reader:
+            with _zstd_decompressor(data, max_bytes).stream_reader(io.BytesIO(data), read_across_frames=True) as reader:
                 found = reader.read(max_bytes + 1)
         case _:
             raise ValueError(f"there is no codec {codec}")
     if len(found) > max_bytes:
         raise TooMuch(max_bytes)
     return found
+
+
+def _zstd_decompressor(data: bytes | memoryview, max_bytes: int) -> zstandard.ZstdDecompressor:
+    """Takes windows as wide as what may come out: the window is memory too. Raises ValueError for a wider one, which zstd refuses without advice."""
+    widest = max(ZSTD_WINDOW_BYTES, 1 << (max_bytes - 1).bit_length())
+    window = zstandard.get_frame_parameters(bytes(data[:_ZSTD_HEADER_BYTES])).window_size
+    if window > widest:
+        raise ValueError(
+            f"its zstd window of {window:,} bytes is wider than the {widest:,} that are taken (formats.max_batch_unpacked_bytes); "
+            "produce with a zstd level below 20 and without long-distance matching, or raise the setting"
+        )
+    return zstandard.ZstdDecompressor(max_window_size=widest)
 
 
 def _gunzip(data: bytes | memoryview, max_bytes: int) -> bytes:

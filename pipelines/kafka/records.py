@@ -51,7 +51,7 @@ class TolerantBatch(DefaultRecordBatch):
         except UnsupportedCodecError:
             raise
         except Exception as error:  # noqa: BLE001  (each codec's library has errors of its own)
-            yield from self._lost(-1, str(error).encode())
+            yield from self._lost(-1, str(error).encode(), str(error).encode())
             return
         last_delta = -1
         for _ in range(self._num_records):
@@ -109,14 +109,14 @@ class TolerantBatch(DefaultRecordBatch):
             return self._broken(-1, body[:SHOWN_BYTES])
         return self._record(parts)
 
-    def _lost(self, last_delta: int, found: bytes) -> Iterator[Any]:
-        """A broken record for each offset of the batch from which on nothing can be read; the first has the bytes."""
+    def _lost(self, last_delta: int, found: bytes, why: bytes | None = None) -> Iterator[Any]:
+        """A broken record for each offset of the batch from which on nothing can be read; the first has the bytes, each says why if that is known."""
         for delta in range(last_delta + 1, self.last_offset_delta + 1):
-            yield self._broken(delta, found)
+            yield self._broken(delta, found, why)
             found = b""
 
-    def _broken(self, offset_delta: int, found: bytes) -> Any:
-        return self._record(_Parts(offset_delta, None, found, [(BROKEN_RECORD, None)]))
+    def _broken(self, offset_delta: int, found: bytes, why: bytes | None = None) -> Any:
+        return self._record(_Parts(offset_delta, None, found, [(BROKEN_RECORD, why)]))
 
     def _record(self, parts: _Parts) -> Any:
         offset = self.base_offset + parts.offset_delta

@@ -173,7 +173,10 @@ def _replay_of(headers: Headers) -> str | None:
 
 def _check_marks(headers: Headers) -> None:
     """Raise what is wrong with a record that the reader marked."""
-    if any(name == BROKEN_RECORD for name, _ in headers):
+    whys = [value for name, value in headers if name == BROKEN_RECORD]
+    if whys and whys[0]:
+        raise EnvelopeError("broken_record", f"the batch of the record cannot be unpacked: {whys[0][:300].decode('utf-8', 'replace')}")
+    if whys:
         raise EnvelopeError(
             "broken_record", "the record's bytes do not follow Kafka's record format; its producer is broken (the value is what was found)"
         )

@@ -1,5 +1,6 @@
 """The same guarantees on real Apache Kafka, and what only it has: transactions and compaction."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -89,6 +90,14 @@ def test_transaction_markers_and_aborted_records_are_control_offsets_and_open_tr
         assert first.offsets[ingest.topic][0].end == 11
         assert (first.outcomes[Outcome.CONTROL], first.num_records) == (6, 11)
         assert ingest.once() == []
+        producer.flush()
+        said = ingest.run()
+        assert said.returncode == 0, said.stderr
+        assert f"{ingest.topic}[0]: 3 offsets from 11 on wait behind an open transaction" in said.stderr
+        assert f"that of '{ingest.prefix}-writer' (producer id " in said.stderr
+        assert "open since 20" in said.stderr
+        (held,) = json.loads(said.stdout)["held"]
+        assert (held["stable_offset"], held["num_records"], held["holders"][0]["transactional_id"]) == (11, 3, f"{ingest.prefix}-writer")
         producer.commit_transaction()
     (second,) = ingest.once()
     assert (second.offsets[ingest.topic][0].start, second.offsets[ingest.topic][0].end) == (11, 15)

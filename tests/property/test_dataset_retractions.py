@@ -142,6 +142,18 @@ def commit(root: Path, version: list[list[Item]], cut: int, state: Retractions, 
     state.committed(number)
 
 
+def test_a_replay_is_known_without_reading_the_audit_trail(tmp_path: Path) -> None:
+    state, index = Retractions(), ExactIndex()
+    commit(tmp_path, [[Item("document", "a", 0, 0)], []], 4, state, index)
+    commit(tmp_path, [[Item("document", "b", 1, 0)], []], 4, state, index)
+    for path in (tmp_path / "documents").iterdir():
+        path.unlink()
+    replays = [Item("replay", "a", 2, 0), Item("replay", "c", 3, 0), Item("replay", "c", 4, 0), Item("replay", "b", 5, 0)]
+    commit(tmp_path, [replays, []], 4, Retractions(), index)
+    assert Dataset(tmp_path).manifest.reasons == {"duplicate/replayed": 3}
+    assert index.kept[2:] == [("c", bytes([3]) * 16)]
+
+
 AGAIN = [Item("document", "a", 0, 0), Item("retraction", "a", 0, 0), Item("document", "a", 1, 0), Item("retraction", "a", 0, 0)]
 
 

@@ -200,6 +200,7 @@ def test_each_bad_header_breaks_its_rule(headers: Headers, rule: str) -> None:
         (structured(data="hello"), "not_an_object"),
         (structured(datacontenttype="text/csv", data="hello"), "unknown_content_type"),
         (structured(data=None, data_base64="!"), "bad_attribute"),
+        (structured(data_base64="eyJ0ZXh0IjogImhlbGxvIn0="), "bad_attribute"),
         (structured(data=None, data_base64="水"), "bad_attribute"),
         (structured(data=None, data_base64="aGVsbG8="), "bad_json"),
         (b"[]", "not_an_object"),
@@ -212,6 +213,30 @@ def test_each_bad_structured_event_breaks_its_rule(value: bytes, rule: str) -> N
 @pytest.mark.parametrize(("key", "rule"), [(None, "null_without_key"), (b"", "null_without_key"), (b"\xff", "not_utf8"), (b"a\nb", "bad_id")])
 def test_a_null_value_needs_a_key_that_can_name_a_document(key: bytes | None, rule: str) -> None:
     assert rule_of(None, CLOUDEVENT, key) == rule
+
+
+def test_a_structured_event_without_its_content_type_is_told_what_it_looks_like() -> None:
+    with pytest.raises(EnvelopeError, match="structured mode, which needs content-type: application/cloudevents\\+json") as caught:
+        decode(structured())
+    assert caught.value.rule == "missing_text"
+    with pytest.raises(EnvelopeError, match="looks like a conversation"):
+        decode(b'{"messages": []}')
+
+
+@pytest.mark.parametrize("content_type", [b"charset=gbk", b"; charset=GBK", b' ;charset="gbk"'])
+def test_a_content_type_that_names_a_character_set_only_is_plain_text_in_it(content_type: bytes) -> None:
+    found = decode("水从山上流下来".encode("gbk"), [("content-type", content_type)])
+    assert isinstance(found, Document)
+    assert found.raw is not None
+    assert (found.format, found.raw.charset, bytes(found.raw.data).decode("gbk")) == ("text", "gbk", "水从山上流下来")
+
+
+def test_a_content_type_that_names_utf8_only_is_json_as_without_one() -> None:
+    found = decode(PLAIN, [("content-type", b"charset=utf-8")])
+    assert isinstance(found, Document)
+    assert found.text
+    for content_type in (b"charset=", b";", b"boundary=x"):
+        assert rule_of(PLAIN, [("content-type", content_type)]) == "unknown_content_type"
 
 
 def test_messages_do_not_repeat_the_document() -> None:

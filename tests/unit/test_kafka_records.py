@@ -6,6 +6,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
+import zstandard
 from crc32c import crc32c
 from kafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from kafka.record import MemoryRecords
@@ -81,7 +82,9 @@ def test_where_no_record_can_be_found_any_more_every_offset_is_broken() -> None:
 def test_a_batch_that_does_not_decompress_is_broken_and_passed() -> None:
     data = batch_of([(b"a", b"x" * 1000, []), (b"b", b"x" * 1000, [])], codec=1)
     data[BODY_FROM + 12] ^= 0xFF
-    assert [(record.offset, record.headers) for record in read(summed(data))] == [(100 + i, [(BROKEN_RECORD, None)]) for i in range(2)]
+    records = read(summed(data))
+    assert [(record.offset, [name for name, _ in record.headers]) for record in records] == [(100 + i, [BROKEN_RECORD]) for i in range(2)]
+    assert all(record.headers[0][1] for record in records), "each says why"
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -96,9 +99,22 @@ def test_a_batch_that_unpacks_to_too_much_is_broken_before_it_takes_memory(codec
     records = read(bomb)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert [record.headers for record in records] == [[(BROKEN_RECORD, None)]] * 2
+    assert [[name for name, _ in record.headers] for record in records] == [[BROKEN_RECORD]] * 2
     assert b"max_batch_unpacked_bytes" in records[0].value
     assert peak < 8 * len(bomb) + 4 * MAX_UNPACKED
+
+
+@pytest.mark.parametrize(("window_log", "is_taken"), [(27, True), (28, True), (29, False)])
+def test_a_zstd_window_is_as_wide_as_what_may_come_out_or_its_refusal_says_what_to_do(window_log: int, is_taken: bool) -> None:
+    """By itself zstd takes 2**27 and says "Frame requires too much memory" of the others."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=window_log, compression_level=1)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    packed = compressor.compress(b"the mill turns " * 1000) + compressor.flush()
+    if is_taken:
+        assert unpack(4, packed, 2**28) == b"the mill turns " * 1000
+    else:
+        with pytest.raises(ValueError, match=r"zstd window of 536,870,912 bytes is wider .*max_batch_unpacked_bytes.*level below 20"):
+            unpack(4, packed, 2**28)
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -111,6 +111,23 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     assert ".parquet" in failed["program.exe"]
 
 
+def test_a_zstd_file_with_a_wide_window_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    compressor = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=29, compression_level=1)).compressobj()
+    (tmp_path / "wide.jsonl.zst").write_bytes(compressor.compress(LINES) + compressor.flush())
+    (finding,) = read(tmp_path)
+    assert isinstance(finding, Failed)
+    assert "zstd -d --long=31" in finding.error
+
+
+def test_a_boolean_is_no_id(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": true, "text": "The mill."}\n{"id": 7, "text": "The river."}\n')
+    refused, taken = read(tmp_path)
+    assert isinstance(refused, Failed)
+    assert "id" in refused.error
+    assert isinstance(taken, Found)
+    assert taken.document.id == "7"
+
+
 @pytest.mark.parametrize(
     ("name", "text"), [("gb18030", "水从山上流下来，推动石磨转动。"), ("shift_jis", "水車がゆっくり回る。"), ("utf-16-le", "The mill.")]
 )
