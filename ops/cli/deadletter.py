@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 SHOWN_BYTES = 4096
 """Bytes of a value that ``show`` prints without --json."""
-BATCH = 1_000
-"""Letters that ``replay`` publishes at a time."""
+BATCH, BATCH_BYTES = 1_000, 32 * 2**20
+"""Letters that ``replay`` publishes at a time, and how much they hold; whichever comes first."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
@@ -171,9 +171,18 @@ def _letters(args: argparse.Namespace, settings: Settings) -> "Iterator[Letter]"
 
 
 def _batches(letters: "Iterator[Letter]") -> "Iterator[list[Letter]]":
-    from itertools import islice
+    from pipelines.kafka.sizes import size_of
 
-    return iter(lambda: list(islice(letters, BATCH)), [])
+    batch: list[Letter] = []
+    size_bytes = 0
+    for letter in letters:
+        batch.append(letter)
+        size_bytes += size_of(letter.key, letter.value, letter.headers)
+        if len(batch) == BATCH or size_bytes >= BATCH_BYTES:
+            yield batch
+            batch, size_bytes = [], 0
+    if batch:
+        yield batch
 
 
 def _record(args: argparse.Namespace, settings: Settings, letter: "Letter") -> "KafkaRecord":

@@ -14,6 +14,7 @@ from kafka import KafkaProducer
 from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from pipelines.kafka.clients import broker_errors, open_producer
+from pipelines.kafka.sizes import size_of
 from pipelines.kafka.topics import topic_names
 from schemas.envelope import RULES, Headers
 from schemas.headers import headers_from_arrow
@@ -87,7 +88,7 @@ def _windows(letters: Iterator[DeadLetter]) -> Iterator[list[DeadLetter]]:
     size_bytes = 0
     for letter in letters:
         window.append(letter)
-        size_bytes += len(letter.value or b"")
+        size_bytes += size_of(letter.key, letter.value, letter.headers)
         if size_bytes >= WINDOW_BYTES:
             yield window
             window, size_bytes = [], 0

@@ -49,10 +49,11 @@ def epoch_ends(admin: KafkaAdminClient, topic: str, leaders: Mapping[int, Leader
 def epochs_before(admin: KafkaAdminClient, topic: str, leaders: Mapping[int, Leader], offsets: Mapping[int, int]) -> dict[int, int]:
     """The epoch of the record before each of these offsets, none of which lies beyond the end of its log: the smallest that ends there or behind.
 
-    Goes down from the epoch of now, so it asks once for each epoch that began since, and once more.
+    Goes down from the epoch of now, so it asks once for each epoch that began since, and twice more. A partition whose leader does not know
+    its own epoch (there are brokers that keep none) is left out: later it would look like one that was cut.
     """
-    found = {partition: leaders[partition].epoch for partition in offsets if leaders[partition].epoch >= 0}
-    asked = {partition: epoch - 1 for partition, epoch in found.items() if epoch > 0}
+    found: dict[int, int] = {}
+    asked = {partition: leaders[partition].epoch for partition in offsets if leaders[partition].epoch >= 0}
     while asked:
         ends = epoch_ends(admin, topic, leaders, asked)
         older = {partition: end.epoch for partition, end in ends.items() if end.epoch >= 0 and end.offset >= offsets[partition]}

@@ -18,6 +18,7 @@ from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from pipelines.kafka.clients import broker_errors, open_producer
 from pipelines.kafka.letters import Letter
+from pipelines.kafka.sizes import size_of
 from pipelines.kafka.topics import topic_names
 from pipelines.steps.formats.charset import decode_text
 from schemas.documents import Document, decode_document
@@ -28,8 +29,8 @@ from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER
 from schemas.settings import Settings
 
 SOURCE = "/headrace/retract"
-MAX_PENDING = 1_000
-"""Records that wait for their acknowledgement at the same time."""
+MAX_PENDING, MAX_PENDING_BYTES = 1_000, 32 * 2**20
+"""Records that wait for their acknowledgement at the same time, and how much they hold; whichever comes first."""
 
 
 class Placed(NamedTuple):
@@ -97,12 +98,13 @@ def publish(settings: Settings, records: Iterable[KafkaRecord]) -> list[Placed]:
     placed: list[Placed] = []
     # Not idempotent: after a refusal an idempotent kafka-python producer (3.0.12) fails everything that follows.
     with broker_errors(settings.kafka, f"publish to {topic}"), open_producer(settings, enable_idempotence=False) as producer:
-        waiting = []
+        waiting, size_bytes = [], 0
         for record in records:
             waiting.append(producer.send(topic, key=record.key, value=record.value, headers=record.headers))
-            if len(waiting) == MAX_PENDING:
+            size_bytes += size_of(record.key, record.value, record.headers)
+            if len(waiting) == MAX_PENDING or size_bytes >= MAX_PENDING_BYTES:
                 placed += _placed(waiting, topic)
-                waiting = []
+                waiting, size_bytes = [], 0
         producer.flush()
         return placed + _placed(waiting, topic)
 

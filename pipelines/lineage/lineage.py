@@ -147,7 +147,7 @@ def _rows(dataset: Dataset, query: str) -> pl.DataFrame:
         covering = [manifest for manifest in dataset.manifests() if _covers(manifest, topic, partition, offset)]
         at = (pl.col("topic") == topic) & (pl.col("partition") == partition) & (pl.col("offset") == offset)
         found += [_scan(dataset, covering).filter(at).collect()] if covering else []
-    return pl.concat(found).unique(["topic", "partition", "offset"]).sort("file", "partition", "offset")
+    return pl.concat(found).unique(["file", "topic", "partition", "offset"]).sort("file", "partition", "offset")
 
 
 def _scan(dataset: Dataset, manifests: list[DatasetManifest]) -> pl.LazyFrame:

@@ -7,6 +7,7 @@ import pytest
 from kafka import TopicPartition
 
 from ops.broker.app import BrokerProcess
+from ops.cli.main import main
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.verify import verify
 from pipelines.kafka.clients import open_admin
@@ -35,7 +36,7 @@ def delete_records(ingest: Ingest, partition: int, before: int) -> None:
         admin.delete_records({TopicPartition(ingest.topic, partition): before})
 
 
-def test_offsets_that_retention_took_are_accepted_by_name_and_accounted_for(ingest: Ingest) -> None:
+def test_offsets_that_retention_took_are_accepted_by_name_and_accounted_for(ingest: Ingest, capsys: pytest.CaptureFixture[str]) -> None:
     ingest.publish(documents(0, 20))
     ingest.once()
     ingest.publish(documents(20, 40))
@@ -55,6 +56,10 @@ def test_offsets_that_retention_took_are_accepted_by_name_and_accounted_for(inge
     assert (loss["partition"], loss["expected"], loss["resumed"], loss["num_unread"], loss["kind"]) == (0, 10, 15, 5, "removed")
     assert (version["accepted_loss"]["reason"], version["totals"]["num_lost"]) == (WHY, 5)
     assert version["accepted_loss"]["by"]
+    assert main(["datasets", "show", "--root", str(ingest.root)]) == 0
+    shown = capsys.readouterr().out
+    assert "offsets 10 to 14" in shown
+    assert WHY in shown
     (after,) = ingest.once()
     assert [(span.start, span.end) for span in after.offsets[ingest.topic].values()] == [(15, 30), (10, 30)]
     assert (after.totals.num_records, after.totals.num_lost) == (20 + 35, 5)
