@@ -11,10 +11,10 @@ from ops.cli.main import main
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.verify import verify
 from pipelines.kafka.clients import open_admin
-from pipelines.kafka.planning import plan_ranges
+from pipelines.kafka.planning import check_not_cut, plan_ranges
 from pipelines.kafka.topics import topic_ids
 from schemas.arrow import Outcome
-from schemas.errors import OffsetsLost, TopicRecreated
+from schemas.errors import OffsetsLost, SourceError, TopicRecreated
 from schemas.manifest import LossKind
 from tests.ingest_harness import Ingest, Record, document, state, wait_until
 
@@ -140,3 +140,6 @@ def test_the_leader_epoch_of_every_end_is_recorded_and_an_epoch_that_ends_below_
     assert all(len(span) == 0 for span in plan_ranges(ingest.settings, ingest.topic, ends, 100, epochs).values())
     with pytest.raises(OffsetsLost, match=r"\[1\] was cut below offset 10.*leader epoch 7.*is unknown to its leader.*--accept-loss 1@0"):
         plan_ranges(ingest.settings, ingest.topic, ends, 100, {**epochs, 1: 7})
+    check_not_cut(ingest.settings, ingest.topic, ends, epochs)
+    with pytest.raises(SourceError, match=r"partitions \[1\] of .* were cut while they were read"):
+        check_not_cut(ingest.settings, ingest.topic, ends, {**epochs, 1: 7})
