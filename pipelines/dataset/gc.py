@@ -20,7 +20,7 @@ from pipelines.storage.model_log import MODEL_LOG, read_model_manifest
 from pipelines.tokenizers.folders import CARD_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
-UNNUMBERED = ("drift", "history", "quality", "views")
+UNNUMBERED = ("drift", "log/checkpoints", "quality", "views")
 """Folders of files that are made beside the versions: of their temporary files nothing but the age says that nobody writes them any more."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UNPUBLISHED = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}(\d{{8}})\.json-[0-9a-f]{{12}}")
@@ -82,7 +82,7 @@ def _orphan_tokenizers(root: Path) -> list[str]:
     """
     if not latest_version(root):
         return []
-    named = {read_manifest(root, version).tokenizer.sha256 for version in range(1, latest_version(root) + 1)}
+    named = {Dataset(root).tokenizer.sha256}
     models = CommitLog(root / MODEL_LOG)
     named |= {read_model_manifest(models, number).tokenizer.sha256 for number in range(1, models.latest() + 1)}
     folders = [path for path in sorted((root / TOKENIZER_FOLDER).glob("*")) if _SHA256.fullmatch(path.name) and path.name not in named]

@@ -105,12 +105,13 @@ class TokenRows:
         self.sequence_length = dataset.manifest.sequence_length
         self._tokenizer = dataset.tokenizer
         self.dataset_sha256 = dataset.sha256
-        entries = dataset.shards(split)
-        self._shards = [self._open(root / entry.path, entry.rows) for entry in entries]
-        self._first_rows = np.cumsum([0, *(entry.rows for entry in entries)], dtype=np.int64)
+        shards = dataset.shard_files(split)
+        paths = shards["path"].to_pylist()
+        self._shards = [self._open(root / path, rows) for path, rows in zip(paths, shards["rows"].to_pylist(), strict=True)]
+        self._first_rows = np.cumsum([0, *shards["rows"].to_pylist()], dtype=np.int64)
         self.num_rows = int(self._first_rows[-1])
         masks = span_masks(dataset)
-        self._masks = {number: masks[entry.path] for number, entry in enumerate(entries) if entry.path in masks}
+        self._masks = {number: masks[path] for number, path in enumerate(paths) if path in masks}
 
     def gather(self, row_ids: Ids) -> Ids:
         """Copy the rows (n,) -> (n, S) int64, in the order asked for, padding in place of retracted text.

@@ -75,7 +75,7 @@ def retracted_ordinals(dataset: Dataset) -> Ids:
 
 def span_masks(dataset: Dataset) -> Mapping[str, SpanMask]:
     """Path of each shard in which versions 1..N mask something -> what."""
-    masking = [manifest for manifest in dataset.manifests() if manifest.masks]
+    masking = [dataset.read(version) for version in dataset.versions_with(Holds.MASKS)]
     if not masking:
         return {}
     spans = pl.concat([_frame(read_masks(dataset.root, manifest)) for manifest in masking])
