@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.retractions.masks import Mask, span_masks
-from pipelines.dataset.shards import Tokens, open_shard
+from pipelines.dataset.shard_maps import ShardMaps
 from schemas.arrow import Split
-from schemas.errors import CheckpointCorrupt, NotEnoughData, ShardCorrupt
+from schemas.errors import CheckpointCorrupt, NotEnoughData
 
 Ids = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -98,7 +98,7 @@ class LoaderState:
 
 
 class TokenRows:
-    """All rows of one split of a dataset version, memory-mapped. Row ids run over the shards in the order of versions."""
+    """All rows of one split of a dataset version, memory-mapped as they are read. Row ids run over the shards in the order of versions."""
 
     def __init__(self, root: Path, dataset_version: int | None, split: Split) -> None:
         dataset = Dataset(root, dataset_version)
@@ -106,9 +106,9 @@ class TokenRows:
         self._tokenizer = dataset.tokenizer
         self.dataset_sha256 = dataset.sha256
         shards = dataset.shard_files(split)
-        paths = shards["path"].to_pylist()
-        self._shards = [self._open(root / path, rows) for path, rows in zip(paths, shards["rows"].to_pylist(), strict=True)]
-        self._first_rows = np.cumsum([0, *shards["rows"].to_pylist()], dtype=np.int64)
+        paths, rows = shards["path"].to_pylist(), shards["rows"].to_pylist()
+        self._shards = ShardMaps(root, paths, rows, self.sequence_length)
+        self._first_rows = np.cumsum([0, *rows], dtype=np.int64)
         self.num_rows = int(self._first_rows[-1])
         masks = span_masks(dataset)
         self._masks = {number: masks[path] for number, path in enumerate(paths) if path in masks}
@@ -141,11 +141,3 @@ class TokenRows:
             return rows, None
         rows[masked & (rows != self._tokenizer.eos_token_id)] = self._tokenizer.pad_token_id
         return rows, masked
-
-    def _open(self, path: Path, num_rows: int) -> Tokens:
-        rows = open_shard(path)
-        if rows.shape != (num_rows, self.sequence_length):
-            raise ShardCorrupt(
-                f"{path} has shape {rows.shape}, its manifest promised {(num_rows, self.sequence_length)}; run `headrace datasets verify`"
-            )
-        return rows
