@@ -5,7 +5,7 @@ checkpoints are mapped, those of the few newer versions are read from their mani
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -89,7 +89,7 @@ class Dataset:
         self._saved = frozenset(checkpoint.range for checkpoint in found)
         return self._filled([(versions.first, columns.slice(0, self.version - versions.first + 1)) for versions, columns in found])
 
-    @property
+    @cached_property
     def history(self) -> Rows:
         """Rows of dataset/history.py, of versions 1..N."""
         return history_of(self.columns)
@@ -120,9 +120,12 @@ class Dataset:
         """Files of one of the FILE_LISTS, in the order of versions, with the ``version`` that added each."""
         return flattened(self.columns, name)
 
-    def paths(self, name: str) -> list[Path]:
-        """Where they lie."""
-        return [self.root / path for path in self.files(name)["path"].to_pylist()]
+    def paths(self, name: str, versions: Sequence[int] | None = None) -> list[Path]:
+        """Where they lie; ``versions``: only those that these versions added."""
+        files = self.files(name)
+        if versions is not None:
+            files = files.filter(pc.is_in(files["version"], pa.array(versions, pa.int64())))
+        return [self.root / path for path in files["path"].to_pylist()]
 
     def entries(self, name: str, *, after: int = 0) -> list[FileEntry]:
         """Their entries, of the versions after this one."""

@@ -20,6 +20,7 @@ from pipelines.dataset.dataset import Dataset, dataset_log, latest_version, read
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.history import Holds
 from pipelines.dataset.names import base_path, documents_path
+from pipelines.dataset.retractions.masks import retracted_ordinals, span_masks
 from pipelines.runtime.crash import CHECKPOINT_CRASH_POINTS, VARIABLE
 from schemas.arrow import FILE_LISTS, Outcome, Split
 from schemas.errors import DatasetNotFound
@@ -85,7 +86,9 @@ def test_what_all_versions_hold_is_answered_from_the_columns_alone(root: Path, m
         assert dataset.paths(name) == [root / entry.path for manifest in manifests for entry in getattr(manifest, name)]
     assert dataset.shards(Split.TRAIN) == [entry for manifest in manifests for entry in manifest.shards if entry.split == Split.TRAIN]
     assert dataset.entries("documents", after=4) == [entry for manifest in manifests[4:] for entry in manifest.documents]
+    assert dataset.paths("documents", [2, 5]) == [root / entry.path for number in (2, 5) for entry in manifests[number - 1].documents]
     assert dataset.num_rows(Split.TRAIN) == 12
+    assert len(retracted_ordinals(dataset)) == 2 and len(span_masks(dataset)) > 0
     assert dataset.versions_with(Holds.MASKS) == [3, 6]
     assert dataset.history["num_kept"].tolist() == [manifest.outcomes[Outcome.KEPT] for manifest in manifests]
     assert dataset.history["attempt"].tolist() == [int(manifest.attempt, 16) for manifest in manifests]
