@@ -29,6 +29,8 @@ from schemas.manifest import DatasetManifest, FileEntry, OffsetRange, ShardEntry
 
 REPEATS = 5
 RECORDS_PER_PARTITION = 3
+MAX_LINKS = 30_000
+"""To one file; file systems allow 65,000 or fewer."""
 TOPIC = "headrace.documents"
 OPENING = """
 import re, sys, time
@@ -114,7 +116,10 @@ def write_log(root: Path, num_versions: int, num_partitions: int) -> None:
     log.folder.mkdir(parents=True)
     common = write_manifest(root, 1, num_partitions)
     for version in range(2, num_versions + 1):
-        os.link(common, log.path(version))
+        if version % MAX_LINKS:
+            os.link(common, log.path(version))
+        else:
+            common = write_manifest(root, version, num_partitions)
     read = {covered.last for covered in checkpoints} | set(range(checkpoints[-1].last if checkpoints else 1, num_versions + 1))
     for version in read:
         write_manifest(root, version, num_partitions)
