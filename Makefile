@@ -66,7 +66,7 @@ schemas: $(READY) ## Write what is generated from the contracts: schemas/json an
 	$(BIN)/python -m schemas.settings_file
 
 bench: $(PEERS) ## Benchmarks, side by side with the peers
-	@for name in broker fingerprint tokenizer pipeline quality quality_models dedup dedup_index pii charset semantic training serving; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in broker fingerprint tokenizer pipeline quality quality_models dedup dedup_index log_open pii charset semantic training serving; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 lock: ## Write requirements.lock and requirements-peers.lock from a new environment
 	rm -rf $(LOCKING) && $(PYTHON) -m venv $(LOCKING)

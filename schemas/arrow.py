@@ -6,6 +6,7 @@ documents  documents/*.parquet: one row per offset with its final outcome; the a
 shard      shards/*.arrow: packed rows of S token ids, memory-mapped by training
 segment    dedup/*.arrow: fingerprints of the kept documents of one dataset version
 masks      masks/*.arrow: token spans that no version from this one on reads, because their documents were retracted
+versions   log/checkpoints/*.arrow: what readers ask of all versions, one row per manifest
 """
 
 from enum import StrEnum
@@ -166,3 +167,32 @@ MASKS = pa.schema(
     ]
 )
 """One row per document that a version's retractions took out, in commit order of the retractions."""
+
+_FILE = [
+    pa.field("path", pa.string(), nullable=False),
+    pa.field("rows", pa.int64(), nullable=False),
+    pa.field("size_bytes", pa.int64(), nullable=False),
+    pa.field("sha256", pa.binary(32), nullable=False),
+]
+_SHARD = [
+    *_FILE,
+    *(pa.field(name, kind, nullable=False) for name, kind in (("split", pa.string()), ("tokens", pa.int64()), ("documents", pa.int64()))),
+]
+_TOPIC = [pa.field("topic", pa.string(), nullable=False), pa.field("num_partitions", pa.int32(), nullable=False)]
+_LANGUAGE = [pa.field("language", pa.string(), nullable=False), pa.field("documents", pa.int64(), nullable=False)]
+FILE_LISTS = ("shards", "documents", "dedup_segments", "dedup_base", "boilerplate", "masks")
+"""The lists of files in a manifest."""
+VERSIONS = pa.schema(
+    [
+        pa.field("attempt", pa.uint64(), nullable=False),
+        pa.field("created_at", pa.timestamp("us", "UTC"), nullable=False),
+        pa.field("num_records", pa.int64(), nullable=False),
+        pa.field("num_tokens", pa.int64(), nullable=False),
+        pa.field("outcomes", pa.struct([pa.field(str(outcome), pa.int64(), nullable=False) for outcome in Outcome]), nullable=False),
+        pa.field("languages", pa.list_(pa.struct(_LANGUAGE)), nullable=False),
+        pa.field("topics", pa.list_(pa.struct(_TOPIC)), nullable=False),  # whose offsets the version lists
+        pa.field("num_losses", pa.int64(), nullable=False),  # partitions of which it accepts a loss
+        *(pa.field(name, pa.list_(pa.struct(_SHARD if name == "shards" else _FILE)), nullable=False) for name in FILE_LISTS),
+    ]
+)
+"""One row per version, in order; everything is the version's own, nothing is summed up."""

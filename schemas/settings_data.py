@@ -30,6 +30,8 @@ class IngestSettings(Section):
     """``--follow``: wait for this many new records …"""
     max_wait_s: float = Field(10.0, ge=0)
     """``--follow``: … but not longer than this since the first of them was seen."""
+    min_commit_interval_s: float = Field(30.0, ge=0)
+    """``--follow``: a version begins no sooner than this after the one before it, unless that left records behind; freshness against small shards."""
     stall_timeout_s: float = Field(60.0, gt=0)
     """A read task that makes no progress for this long fails with SourceStalled."""
     max_document_bytes: int = Field(16 * 2**20, ge=1024)

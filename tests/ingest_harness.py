@@ -32,6 +32,7 @@ SMALL: Mapping[str, object] = {
     "ingest.max_batch_records": 120,
     "ingest.slice_records": 35,
     "ingest.stall_timeout_s": 10,
+    "ingest.min_commit_interval_s": 0,
     "ingest.validation_fraction": 0.1,
     "packing.sequence_length": 32,
     "packing.shard_rows": 40,

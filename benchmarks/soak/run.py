@@ -35,6 +35,7 @@ SMALL = {
     "kafka.request_timeout_s": 10,
     "ingest.follow_interval_s": 0.5,
     "ingest.max_wait_s": 2,
+    "ingest.min_commit_interval_s": 0,
     "ingest.min_batch_records": 500,
     "ingest.target_commit_s": 5,
     "ingest.slice_records": 1_000,

@@ -4,6 +4,7 @@ Reports, drift and cards: dataset_report.py; views, differences and exports: dat
 """
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ops.cli.dataset_report import add_actions as add_report_actions
 from ops.cli.dataset_semantic import add_actions as add_semantic_actions
 from ops.cli.dataset_views import add_actions as add_view_actions
-from ops.cli.output import print_json, print_table, progress_bar, say, tell
+from ops.cli.output import print_json, print_json_list, print_table, progress_bar, say, tell
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add the command."""
     parser = subparsers.add_parser("datasets", help="list, show and verify dataset versions")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = actions.add_parser("list", parents=[common], help="all versions")
+    listing = actions.add_parser("list", parents=[common], help="all versions, or the last of them")
+    listing.add_argument("--last", type=int, metavar="N", help="only the newest N versions")
     showing = actions.add_parser("show", parents=[common], help="one version: offsets, outcomes, shards")
     showing.add_argument("version", nargs="?", type=int, help="default: the newest")
     verifying = actions.add_parser("verify", parents=[common], help="hash every file, add up every count, decode a sample")
@@ -35,9 +37,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action.set_defaults(run=function)
 
 
-def outcome_counts(manifest: "DatasetManifest") -> str:
+def outcome_counts(outcomes: Mapping[Any, int]) -> str:
     """``kept 12, duplicate 3``: the outcomes that occurred."""
-    return ", ".join(f"{outcome} {count:,}" for outcome, count in manifest.outcomes.items() if count)
+    return ", ".join(f"{outcome} {count:,}" for outcome, count in outcomes.items() if count)
 
 
 def summary(manifest: "DatasetManifest") -> dict[str, Any]:
@@ -56,10 +58,10 @@ def loss_sentences(manifest: "DatasetManifest") -> list[str]:
     return [f"{told(loss)}; accepted by {accepted.by}: {accepted.reason}" for loss in accepted.lost]
 
 
-def _what_it_did(manifest: "DatasetManifest") -> str:
-    if manifest.accepted_loss is not None:
-        return f"accepted a loss in {len(manifest.accepted_loss.lost)} partitions"
-    return "compacted the duplicate index" if manifest.dedup_base else outcome_counts(manifest)
+def _what_it_did(row: dict[str, Any]) -> str:
+    if row["num_losses"]:
+        return f"accepted a loss in {row['num_losses']} partitions"
+    return "compacted the duplicate index" if row["dedup_base"] else outcome_counts(row["outcomes"])
 
 
 def run_list(args: argparse.Namespace, settings: Settings) -> int:
@@ -67,12 +69,14 @@ def run_list(args: argparse.Namespace, settings: Settings) -> int:
     from pipelines.dataset.dataset import Dataset
 
     dataset = Dataset(Path(settings.root))
+    before = max(0, dataset.version - max(1, args.last)) if args.last is not None else 0
     if args.json:
-        print_json({"versions": [summary(manifest) for manifest in dataset.manifests()]})
+        print_json_list("versions", map(summary, dataset.manifests()[before:]))
         return 0
+    columns = dataset.columns.slice(before).select(["created_at", "num_records", "num_tokens", "outcomes", "dedup_base", "num_losses"]).to_pylist()
     rows = [
-        (manifest.version, f"{manifest.created_at:%Y-%m-%d %H:%M:%S}", manifest.num_records, _what_it_did(manifest), manifest.num_tokens)
-        for manifest in dataset.manifests()
+        (version, f"{row['created_at']:%Y-%m-%d %H:%M:%S}", row["num_records"], _what_it_did(row), row["num_tokens"])
+        for version, row in enumerate(columns, before + 1)
     ]
     print_table(("version", "created (UTC)", "records", "outcomes", "tokens"), rows, title=f"dataset {dataset.root}")
     return 0

@@ -149,7 +149,7 @@ def _shown_progress(told: dict[int, dict[str, Any]]) -> "Iterator[Progress]":
             def committed(self, manifest: "DatasetManifest", times: "VersionTimes") -> None:
                 self.waiting_for = ""
                 told[manifest.version] = times.told()
-                counts = f"{manifest.num_records:,} records, {outcome_counts(manifest)}, {manifest.num_tokens:,} tokens"
+                counts = f"{manifest.num_records:,} records, {outcome_counts(manifest.outcomes)}, {manifest.num_tokens:,} tokens"
                 say(f"version {manifest.version}: {counts}; {_timing(times)}")
 
             def waiting(self, reason: str) -> None:
@@ -183,7 +183,7 @@ def _print(manifests: "list[DatasetManifest]", told: dict[int, dict[str, Any]], 
     elif not versions:
         say("nothing new that can be read yet" if held else "nothing new")
     else:
-        rows = [(item.version, item.num_records, outcome_counts(item), item.num_tokens) for item in manifests]
+        rows = [(item.version, item.num_records, outcome_counts(item.outcomes), item.num_tokens) for item in manifests]
         print_table(("version", "records", "outcomes", "tokens"), rows)
 
 

@@ -33,6 +33,15 @@ def escaped(text: str) -> str:
     return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+def print_json_list(name: str, values: Iterable[Any]) -> None:
+    """One JSON document, an object with one list, that is written value by value: none of them stays in memory."""
+    sys.stdout.write(f'{{"{name}": [')
+    for number, value in enumerate(values):
+        sys.stdout.write(",\n" if number else "\n")
+        json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
+    sys.stdout.write("\n]}\n")
+
+
 FILE_COLUMNS = 1_000
 """Width of a table that goes into a file or a pipe: one line for each row, so that grep and cut work."""
 

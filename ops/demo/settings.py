@@ -11,7 +11,8 @@ from schemas.settings import Settings
 ROUND_DOCUMENTS = 1_500
 """Documents of one round: some 4 MB, about 600,000 tokens."""
 DEMO_VALUES: dict[str, dict[str, Any]] = {
-    "ingest": {"min_batch_records": ROUND_DOCUMENTS, "max_wait_s": 20.0, "follow_interval_s": 0.5},  # one version per round, once it is complete
+    # one version per round, once it is complete
+    "ingest": {"min_batch_records": ROUND_DOCUMENTS, "max_wait_s": 20.0, "follow_interval_s": 0.5, "min_commit_interval_s": 0.0},
     "tokenizer": {"vocab_size": 2_048},  # a small vocabulary and short rows: more steps, and readable words, in the same minute
     "packing": {"sequence_length": 128},
     "training": {"max_steps": 240, "checkpoint_every_steps": 50, "evaluate_rows": 128},

@@ -55,8 +55,8 @@ class IndexFiles(NamedTuple):
 
 def index_files(dataset: Dataset) -> IndexFiles:
     """The newest base of versions 1..N, and the segments after it."""
-    base, later = _base_and_later(dataset)
-    segments = [entry for version in later for entry in dataset.read(version).dedup_segments]
+    base, _ = _base_and_later(dataset)
+    segments = dataset.entries("dedup_segments", after=base.dedup_base_version if base else 0)
     return IndexFiles(base.dedup_base[0] if base else None, segments)
 
 

@@ -88,7 +88,9 @@ def _leftovers(root: Path) -> list[str]:
     found: list[Path] = []
     for parent, folders, names in os.walk(root):
         if Path(parent) == root:
-            folders[:] = [name for name in folders if name not in (*VERSIONED, FOLDER)]
+            folders[:] = [name for name in folders if name not in VERSIONED]
+        if Path(parent) == root / FOLDER:
+            names = []  # manifests that were not published: of these the version counts
         found += [Path(parent, name) for name in (*folders, *names) if name.startswith(TEMPORARY_PREFIX)]
         folders[:] = [name for name in folders if not name.startswith(TEMPORARY_PREFIX)]
     return sorted(path.relative_to(root).as_posix() for path in found)
@@ -101,7 +103,7 @@ def _orphan_tokenizers(root: Path) -> list[str]:
     """
     if not latest_version(root):
         return []
-    named = {read_manifest(root, version).tokenizer.sha256 for version in range(1, latest_version(root) + 1)}
+    named = {Dataset(root).tokenizer.sha256}
     models = CommitLog(root / MODEL_LOG)
     named |= {read_model_manifest(models, number).tokenizer.sha256 for number in range(1, models.latest() + 1)}
     folders = [path for path in sorted((root / TOKENIZER_FOLDER).glob("*")) if _SHA256.fullmatch(path.name) and path.name not in named]

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.retractions.masks import Mask, span_masks
-from pipelines.dataset.shards import Tokens, open_shard
+from pipelines.dataset.shard_maps import ShardMaps
 from schemas.arrow import Split
-from schemas.errors import CheckpointCorrupt, NotEnoughData, ShardCorrupt
+from schemas.errors import CheckpointCorrupt, NotEnoughData
 
 Ids = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -98,19 +98,20 @@ class LoaderState:
 
 
 class TokenRows:
-    """All rows of one split of a dataset version, memory-mapped. Row ids run over the shards in the order of versions."""
+    """All rows of one split of a dataset version, memory-mapped as they are read. Row ids run over the shards in the order of versions."""
 
     def __init__(self, root: Path, dataset_version: int | None, split: Split) -> None:
         dataset = Dataset(root, dataset_version)
         self.sequence_length = dataset.manifest.sequence_length
         self._tokenizer = dataset.tokenizer
         self.dataset_sha256 = dataset.sha256
-        entries = dataset.shards(split)
-        self._shards = [self._open(root / entry.path, entry.rows) for entry in entries]
-        self._first_rows = np.cumsum([0, *(entry.rows for entry in entries)], dtype=np.int64)
+        shards = dataset.shard_files(split)
+        paths, rows = shards["path"].to_pylist(), shards["rows"].to_pylist()
+        self._shards = ShardMaps(root, paths, rows, self.sequence_length)
+        self._first_rows = np.cumsum([0, *rows], dtype=np.int64)
         self.num_rows = int(self._first_rows[-1])
         masks = span_masks(dataset)
-        self._masks = {number: masks[entry.path] for number, entry in enumerate(entries) if entry.path in masks}
+        self._masks = {number: masks[path] for number, path in enumerate(paths) if path in masks}
 
     def gather(self, row_ids: Ids) -> Ids:
         """Copy the rows (n,) -> (n, S) int64, in the order asked for, padding in place of retracted text.
@@ -140,11 +141,3 @@ class TokenRows:
             return rows, None
         rows[masked & (rows != self._tokenizer.eos_token_id)] = self._tokenizer.pad_token_id
         return rows, masked
-
-    def _open(self, path: Path, num_rows: int) -> Tokens:
-        rows = open_shard(path)
-        if rows.shape != (num_rows, self.sequence_length):
-            raise ShardCorrupt(
-                f"{path} has shape {rows.shape}, its manifest promised {(num_rows, self.sequence_length)}; run `headrace datasets verify`"
-            )
-        return rows

@@ -7,6 +7,7 @@ after a crash gives the same SHA-256. Writing holds one shard in memory; reading
 Source: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 """
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from pipelines.storage.durable import durable_file, file_entry
 from schemas.arrow import Split, shard, token_type
-from schemas.errors import ShardCorrupt
+from schemas.errors import DatasetError, ShardCorrupt
 from schemas.manifest import ShardEntry, TokenizerRef
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -156,14 +157,25 @@ def pack(pieces: Sequence[Tokens], starts: npt.NDArray[np.int64], sequence_lengt
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
+OUT_OF_MAPS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
 def read_batch(path: Path) -> pa.RecordBatch:
-    """The record batch of a shard, memory-mapped. Raises ShardCorrupt if the file is missing or is no shard."""
+    """The record batch of a shard, memory-mapped.
+
+    Raises ShardCorrupt if the file is missing or is no shard, DatasetError if the system gives this process no more maps or files.
+    """
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         if reader.num_record_batches != 1:
             raise ShardCorrupt(f"{path} has {reader.num_record_batches} record batches, a shard has one; restore the file from a copy")
         return reader.get_batch(0)
     except (OSError, pa.ArrowInvalid) as error:
+        if isinstance(error, OSError) and error.errno in OUT_OF_MAPS:
+            raise DatasetError(
+                f"{path} cannot be mapped ({error}): this process has as many maps or open files as the system allows, and the file may be in order; "
+                "raise vm.max_map_count (sysctl) and the limit on open files (ulimit -n), or read in fewer parts at a time"
+            ) from error
         raise ShardCorrupt(f"{path} is missing or not a shard ({error}); restore the file from a copy") from error
 
 

@@ -3,9 +3,11 @@
 For each version: files are there and hash to what is listed; the audit trail has each offset of the ranges exactly once and adds up to
 the outcomes; the spans tile each shard without gap or overlap, end in the end-of-text token, and padding follows the last; a sample of
 documents decodes to the text whose hash the index keeps; the statistics are those of the audit trail. Between versions: offsets join, topics
-and tokenizer stay, totals add up. If all that is in order: the masks are those that the retractions ask for, and the history says what the log says.
+and tokenizer stay, totals add up; what the checkpoints of the log say is what the log says. If all that is in order: the masks are those that the
+retractions ask for.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +16,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipelines.dataset.dataset import Dataset, dataset_log, latest_version, read_manifest
+from pipelines.dataset.checkpoints import FOLDER as CHECKPOINTS
+from pipelines.dataset.checkpoints import Checkpoint, load_checkpoints
+from pipelines.dataset.columns import row_of
+from pipelines.dataset.dataset import Dataset, dataset_log, read_manifest
 from pipelines.dataset.gc import orphans
-from pipelines.dataset.history import FOLDER as HISTORY
-from pipelines.dataset.history import load_chunks, rows_of
 from pipelines.dataset.retractions.verify_masks import checked_masks
 from pipelines.dataset.shards import open_shard, read_batch, read_span
 from pipelines.dataset.statistics import statistics_of
@@ -60,10 +63,11 @@ class Report:
 
 def verify(root: Path, on_version: Callable[[int, int], None] | None = None) -> Report:
     """Check all versions under a root. ``on_version(version, newest)`` is called after each. Raises DatasetNotFound if there are none."""
-    newest = latest_version(root)
+    newest = dataset_log(root).latest()
     if newest == 0:
         raise DatasetNotFound(f"there is no dataset under {root}; run `headrace ingest --once` first, or name another --root")
     report = Report(versions=newest)
+    checkpoints = load_checkpoints(root, dataset_log(root), newest)
     before: DatasetManifest | None = None
     for version in range(1, newest + 1):
         try:
@@ -73,12 +77,12 @@ def verify(root: Path, on_version: Callable[[int, int], None] | None = None) -> 
             return report
         report.problems += [Problem(version, *found) for found in _joins(before, manifest)]
         report.problems += [Problem(version, *found) for found in _version_problems(root, manifest, report)]
+        report.problems += [Problem(version, *found) for found in _checkpoint_problems(checkpoints, manifest)]
         before = manifest
         if on_version is not None:
             on_version(version, newest)
     if not report.problems:
         report.problems += [Problem(*found) for found in checked_masks(Dataset(root, newest))]
-        report.problems += _history_problems(Dataset(root, newest))
     report.orphans = len(orphans(root))
     return report
 
@@ -170,10 +174,13 @@ def _statistics_problems(root: Path, manifest: DatasetManifest) -> Iterator[Foun
         yield f"log/{manifest.version:08d}.json", "statistics are not those of the audit trail", START_AGAIN
 
 
-def _history_problems(dataset: Dataset) -> Iterator[Problem]:
-    chunks = load_chunks(dataset.root, dataset_log(dataset.root), dataset.version)
-    if not np.array_equal(chunks, rows_of(map(dataset.read, range(1, len(chunks) + 1)))):
-        yield Problem(dataset.version, HISTORY, "the history does not say what the log says", "remove the folder: it is written again from the log")
+def _checkpoint_problems(checkpoints: list[Checkpoint], manifest: DatasetManifest) -> Iterator[Found]:
+    """A checkpoint that is as it was written but says something else than the log; one that is damaged is read by nobody."""
+    place = bisect_right(checkpoints, manifest.version, key=lambda checkpoint: checkpoint.range.first) - 1
+    if place >= 0 and manifest.version <= checkpoints[place].range.last:
+        versions, columns = checkpoints[place]
+        if columns.slice(manifest.version - versions.first, 1).to_pylist() != [row_of(manifest)]:
+            yield CHECKPOINTS, "the checkpoints do not say what the log says", "remove the folder: an ingest writes it again from the log"
 
 
 def _shard_problems(root: Path, manifest: DatasetManifest, entry: ShardEntry, kept: pl.DataFrame) -> Iterator[Found]:

@@ -1,10 +1,13 @@
 """When ``--follow`` makes the next version: as soon as enough has come, or the first of it has waited long enough.
 
+A trickle would make a version, with its shards and its manifest, of every few records: so one begins at the earliest a minimum interval after the
+one before it began. What is behind does not wait: the next version begins at once where one left records that it had no room for.
 The first version waits for more than the others: its documents train the tokenizer that the dataset keeps for good. Both waits are bounded
 in time, so a stream of ten documents is taken in too.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -32,6 +35,8 @@ class Tempo:
         self._settings = settings
         self._seen_at: float | None = None
         """Time at which the records that wait now were first seen."""
+        self._not_before = -math.inf
+        """Time before which no version begins."""
 
     def wait_s(self, num_waiting: int, now: float, *, has_text: Callable[[], bool] | None) -> float:
         """Seconds until the next look; 0 if a version is due. ``has_text`` tells, for a first version, whether enough is there to train on."""
@@ -45,11 +50,13 @@ class Tempo:
         left_s = ingest.max_wait_s - waited_s if num_waiting < min(ingest.min_batch_records, ingest.max_batch_records) else 0.0
         if has_text is not None and waited_s < tokenizer.max_wait_s and not has_text():
             left_s = max(left_s, tokenizer.max_wait_s - waited_s)
+        left_s = max(left_s, self._not_before - now)
         return max(0.0, min(left_s, ingest.follow_interval_s))
 
-    def taken(self) -> None:
-        """What waited was taken in."""
+    def taken(self, began_at: float, num_left: int) -> None:
+        """A version that began at this time took in what waited, but for so many."""
         self._seen_at = None
+        self._not_before = -math.inf if num_left else began_at + self._settings.ingest.min_commit_interval_s
 
 
 class Follower:
@@ -69,12 +76,13 @@ class Follower:
         waiting = self._stream.available()
         self._stream.metrics.not_ready = None
         num_waiting = sum(len(span) for span in waiting.values())
-        wait_s = self._tempo.wait_s(num_waiting, time.monotonic(), has_text=self._has_text(waiting))
+        began_at = time.monotonic()
+        wait_s = self._tempo.wait_s(num_waiting, began_at, has_text=self._has_text(waiting))
         if wait_s > 0:
             self._stop.wait(wait_s)
             return None
         manifest = self._stream.commit_next()
-        self._tempo.taken()
+        self._tempo.taken(began_at, num_waiting - (manifest.num_records if manifest else 0))
         return manifest
 
     def _prepare(self) -> None:

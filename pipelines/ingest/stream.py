@@ -104,7 +104,7 @@ class Stream:
         start_tracing(self.settings.telemetry, "headrace-ingest")
         check_root(self.root)
         self._resources.enter_context(served(self.metrics, self.settings.telemetry.metrics_port))
-        self.dataset()  # and with it the history, which makes the next line cheap
+        self.dataset()  # and with it the columns of all versions, which make the next line cheap
         collect_garbage(self.root, grace_s=self.settings.ingest.gc_grace_s)
         return self
 
@@ -117,7 +117,7 @@ class Stream:
         newest = latest_version(self.root, self._dataset.version if self._dataset else 0)
         if newest and (self._dataset is None or self._dataset.version != newest):
             self._dataset = Dataset(self.root, newest, before=self._dataset)
-            self._dataset.save_history()
+            self._dataset.save_checkpoints()
         return self._dataset
 
     def available(self) -> dict[int, OffsetRange]:

@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.dataset.columns import documents_by_language
 from pipelines.dataset.dataset import Dataset
 from schemas.arrow import DOCUMENTS
 from schemas.errors import ShardCorrupt
-from schemas.manifest import DatasetManifest, FileEntry, ShardEntry
+from schemas.manifest import DatasetManifest
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
 PARQUET = "application/x-parquet"
@@ -67,8 +68,7 @@ def croissant(dataset: Dataset) -> dict[str, Any]:
 
     Raises ShardCorrupt if that file cannot be read.
     """
-    manifests = dataset.manifests()
-    manifest = dataset.manifest
+    manifest, columns = dataset.manifest, dataset.columns
     return {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
@@ -77,12 +77,12 @@ def croissant(dataset: Dataset) -> dict[str, Any]:
         "description": _description(manifest),
         "version": f"{manifest.version}.0.0",
         "datePublished": manifest.created_at.isoformat(),
-        "dateCreated": manifests[0].created_at.isoformat(),
+        "dateCreated": columns["created_at"][0].as_py().isoformat(),
         "isLiveDataset": True,
-        "inLanguage": sorted({language for part in manifests for language in part.languages}),
+        "inLanguage": sorted(documents_by_language(columns)),
         "identifier": f"sha256:{dataset.sha256}",
-        "distribution": [*_files(manifests), _file_set(manifests)],
-        "recordSet": [_documents(_columns(dataset)), _shards(manifests)],
+        "distribution": [*_files(dataset), _file_set(dataset)],
+        "recordSet": [_documents(_columns(dataset)), _shards(dataset)],
     }
 
 
@@ -96,42 +96,42 @@ def _description(manifest: DatasetManifest) -> str:
     )
 
 
-def _files(manifests: Iterable[DatasetManifest]) -> list[dict[str, Any]]:
-    return [
-        _file(entry, kind)
-        for manifest in manifests
-        for entries, kind in ((manifest.documents, PARQUET), (manifest.shards, ARROW))
-        for entry in entries
+def _files(dataset: Dataset) -> list[dict[str, Any]]:
+    """Version by version, the audit trail first."""
+    found = [
+        (entry["version"], place, _file(entry, kind))
+        for place, (name, kind) in enumerate(((_DOCUMENTS, PARQUET), (_SHARDS, ARROW)))
+        for entry in dataset.files(name).to_pylist()
     ]
+    return [file for _, _, file in sorted(found, key=lambda placed: placed[:2])]
 
 
-def _file(entry: FileEntry, encoding: str) -> dict[str, Any]:
+def _file(entry: dict[str, Any], encoding: str) -> dict[str, Any]:
     return {
         "@type": "cr:FileObject",
-        "@id": entry.path,
-        "name": entry.path,
-        "contentUrl": entry.path,
-        "contentSize": f"{entry.size_bytes} B",
+        "@id": entry["path"],
+        "name": entry["path"],
+        "contentUrl": entry["path"],
+        "contentSize": f"{entry['size_bytes']} B",
         "encodingFormat": encoding,
-        "sha256": entry.sha256,
+        "sha256": entry["sha256"].hex(),
     }
 
 
-def _file_set(manifests: Iterable[DatasetManifest]) -> dict[str, Any]:
+def _file_set(dataset: Dataset) -> dict[str, Any]:
     return {
         "@type": "cr:FileSet",
         "@id": "audit-trail",
         "name": "audit-trail",
         "description": "One row per Kafka offset that was read.",
         "encodingFormat": PARQUET,
-        "includes": [entry.path for manifest in manifests for entry in manifest.documents],
+        "includes": dataset.files(_DOCUMENTS)["path"].to_pylist(),
     }
 
 
 def _columns(dataset: Dataset) -> list[pa.Field]:
     """What every file of the audit trail has: columns are only ever added, and a reader of Croissant wants each of them in each file."""
-    oldest = next(entry.path for manifest in dataset.manifests() for entry in manifest.documents)
-    path = dataset.root / oldest
+    path = dataset.root / dataset.files(_DOCUMENTS)["path"][0].as_py()
     try:
         there = set(pq.read_schema(path).names)
     except (OSError, pa.ArrowInvalid) as error:
@@ -155,7 +155,7 @@ def _documents(columns: Iterable[pa.Field]) -> dict[str, Any]:
     return {"@type": "cr:RecordSet", "@id": _DOCUMENTS, "name": _DOCUMENTS, "description": "What became of each offset.", "key": key, "field": fields}
 
 
-def _shards(manifests: Iterable[DatasetManifest]) -> dict[str, Any]:
+def _shards(dataset: Dataset) -> dict[str, Any]:
     names = {
         "path": "sc:Text",
         "split": "sc:Text",
@@ -166,11 +166,7 @@ def _shards(manifests: Iterable[DatasetManifest]) -> dict[str, Any]:
         "version": "cr:Int64",
     }
     fields = [{"@type": "cr:Field", "@id": f"{_SHARDS}/{name}", "name": name, "dataType": kind} for name, kind in names.items()]
-    data = [_shard(entry, manifest.version) for manifest in manifests for entry in manifest.shards]
+    shards = dataset.files(_SHARDS).to_pylist()
+    data = [{f"{_SHARDS}/{name}": entry[name] for name in names} | {f"{_SHARDS}/sha256": entry["sha256"].hex()} for entry in shards]
     about = "Packed rows of token ids: Arrow IPC files with columns tokens (rows of S ids) and starts (positions at which documents begin)."
     return {"@type": "cr:RecordSet", "@id": _SHARDS, "name": _SHARDS, "description": about, "field": fields} | ({"data": data} if data else {})
-
-
-def _shard(entry: ShardEntry, version: int) -> dict[str, Any]:
-    values = {"path": entry.path, "split": str(entry.split), "rows": entry.rows, "tokens": entry.tokens, "documents": entry.documents}
-    return {f"{_SHARDS}/{name}": value for name, value in (values | {"sha256": entry.sha256, "version": version}).items()}

@@ -2,8 +2,7 @@
 
 A model that was trained on a view has seen what the view holds: its rules are applied to the document's row of the audit trail.
 
-Reads manifests and the audit trail, never Kafka. By position the manifests say in which version to look; by id all audit files are
-scanned, with the predicate pushed down into Parquet: about 10 ms per million rows and version.
+Reads the audit trail, never Kafka: one scan of all its files, with the predicate pushed down into Parquet, about 10 ms per million rows and version.
 """
 
 import re
@@ -17,15 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.history import Holds
 from pipelines.dataset.names import version_of
-from pipelines.dataset.retractions.masks import read_masks
+from pipelines.dataset.retractions.masks import is_train_shard, read_masks
 from pipelines.dataset.trail import scan_trail
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.model_log import MODEL_LOG, read_model_manifest
 from pipelines.views.selection import OpenView, holds, open_view
 from schemas.arrow import DOCUMENTS, Outcome, Split
 from schemas.errors import DatasetError, DatasetNotFound, ManifestCorrupt, ViewNotFound
-from schemas.manifest import DatasetManifest, DatasetRef
+from schemas.manifest import DatasetRef
 from schemas.urls import told_url
 
 _POSITION = re.compile(r"^(?P<topic>.+)/(?P<partition>\d{1,9})/(?P<offset>\d{1,18})\Z")
@@ -131,7 +131,7 @@ def replays(root: Path, places: Collection[str]) -> dict[str, list[Replay]]:
     except DatasetNotFound:
         return {}
     names = ("topic", "partition", "offset", "outcome", "reason")
-    rows = _scan(dataset, dataset.manifests()).filter(pl.col("replay_of").is_in(list(places))).select("replay_of", *names, "file").collect()
+    rows = _scan(dataset).filter(pl.col("replay_of").is_in(list(places))).select("replay_of", *names, "file").collect()
     found: dict[str, list[Replay]] = {}
     for row in rows.to_dicts():
         place, version = f"{row['topic']}/{row['partition']}/{row['offset']}", version_of(row["file"])
@@ -140,24 +140,15 @@ def replays(root: Path, places: Collection[str]) -> dict[str, list[Replay]]:
 
 
 def _rows(dataset: Dataset, query: str) -> pl.DataFrame:
-    is_named = (pl.col("doc_id") == query) | (pl.col("replay_of") == query) | (pl.col("url") == told_url(query))
-    found = [_scan(dataset, dataset.manifests()).filter(is_named).collect()]
+    is_meant = (pl.col("doc_id") == query) | (pl.col("replay_of") == query) | (pl.col("url") == told_url(query))
     if match := _POSITION.match(query):
         topic, partition, offset = match["topic"], int(match["partition"]), int(match["offset"])
-        covering = [manifest for manifest in dataset.manifests() if _covers(manifest, topic, partition, offset)]
-        at = (pl.col("topic") == topic) & (pl.col("partition") == partition) & (pl.col("offset") == offset)
-        found += [_scan(dataset, covering).filter(at).collect()] if covering else []
-    return pl.concat(found).unique(["file", "topic", "partition", "offset"]).sort("file", "partition", "offset")
+        is_meant |= (pl.col("topic") == topic) & (pl.col("partition") == partition) & (pl.col("offset") == offset)
+    return _scan(dataset).filter(is_meant).collect().sort("file", "partition", "offset")
 
 
-def _scan(dataset: Dataset, manifests: list[DatasetManifest]) -> pl.LazyFrame:
-    paths = [dataset.root / entry.path for manifest in manifests for entry in manifest.documents]
-    return scan_trail(paths, "file").select(*DOCUMENTS.names, "file")
-
-
-def _covers(manifest: DatasetManifest, topic: str, partition: int, offset: int) -> bool:
-    span = manifest.offsets.get(topic, {}).get(partition)
-    return span is not None and span.start <= offset < span.end
+def _scan(dataset: Dataset) -> pl.LazyFrame:
+    return scan_trail(dataset.paths("documents"), "file").select(*DOCUMENTS.names, "file")
 
 
 @dataclass(frozen=True)
@@ -184,7 +175,7 @@ def _trained_models(root: Path) -> list[_Trained]:
 
 def _fate(dataset: Dataset, row: dict[str, Any], models: list[_Trained], masks: dict[_Place, _Mask], deadletter_topic: str) -> Fate:
     version = version_of(row.pop("file"))
-    split = _split(dataset.manifests()[version - 1], row["shard"])
+    split = _split(row["shard"])
     is_dead = row["outcome"] == Outcome.DEAD
     mask = masks.get((row["shard"], row["row"], row["start"])) if row["outcome"] == Outcome.KEPT else None
     end = mask.version if mask else dataset.version + 1
@@ -238,7 +229,7 @@ def _heirs(models: list[_Trained], trained: set[int]) -> list[int]:
 def _masks(dataset: Dataset, rows: pl.DataFrame) -> dict[_Place, _Mask]:
     """Where the documents stand that were taken out, of those with these ids."""
     ids = rows.filter(pl.col("outcome") == Outcome.KEPT)["doc_id"].to_list()
-    masking = [manifest for manifest in dataset.manifests() if manifest.masks] if ids else []
+    masking = map(dataset.read, dataset.versions_with(Holds.MASKS)) if ids else ()
     return {
         (row["shard"], row["row"], row["start"]): _Mask(manifest.version, f"{row['topic']}/{row['partition']}/{row['offset']}")
         for manifest in masking
@@ -246,5 +237,5 @@ def _masks(dataset: Dataset, rows: pl.DataFrame) -> dict[_Place, _Mask]:
     }
 
 
-def _split(manifest: DatasetManifest, shard: str | None) -> str | None:
-    return next((str(entry.split) for entry in manifest.shards if entry.path == shard), None)
+def _split(shard: str | None) -> str | None:
+    return None if shard is None else str(Split.TRAIN if is_train_shard(shard) else Split.VALIDATION)

@@ -66,14 +66,14 @@ def cut(value: str) -> str:
 
 
 def scan(root: Path, manifests: Sequence[DatasetManifest]) -> pl.LazyFrame:
-    """The audit trail of these versions; a version that compacts the index has none."""
+    """The audit trail of these versions; a version that compacts the index has none. That of all versions: ``scan_trail`` of the dataset's paths."""
     return scan_trail([root / entry.path for manifest in manifests for entry in manifest.documents])
 
 
 def retracted_ids(dataset: Dataset) -> frozenset[str]:
     """Ids that a retraction named in any version: their texts are shown nowhere."""
     found = (
-        scan(dataset.root, dataset.manifests())
+        scan_trail(dataset.paths("documents"))
         .filter((pl.col("outcome") == Outcome.RETRACTED) & pl.col("doc_id").is_not_null())
         .select("doc_id")
         .unique()

@@ -12,6 +12,7 @@ import polars as pl
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.statistics import merged, version_statistics
+from pipelines.dataset.trail import scan_trail
 from pipelines.drift.drift import DriftReport
 from pipelines.drift.watch import report_on
 from pipelines.report.examples import Example, kept_examples, retracted_ids, scan, texts_in_kafka
@@ -89,7 +90,7 @@ def collect(settings: Settings, version: int | None = None, *, last: int = 1, nu
     root = Path(settings.root).resolve()
     dataset = Dataset(root, version)
     manifests = dataset.manifests()
-    window = manifests[-max(1, last) :]
+    window = list(manifests[-max(1, last) :])
     notes: list[str] = []
     drift = _drift(settings, root, dataset.version, notes)
     baseline = merged(version_statistics(root, manifests[number - 1]) for number in drift.baseline) if drift and drift.baseline else None
@@ -105,7 +106,7 @@ def collect(settings: Settings, version: int | None = None, *, last: int = 1, nu
         timeline=tuple(Moment(part.version, part.created_at, part.outcomes, part.num_tokens) for part in manifests[-MAX_VERSIONS:]),
         rules=rules,
         kept=kept_examples(root, dataset, window, settings.pii, notes),
-        clusters=_clusters(root, dataset),
+        clusters=_clusters(dataset),
         notes=notes,
     )
 
@@ -137,8 +138,8 @@ def _with_texts(settings: Settings, dataset: Dataset, rules: tuple[Rule, ...], n
     return tuple(Rule(rule.name, rule.count, tuple(found.get(example.position, example) for example in rule.examples)) for rule in rules)
 
 
-def _clusters(root: Path, dataset: Dataset) -> tuple[Cluster, ...]:
-    duplicates = scan(root, dataset.manifests()).filter((pl.col("outcome") == Outcome.DUPLICATE) & pl.col("duplicate_of").is_not_null())
+def _clusters(dataset: Dataset) -> tuple[Cluster, ...]:
+    duplicates = scan_trail(dataset.paths("documents")).filter((pl.col("outcome") == Outcome.DUPLICATE) & pl.col("duplicate_of").is_not_null())
     grouped = duplicates.group_by("duplicate_of").agg(
         pl.len().alias("count"),
         (pl.col("reason") == "exact").sum().alias("exact"),

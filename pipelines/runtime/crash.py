@@ -35,8 +35,11 @@ COMPACTION_CRASH_POINTS = (
 )
 """Every step of a compaction of the duplicate index (pipelines/dataset/compaction.py), in its order."""
 
-HISTORY_CRASH_POINTS = ("history_written",)
-"""Every step of writing a chunk of the history (pipelines/dataset/history.py): before it the log alone says everything, after it both do."""
+CHECKPOINT_CRASH_POINTS = (
+    "checkpoint_written",  # and those that it stands for are there too
+    "checkpoint_removed",  # one of those that it stands for
+)
+"""Every step of writing checkpoints of the log (pipelines/dataset/checkpoints.py), in its order: the log alone says everything at any time."""
 
 SWITCH_CRASH_POINTS = (
     "tokenizer_written",

@@ -1,9 +1,11 @@
 """An append-only log of numbered JSON documents: the commit primitive of datasets, models and rollouts.
 
 Invariant: entry N+1 is created once, whole, by exactly one writer, and never changes. A writer that lost the race gets
-CommitConflict and has published nothing. Costs one fsync of the file and one of the folder per entry; ``latest`` lists the folder.
+CommitConflict and has published nothing. Costs one fsync of the file and one of the folder per entry; ``latest`` lists the folder, unless it is
+told where to begin: then it takes a look at each entry that came after, and a few beyond them.
 """
 
+import os
 import re
 from itertools import count
 from pathlib import Path
@@ -12,6 +14,8 @@ from pipelines.storage.durable import create_durably
 from schemas.errors import CommitConflict, DatasetNotFound
 
 _ENTRY = re.compile(r"^(\d{8})\.json$")
+LOOKS_BEYOND = 10
+"""So many entries, at distances that double, are looked for behind one that seems to be the newest: if one is there, the log has a hole."""
 
 
 class CommitLog:
@@ -25,13 +29,18 @@ class CommitLog:
         return self.folder / f"{number:08d}.json"
 
     def latest(self, known: int = 0) -> int:
-        """Number of the newest entry; 0 if there is none. ``known``: an entry that is there, so that only those after it are looked for."""
-        if known:
-            return next(number for number in count(known) if not self.path(number + 1).exists())
+        """Number of the newest entry; 0 if there is none. ``known``: an entry that was there, to begin looking at.
+
+        Of a log with a hole this is the entry behind it, as long as the hole is seen: nobody may publish what is missing a second time.
+        """
+        if known and self.path(known).exists():
+            newest = next(number for number in count(known) if not self.path(number + 1).exists())
+            if not any(self.path(newest + 2**step).exists() for step in range(1, LOOKS_BEYOND + 1)):
+                return newest
         if not self.folder.is_dir():
             return 0
-        numbers = (int(match[1]) for entry in self.folder.iterdir() if (match := _ENTRY.match(entry.name)))
-        return max(numbers, default=0)
+        with os.scandir(self.folder) as entries:
+            return max((int(match[1]) for entry in entries if (match := _ENTRY.match(entry.name))), default=0)
 
     def read(self, number: int) -> bytes:
         """Bytes of an entry. Raises DatasetNotFound if it is not there."""

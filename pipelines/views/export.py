@@ -146,7 +146,7 @@ def _batches(output: Output) -> Iterator[Batch]:
         for shard, first, size in batch.select(pl.col("shard").cast(pl.String), "first", "length").iter_rows():
             if shard != path:
                 path, tokens = shard, open_shard(output.opened.dataset.root / shard).reshape(-1)
-            spans.append(tokens[first : first + size])
+            spans.append(tokens[first : first + size].copy())  # a view would keep its shard mapped, and a batch may be of very many
         yield Batch(batch, spans)
 
 

@@ -15,11 +15,10 @@ import polars as pl
 
 from pipelines.dataset.loader import Ids
 from pipelines.dataset.retractions.masks import Mask
-from pipelines.dataset.shards import Tokens, open_shard
+from pipelines.dataset.shard_maps import ShardMaps
 from pipelines.views.mixture import Mixture
 from pipelines.views.selection import OpenView
 from schemas.arrow import Split
-from schemas.errors import ShardCorrupt
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class ViewRows:
     """Rows of one split of a view, as ``TokenRows`` of dataset/loader.py has those of a whole version."""
 
     def __init__(self, opened: OpenView, split: str = Split.TRAIN) -> None:
-        """Map the shards. Raises SettingsError if the view has no such split, ShardCorrupt if a shard is not what its manifest says."""
+        """Raises SettingsError if the view has no such split, ShardCorrupt if a shard is missing."""
         manifest = opened.dataset.manifest
         self.sequence_length = manifest.sequence_length
         self.pad_token_id = manifest.tokenizer.pad_token_id
@@ -73,7 +72,7 @@ class ViewRows:
         sources, targets = pieces.sources[piece] + begin - pieces.starts[piece], row * length + begin - first[row]
         for number in np.unique(pieces.shards[piece]):
             chosen = pieces.shards[piece] == number
-            _copy(self._shards[number], sources[chosen], targets[chosen], size[chosen], rows.reshape(-1))
+            _copy(self._shards[number].reshape(-1), sources[chosen], targets[chosen], size[chosen], rows.reshape(-1))
         return rows
 
     def gather_masked(self, row_ids: Ids) -> tuple[Ids, Mask | None]:
@@ -100,17 +99,10 @@ def _pieces(documents: pl.DataFrame, paths: list[str], sequence_length: int, fir
     return Pieces((ends - length)[heads], ends[tails], shard[heads], source[heads])
 
 
-def _open_shards(opened: OpenView, paths: list[str]) -> list[Tokens]:
-    """Each shard as one flat run of tokens."""
-    rows = {entry.path: entry.rows for manifest in opened.dataset.manifests() for entry in manifest.shards}
-    shards = []
-    for path in paths:
-        tokens = open_shard(opened.dataset.root / path)
-        expected = (rows[path], opened.dataset.manifest.sequence_length)
-        if tokens.shape != expected:
-            raise ShardCorrupt(f"{path} has shape {tokens.shape}, its manifest promised {expected}; run `headrace datasets verify`")
-        shards.append(tokens.reshape(-1))
-    return shards
+def _open_shards(opened: OpenView, paths: list[str]) -> ShardMaps:
+    files = opened.dataset.files("shards")
+    rows = dict(zip(files["path"].to_pylist(), files["rows"].to_pylist(), strict=True))
+    return ShardMaps(opened.dataset.root, paths, [rows[path] for path in paths], opened.dataset.manifest.sequence_length)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -137,7 +137,7 @@ class OpenView:
 
     def _kept(self, columns: list[str]) -> pl.DataFrame:
         """Columns of all kept documents, with their ordinals and whether they were retracted."""
-        paths = [self.dataset.root / entry.path for manifest in self.dataset.manifests() for entry in manifest.documents]
+        paths = self.dataset.paths("documents")
         kept = read_kept(paths, columns) if paths else _no_documents().select(columns)
         is_retracted = np.zeros(len(kept), dtype=np.bool_)
         is_retracted[retracted_ordinals(self.dataset)] = True

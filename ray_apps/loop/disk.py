@@ -2,7 +2,8 @@
 
 ``<root>/loop/training.json`` is replaced durably before a training run starts, so that a restarted loop repeats exactly that order
 and the run resumes from its checkpoints, also when newer dataset versions were committed meanwhile. ``<root>/loop/given_up.json`` is the last
-order that failed again and again. Manifests never change, so each is read once; a tick costs three listings of folders and two small files.
+order that failed again and again. Manifests never change, so each is read once; a tick costs three listings of folders, none of which
+grows with the dataset's log, and two small files.
 """
 
 from datetime import datetime
@@ -10,8 +11,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from pipelines.dataset.dataset import latest_version, read_manifest
 from pipelines.drift.watch import Watch
-from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import replace_durably
 from pipelines.views.store import parse_label, read_view
 from ray_apps.loop.plan import GivenUp, LoopFacts, TrainingOrder
@@ -35,7 +36,6 @@ class Disk:
         self._watch = Watch(root, drift) if drift is not None else None
         self.registry = Registry(root)
         self.rollouts = RolloutLog(root)
-        self._datasets = CommitLog(root / "log")
         self._order_path = root / "loop" / "training.json"
         self._given_up_path = root / "loop" / "given_up.json"
         self._training_fingerprint = training_fingerprint
@@ -64,12 +64,9 @@ class Disk:
 
     def dataset(self) -> DatasetManifest | None:
         """Manifest of the newest dataset version. Raises ManifestCorrupt."""
-        version = self._datasets.latest()
+        version = latest_version(self._root, self._dataset.version if self._dataset else 0)
         if version and (self._dataset is None or self._dataset.version != version):
-            try:
-                self._dataset = DatasetManifest.model_validate_json(self._datasets.read(version))
-            except ValidationError as error:
-                raise ManifestCorrupt(f"{self._datasets.path(version)} is not a valid manifest: {error}; restore it from a copy") from error
+            self._dataset = read_manifest(self._root, version)
         return self._dataset
 
     def model(self, version: int) -> ModelManifest:

@@ -3,10 +3,10 @@
 A dataset version is the union of manifests 1..N, so the answer is read from manifests alone; no shard is opened.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pipelines.dataset.columns import documents_by_language
 from pipelines.dataset.dataset import Dataset
 from schemas.arrow import Split
 from schemas.errors import DatasetNotFound
@@ -16,12 +16,9 @@ from schemas.manifest import DatasetManifest, ModelManifest
 def language_counts(root: Path, dataset_version: int) -> dict[str, int]:
     """Kept documents by language in dataset versions 1..N, most first; empty where the dataset is not under this root any more."""
     try:
-        manifests = Dataset(root, dataset_version).manifests()
+        counts = documents_by_language(Dataset(root, dataset_version).columns)
     except DatasetNotFound:
         return {}
-    counts: Counter[str] = Counter()
-    for manifest in manifests:
-        counts.update(manifest.languages)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 

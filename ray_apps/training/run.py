@@ -113,8 +113,7 @@ def _data(settings: Settings, dataset_version: int | None, view: str | None) -> 
     root = Path(settings.root)
     if view is None:
         dataset = Dataset(root, dataset_version)
-        num_rows = sum(entry.rows for entry in dataset.shards(Split.TRAIN))
-        _check_batches(f"dataset version {dataset.version}", num_rows, settings.training)
+        _check_batches(f"dataset version {dataset.version}", dataset.num_rows(Split.TRAIN), settings.training)
         return dataset, dataset.ref()
     from pipelines.views.rows import ViewRows  # a second to load, which a run without a view does not need
     from pipelines.views.selection import open_view

@@ -29,6 +29,7 @@ SMALL = {
     "packing.sequence_length": 64,
     "loop.min_new_tokens": 20_000,
     "ingest.max_wait_s": 1.0,
+    "ingest.min_commit_interval_s": 1.0,
     "ray.object_store_bytes": 100 * 2**20,
 }
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from ops.cli.trace import sentence
-from pipelines.dataset import history
+from pipelines.dataset import checkpoints
 from pipelines.dataset.dataset import Dataset, dataset_log
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.names import data_files, documents_path, segment_path, shard_path, version_of
@@ -166,13 +167,14 @@ def test_verify_sees_statistics_that_are_not_those_of_the_audit_trail(root: Path
     assert "statistics are not those of the audit trail" in problems(root)
 
 
-def test_verify_sees_a_history_that_is_not_that_of_the_log(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "CHUNK", 2)
-    rows = Dataset(root).history
-    history.save_chunks(root, dataset_log(root), rows, 0)
+def test_verify_sees_a_checkpoint_that_does_not_say_what_the_log_says(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "GROWTH", 2)
+    dataset = Dataset(root)
+    dataset.save_checkpoints()
     assert problems(root) == ""
-    history.save_chunks(root, dataset_log(root), rows[::-1], 0)
-    assert "the history does not say what the log says" in problems(root)
+    lies = pa.concat_tables([dataset.columns.slice(1, 1), dataset.columns.slice(0, 1)])
+    checkpoints.save_checkpoint(root, dataset_log(root), checkpoints.Range(1, 2), lies)
+    assert "the checkpoints do not say what the log says" in problems(root)
 
 
 def test_verify_sees_another_tokenizer(root: Path) -> None:

@@ -16,7 +16,8 @@ def test_a_version_is_the_union_of_its_manifests(tmp_path: Path) -> None:
     first, second = make_dataset(tmp_path, num_rows=20), make_dataset(tmp_path, num_rows=10)
     dataset = Dataset(tmp_path)
     assert (dataset.version, latest_version(tmp_path)) == (2, 2)
-    assert dataset.manifests() == [first, second]
+    assert list(dataset.manifests()) == [first, second]
+    assert (dataset.manifests()[-1], list(dataset.manifests()[:1]), len(dataset.manifests())) == (second, [first], 2)
     assert [entry.rows for entry in dataset.shards(Split.TRAIN)] == [20, 10]
     assert dataset.next_offsets(TOPIC) == {0: first.num_records + second.num_records}
     assert dataset.next_offsets("other") == {}

@@ -99,9 +99,27 @@ def test_a_version_is_due_when_enough_waits_or_the_first_of_it_has_waited_long_e
     assert tempo.wait_s(50, 101.0, has_text=None) == 0.0
     assert tempo.wait_s(20, 104.5, has_text=None) == 0.5
     assert tempo.wait_s(20, 105.0, has_text=None) == 0.0
-    tempo.taken()
-    assert tempo.wait_s(20, 105.0, has_text=None) == 2.0
+    tempo.taken(105.0, 0)
+    assert tempo.wait_s(20, 140.0, has_text=None) == 2.0
 
 
 def test_waiting_for_more_than_a_version_may_hold_is_no_waiting_at_all() -> None:
     assert Tempo(settings(ingest__min_batch_records=500, ingest__max_batch_records=100)).wait_s(100, 0.0, has_text=None) == 0.0
+
+
+def test_a_trickle_makes_no_version_before_the_minimum_interval_has_passed() -> None:
+    tempo = Tempo(settings(ingest__min_commit_interval_s=30.0))
+    assert tempo.wait_s(1, 100.0, has_text=None) == 0.0, "the first one waits for nobody"
+    tempo.taken(100.0, 0)
+    assert tempo.wait_s(1, 101.0, has_text=None) == 2.0
+    assert tempo.wait_s(500_000, 129.0, has_text=None) == 1.0
+    assert tempo.wait_s(500_000, 130.0, has_text=None) == 0.0
+    assert Tempo(Settings()).wait_s(1, 0.0, has_text=None) == 0.0 and Settings().ingest.min_commit_interval_s == 30.0
+
+
+def test_a_version_that_left_records_behind_is_followed_at_once() -> None:
+    tempo = Tempo(settings(ingest__min_commit_interval_s=30.0))
+    tempo.taken(100.0, 7)
+    assert tempo.wait_s(7, 101.0, has_text=None) == 0.0
+    tempo.taken(101.0, 0)
+    assert tempo.wait_s(7, 131.0, has_text=None) == 0.0, "and a version that took long costs no further waiting"

@@ -5,7 +5,7 @@ it or before, and no version up to it masks the document. Spans are whole docume
 nothing is masked; else 16 bytes per span in memory, and a binary search per row read.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.history import Holds
 from pipelines.dataset.names import masks_path
 from pipelines.storage.durable import durable_file, file_entry
 from schemas.arrow import MASKS, Split
@@ -59,26 +58,25 @@ class SpanMask:
 
 def read_masks(root: Path, manifest: DatasetManifest) -> pa.Table:
     """Rows of MASKS of one version."""
-    tables = [MASKS.empty_table()]
-    for entry in manifest.masks:
-        with pa.memory_map(str(root / entry.path)) as source:
-            tables.append(pa.ipc.open_file(source).read_all())
-    return pa.concat_tables(tables)
+    return _read([root / entry.path for entry in manifest.masks])
+
+
+def _read(paths: Sequence[Path]) -> pa.Table:
+    """Read, not mapped: a map for each version with retractions would be too many."""
+    return pa.concat_tables([MASKS.empty_table(), *(pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all() for path in paths)])
 
 
 def retracted_ordinals(dataset: Dataset) -> Ids:
     """Numbers, counted over all kept documents in commit order, of those that versions 1..N took out; ascending."""
-    masking = map(dataset.read, dataset.versions_with(Holds.MASKS))
-    found = [read_masks(dataset.root, manifest)["ordinal"].to_numpy() for manifest in masking]
-    return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
+    return np.sort(_read(dataset.paths("masks"))["ordinal"].to_numpy())
 
 
 def span_masks(dataset: Dataset) -> Mapping[str, SpanMask]:
     """Path of each shard in which versions 1..N mask something -> what."""
-    masking = [manifest for manifest in dataset.manifests() if manifest.masks]
-    if not masking:
+    paths = dataset.paths("masks")
+    if not paths:
         return {}
-    spans = pl.concat([_frame(read_masks(dataset.root, manifest)) for manifest in masking])
+    spans = _frame(_read(paths))
     first = pl.col("row") * dataset.manifest.sequence_length + pl.col("start")
     by_shard = spans.select("shard", "length", first=first).partition_by("shard", as_dict=True)
     return {str(shard): SpanMask(part["first"].to_numpy(), part["length"].to_numpy()) for (shard,), part in by_shard.items()}

@@ -28,7 +28,7 @@ class Tombstones:
     def __init__(self, dataset: Dataset | None) -> None:
         """Those of versions 1..N."""
         versions = dataset.versions_with(Holds.RETRACTIONS) if dataset else []
-        paths = [dataset.root / entry.path for version in versions for entry in dataset.read(version).documents] if dataset else []
+        paths = dataset.paths("documents", versions) if dataset else []
         self._seen = pl.DataFrame(schema={"doc_id": pl.String, "topic": pl.String, "partition": pl.Int32, "timestamp_ms": pl.Int64})
         self._hashes = np.empty(0, np.uint64)
         if paths:

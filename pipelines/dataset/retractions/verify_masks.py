@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.history import Holds
 from pipelines.dataset.names import version_of
 from pipelines.dataset.retractions.masks import is_train_shard, read_masks
 from pipelines.dataset.trail import scan_trail
@@ -25,7 +26,7 @@ _RETRACTION = ["topic", "partition", "offset"]
 
 def mask_problems(dataset: Dataset) -> Iterator[Found]:
     """What is wrong with the masks of versions 1..N."""
-    manifests = [manifest for manifest in dataset.manifests() if manifest.masks or manifest.outcomes.get(Outcome.RETRACTED)]
+    manifests = [dataset.read(version) for version in dataset.versions_with(Holds.MASKS | Holds.RETRACTIONS)]
     if not manifests:
         return
     masks = pl.concat([_masks(dataset, manifest) for manifest in manifests])
@@ -60,7 +61,7 @@ def _count_problems(dataset: Dataset, manifest: DatasetManifest, masks: pl.DataF
 
 def _expected(dataset: Dataset) -> pl.DataFrame:
     """The masks that the audit trail asks for: each kept document of a retracted id with the first retraction behind it."""
-    paths = [dataset.root / entry.path for manifest in dataset.manifests() for entry in manifest.documents]
+    paths = dataset.paths("documents")
     trail = scan_trail(paths, "file").filter(pl.col("outcome").is_in([str(Outcome.KEPT), str(Outcome.RETRACTED)]))
     trail = trail.with_columns(ordinal=(pl.col("outcome") == Outcome.KEPT).cast(pl.Int64).cum_sum() - 1).with_row_index("place")
     retracted = scan_trail(paths).filter(pl.col("outcome") == Outcome.RETRACTED).select("doc_id").unique()

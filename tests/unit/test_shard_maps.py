@@ -1,0 +1,97 @@
+"""Readers hold a bounded number of shards mapped, and what they gave out stays valid."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.dataset import shard_maps
+from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.loader import TokenRows
+from pipelines.dataset.shard_maps import ShardMaps
+from pipelines.dataset.shards import open_shard
+from pipelines.views.rows import ViewRows
+from pipelines.views.selection import whole
+from schemas.arrow import Split
+from schemas.errors import ShardCorrupt
+from tests.factories import make_dataset
+
+NUM_SHARDS, NUM_ROWS = 7, 3
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    for _ in range(NUM_SHARDS):
+        make_dataset(root, num_rows=NUM_ROWS, num_validation_rows=1)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def few_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_maps, "MAX_MAPS", 2)
+
+
+def mapped(root: Path) -> int:
+    """Maps of shards under the root that this process has."""
+    return sum(f"{root}/shards/" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_a_reader_of_more_shards_than_it_may_map_reads_every_row(root: Path, view: bool) -> None:
+    dataset = Dataset(root)
+    expected = np.concatenate([open_shard(root / entry.path) for entry in dataset.shards(Split.TRAIN)])
+    rows = ViewRows(whole(dataset)) if view else TokenRows(root, None, Split.TRAIN)
+    assert mapped(root) == 0
+    order = np.random.default_rng(0).permutation(NUM_SHARDS * NUM_ROWS)
+    for ids in (order, np.sort(order), order[:1]):
+        assert np.array_equal(rows.gather(ids), expected[ids])
+        assert mapped(root) <= 2
+    del rows
+    assert mapped(root) == 0
+
+
+def maps(root: Path) -> ShardMaps:
+    shards = Dataset(root).shards(Split.TRAIN)
+    return ShardMaps(root, [entry.path for entry in shards], [entry.rows for entry in shards], 32)
+
+
+def test_a_view_stays_valid_after_its_shard_gave_way(root: Path) -> None:
+    shards = maps(root)
+    view = shards[0]
+    expected = view.copy()
+    for number in range(len(shards)):
+        shards[number]
+    assert mapped(root) == 3
+    assert np.array_equal(view, expected)
+    del view
+    assert mapped(root) == 2
+
+
+def test_a_missing_shard_is_told_when_the_reader_is_opened_and_one_of_another_shape_when_it_is_read(root: Path) -> None:
+    path = Dataset(root).shards(Split.TRAIN)[0].path
+    with pytest.raises(ShardCorrupt, match="is missing"):
+        ShardMaps(root, [path, "shards/nothing.arrow"], [NUM_ROWS, 1], 32)
+    with pytest.raises(ShardCorrupt, match="manifest promised"):
+        ShardMaps(root, [path], [NUM_ROWS + 1], 32)[0]
+
+
+READ_WITHOUT_FILES = """
+import resource, sys
+from pathlib import Path
+from pipelines.dataset.shards import open_shard
+from schemas.errors import DatasetError
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+try:
+    open_shard(Path(sys.argv[1]))
+except DatasetError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_process_without_room_for_another_map_says_so_and_blames_no_file(root: Path) -> None:
+    path = root / Dataset(root).shards(Split.TRAIN)[0].path
+    done = subprocess.run([sys.executable, "-c", READ_WITHOUT_FILES, str(path)], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.startswith("DatasetError") and "vm.max_map_count" in done.stdout and "restore" not in done.stdout
