@@ -138,7 +138,7 @@ def test_vocabularies_are_read_as_bytes() -> None:
     assert vocabulary.is_single_byte.sum() == 256
     assert vocabulary.tokens.index(b"\xe6") in vocabulary.is_fragment.nonzero()[0]
     assert any(token and len(token) > 3 and token in CHINESE.encode() for token in vocabulary.tokens)
-    assert vocabulary.is_special.nonzero()[0].tolist() == [0, 1]
+    assert vocabulary.is_special.nonzero()[0].tolist() == [0, 1, 2, 3]
 
 
 def test_a_switch_from_an_imported_tokenizer_needs_every_text_back(tokenizer: Command, tmp_path: Path, corpus: str) -> None:
