@@ -9,7 +9,8 @@ Invariant: an answer holds at most the allowed share of U+FFFD for bytes that ar
 EnvelopeError. Names are read as browsers do: GBK means GB18030, Latin-1 means Windows-1252 (https://encoding.spec.whatwg.org/#names-and-labels).
 Cost: UTF-8 at memory speed; other sets 5-8 MB/s, over at most DETECTED_BYTES.
 Measured (benchmarks/charset.py, 22 sets of 12 languages, mean of the shares of texts that come out as they were) at 60 / 200 / 2,000 characters:
-@@MEASURED@@
+.986 / .994 / .994; the detector alone .873 / .885 / .894, chardet 7 .991 / .986 / .972 at 0.3 MB/s, charset-normalizer .809 / .901 / .915. Chinese,
+Japanese and Korean 1.0; the weakest are Polish and Turkish (.89 to .97), whose sets differ from the Western one in a few letters.
 """
 
 import codecs

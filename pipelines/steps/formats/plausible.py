@@ -93,7 +93,7 @@ def nonsense(text: str) -> float:
     num_counted = int(np.count_nonzero(counted))
     if not num_counted:
         return 0.0
-    kinds = entries & _KIND
+    kinds = entries & np.uint8(_KIND)
     bad = (kinds == _BAD) | (kinds == _HALF_WIDTH) | _rare(entries, kinds) | _foreign_to_hangul(codes, kinds) | _misplaced(codes, kinds)
     return float(np.count_nonzero(bad & counted)) / max(num_counted, _FEWEST) + (_UNFAMILIAR if _is_unfamiliar(codes, entries) else 0.0)
 

@@ -47,7 +47,7 @@ def count_lines(scratch: Any, num_lines: Any, is_unspaced: Any, short_chars: Any
         counts[REPEATED_LINES] += not is_new
         counts[REPEATED_LINE_CHARS] += 0 if is_new else stop - start
         counts[NUM_SHORT_LINES] += (_width(kinds, start, stop) if is_unspaced else stop - start) <= short_chars
-        counts[NUM_ENDED_LINES] += (kinds[stop - 1] & endings) != 0
+        counts[NUM_ENDED_LINES] += (kinds[last - 1] & endings) != 0
         counts[NUM_BULLET_LINES] += _is_bullet(codes[first], kinds[first], is_unspaced)
         counts[NUM_ELLIPSIS_LINES] += ends_in_ellipsis(codes, first, last, is_unspaced)
 
