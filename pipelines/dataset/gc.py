@@ -89,9 +89,8 @@ def _leftovers(root: Path) -> list[str]:
     for parent, folders, names in os.walk(root):
         if Path(parent) == root:
             folders[:] = [name for name in folders if name not in VERSIONED]
-        if Path(parent) == root / FOLDER:
-            names = []  # manifests that were not published: of these the version counts
-        found += [Path(parent, name) for name in (*folders, *names) if name.startswith(TEMPORARY_PREFIX)]
+        files = names if Path(parent) != root / FOLDER else []  # of manifests that were not published the version counts
+        found += [Path(parent, name) for name in (*folders, *files) if name.startswith(TEMPORARY_PREFIX)]
         folders[:] = [name for name in folders if not name.startswith(TEMPORARY_PREFIX)]
     return sorted(path.relative_to(root).as_posix() for path in found)
 
