@@ -142,7 +142,7 @@ class Ingest:
         self.root.mkdir(parents=True, exist_ok=True)  # where no headrace.toml adds settings of its own
         if self.settings.ingest.runner == "local" and "PYTHONPATH" not in os.environ:
             return Command(command, self.root, environment, self.root.with_name(f"{self.root.name}.output"))
-        command = [sys.executable, "-m", "ops.cli.main", *command]  # Ray's workers, and what PYTHONPATH changes, start from nothing
+        command = [sys.executable, "-P", "-m", "ops.cli.main", *command]  # Ray's workers, and what PYTHONPATH changes, start from nothing
         return subprocess.Popen(command, cwd=self.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def run(self, *arguments: str, crash_at: str | None = None) -> "subprocess.CompletedProcess[str]":

@@ -109,7 +109,15 @@ def settings_from(args: argparse.Namespace) -> "Settings":
     settings = load_settings(text, os.environ, overrides, source=str(path))
     if Path(settings.root).exists() and not Path(settings.root).is_dir():
         raise SettingsError(f"the root {settings.root} is not a folder; give another --root")
-    return settings
+    return _with_whole_paths(settings)
+
+
+def _with_whole_paths(settings: "Settings") -> "Settings":
+    """Tasks on Ray work in another folder, where a relative path means something else."""
+    model = settings.quality_model
+    if os.sep in model.path:
+        model = model.model_copy(update={"path": str(Path(model.path).absolute())})
+    return settings.model_copy(update={"root": str(Path(settings.root).absolute()), "quality_model": model})
 
 
 def start_logging(level: str) -> None:

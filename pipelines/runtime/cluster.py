@@ -4,6 +4,7 @@
 processes are told its address (``RAY_ADDRESS``): helpers of Ray Train ask for "the" Ray of the machine, and fail where two run.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -11,10 +12,13 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from schemas.settings import RaySettings
 
+CODE = Path(__file__).parents[2]
+"""Where our packages lie."""
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unasked
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller's poll; at its default of 2 s the newest checkpoint is missed after a kill
@@ -72,6 +76,19 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
         yield ray.get_runtime_context().gcs_address
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    with contextlib.chdir(CODE):  # Ray puts the working folder before everything else that its workers import from
+        _connect(settings, has_dashboard=has_dashboard)
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place, which ends the process at once
+    try:
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
+
+
+def _connect(settings: RaySettings, *, has_dashboard: bool) -> None:
+    import ray
+
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True, "namespace": "headrace"}
     if settings.address == "local":
         port = _free_port()
@@ -87,9 +104,3 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
             )
     else:
         ray.init(address=settings.address, **common)
-    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place, which ends the process at once
-    try:
-        yield ray.get_runtime_context().gcs_address
-    finally:
-        ray.shutdown()

@@ -55,8 +55,16 @@ def test_ray_gives_the_rows_of_a_local_run_in_the_order_of_the_slices_and_raises
     assert pa.concat_tables(blocks).equals(pa.concat_tables(run_local(parts, settings, tokenizer)))
 
 
+def shadow_our_packages(folder: Path) -> None:
+    """Modules of a person, in the folder where the command runs, that have the names of ours."""
+    folder.mkdir(exist_ok=True)
+    for name in ("schemas", "pipelines", "ray_apps", "ops"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('{name} of the working folder was imported')")
+
+
 def test_ingest_on_ray_survives_a_crash_in_the_middle_of_a_job_and_makes_the_dataset_of_a_local_run(source: Ingest, tmp_path: Path) -> None:
     ingest = on_ray(source, tmp_path / "data")
+    shadow_our_packages(ingest.root)
     assert ingest.run(crash_at="block_taken:3").returncode == -signal.SIGKILL
     assert len(state(ingest.root)) == 1
     child = ingest.start("--follow")

@@ -76,7 +76,7 @@ class Quarantine:
 
     def _start(self) -> "subprocess.Popen[bytes]":
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        command = [sys.executable, "-m", "pipelines.ingest.isolation.quarantine"]
+        command = [sys.executable, "-P", "-m", "pipelines.ingest.isolation.quarantine"]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         assert child.stdin is not None
         _send(child.stdin, _ROWS, self._step)
