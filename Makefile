@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.dev
 PEERS := $(VENV)/.peers
 LOCKING := build/lock
+FREEZE = $(LOCKING)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort
 PIP := pip install --quiet --disable-pip-version-check
 SOURCES := schemas pipelines ray_apps ops tests benchmarks
 DEMO_ARGS ?=
@@ -14,7 +16,7 @@ SOAK_ARGS ?=
 # Tests wait more than they compute: two processes keep two cores busy. A file's tests share its servers, so a file stays in one process; files go in
 # their order, the long ones first.
 TEST_WORKERS ?= 2
-PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -r fExR
+PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -r fEsx
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow soak lint format schemas bench lock clean
@@ -34,8 +36,13 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pipelines.kernels.setup
 	@touch $@
 
+# What tests and checks need beside the product.
+$(DEV): $(READY) requirements-dev.lock
+	$(BIN)/$(PIP) --no-deps -r requirements-dev.lock
+	@touch $@
+
 # What tests and benchmarks compare with. One of them compiles from source: where that fails, the tests that need them skip and say so.
-$(PEERS): $(READY) requirements-peers.lock
+$(PEERS): $(DEV) requirements-peers.lock
 	@$(BIN)/$(PIP) --no-deps -r requirements-peers.lock || for peer in $$(cat requirements-peers.lock); do \
 	  $(BIN)/$(PIP) --no-deps $$peer || echo "$$peer could not be installed: tests and benchmarks that compare with it will skip"; done
 	@touch $@
@@ -57,7 +64,7 @@ lint: $(PEERS) ## ruff and mypy --strict
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
-format: $(READY) ## Rewrite the sources in the house format
+format: $(DEV) ## Rewrite the sources in the house format
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
@@ -68,13 +75,16 @@ schemas: $(READY) ## Write what is generated from the contracts: schemas/json an
 bench: $(PEERS) ## Benchmarks, side by side with the peers
 	@for name in broker fingerprint tokenizer pipeline quality quality_models dedup dedup_index log_open pii charset semantic training serving; do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
-lock: ## Write requirements.lock and requirements-peers.lock from a new environment
+lock: ## Write the three locks and NOTICE from a new environment: what runs, what checks it, what it is compared with
 	rm -rf $(LOCKING) && $(PYTHON) -m venv $(LOCKING)
 	$(LOCKING)/bin/$(PIP) "$$(grep '^torch==' requirements.lock)"
+	$(LOCKING)/bin/$(PIP) --editable .
+	$(FREEZE) > requirements.lock
+	$(LOCKING)/bin/python -m ops.packaging.notice
 	$(LOCKING)/bin/$(PIP) --editable .[dev]
-	$(LOCKING)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort > requirements.lock
-	$(LOCKING)/bin/$(PIP) --editable .[peers,semantic]
-	$(LOCKING)/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort | LC_ALL=C comm -13 requirements.lock - > requirements-peers.lock
+	$(FREEZE) | LC_ALL=C comm -13 requirements.lock - > requirements-dev.lock
+	$(LOCKING)/bin/$(PIP) --editable .[dev,peers,semantic]
+	$(FREEZE) | LC_ALL=C comm -13 requirements.lock - | LC_ALL=C comm -13 requirements-dev.lock - > requirements-peers.lock
 
 clean: ## Remove the virtual environment, caches and headrace-data/demo; all other data stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis headrace-data/demo

@@ -36,16 +36,3 @@ def anyio_backend() -> str:
 def topic_prefix() -> str:
     """A topic prefix that no other test has."""
     return f"test-{uuid.uuid4().hex[:12]}"
-
-
-LIVE = frozenset({"contract", "integration"})
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with real brokers and clusters get a second try where the machine was too slow for them; the summary lists each.
-
-    Recovery tests get none: one loss in many runs is a loss.
-    """
-    for item in items:
-        if item.path.parent.name in LIVE and item.get_closest_marker("flaky") is None:
-            item.add_marker(pytest.mark.flaky(reruns=1))
