@@ -31,7 +31,7 @@ from tests.serving_harness import publish_state
 
 START_TIMEOUT_S = 180
 TIMEOUT_S = 120
-pytestmark = [pytest.mark.timeout(600), pytest.mark.flaky(reruns=0)]  # a second try would meet what the first one left
+pytestmark = pytest.mark.timeout(600)
 
 
 @dataclass
