@@ -65,10 +65,10 @@ RULES: Mapping[str, str] = {
 _STRING_ATTRIBUTES = frozenset({"id", "source", "type", "specversion", "time", "subject", "datacontenttype", "dataref", "datarefsha256"})
 JSON_TYPE_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
 """What messages call the Python types that JSON is parsed into."""
-Mode = Literal["data", "structured", "html", "text"]
-"""How data is written: JSON, a structured event, or the page itself."""
 _UTF8 = frozenset({"utf-8", "utf8", "us-ascii"})
 """Names of UTF-8 and of what is part of it."""
+Mode = Literal["data", "structured", "html", "text", "auto"]
+"""How data is written: JSON, a structured event, or the page or text itself (``auto``: one of the two)."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -191,7 +191,7 @@ def _content_mode(content_type: bytes | None) -> tuple[Mode | None, str | None]:
     if not content_type:
         return "data", None
     media, *parameters = content_type.decode("utf-8", "replace").lower().split(";")
-    if not media.strip() or "=" in media:
+    if not media.strip() or ("/" not in media and "=" in media):  # a character set without a media type
         media, parameters = "", [media, *parameters]
     pairs = [parameter.partition("=") for parameter in parameters]
     charsets = [value.strip().strip("\"'") for name, _, value in pairs if name.strip() == "charset"]
@@ -203,10 +203,10 @@ def _content_mode(content_type: bytes | None) -> tuple[Mode | None, str | None]:
     if media == "text/plain":
         return "text", charsets[-1] if charsets else None
     if not set(charsets) <= _UTF8:
-        return None, None
+        return (None, None) if media else ("auto", charsets[-1])
     if media == "application/cloudevents+json":
         return "structured", None
-    is_json = media in ("application/json", "text/json") or (media.endswith("+json") and not media.startswith("application/cloudevents"))
+    is_json = media in ("", "application/json", "text/json") or (media.endswith("+json") and not media.startswith("application/cloudevents"))
     return "data" if is_json else None, None
 
 

@@ -73,6 +73,7 @@ def test_files_become_cloud_events_keyed_by_document_id(
         "too_large": [],
         "failed": [],
         "skipped": 0,
+        "skipped_kinds": {},
         "blobs": 0,
     }
     documents = {decoded(record).doc_id: decoded(record) for record in records}

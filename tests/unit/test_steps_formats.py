@@ -145,6 +145,32 @@ def test_a_document_says_whether_it_is_html_or_lets_us_see() -> None:
     assert [(row["outcome"], row["reason"]) for row in found[6:]] == [("rejected", NO_CONTENT), ("dead", "bad_format"), ("dead", "wrong_type")]
 
 
+def test_a_character_set_without_a_media_type_is_enough() -> None:
+    page = "<!DOCTYPE html><p>老人坐在河边看着水流过磨坊的轮子。</p>".encode("gbk")
+    found = rows(
+        event_row(page, "charset=gbk"),
+        event_row("老人坐在河边看着水流".encode("gbk"), '; Charset="GBK"'),
+        event_row(b'{"id": "json", "text": "water"}', "charset=utf-8"),
+        event_row("老人坐在河边看着水流过磨坊的轮子。".encode(), "text/html; charset=gbk"),
+        event_row(b"x", "gbk"),
+    )
+    assert [row["text"] for row in found] == [
+        "老人坐在河边看着水流过磨坊的轮子。",
+        "老人坐在河边看着水流",
+        "water",
+        "老人坐在河边看着水流过磨坊的轮子。",
+        None,
+    ]
+    assert found[4]["reason"] == "unknown_content_type"
+
+
+def test_the_share_of_damage_that_a_text_may_have_is_a_setting() -> None:
+    damaged = ("老人坐在河边看着水流过磨坊的轮子。" * 2).encode() + b"\xff\xff"
+    strict, mild = (Settings.model_validate({"formats": {"max_damaged_fraction": share}}) for share in (0, 0.1))
+    assert rows(event_row(damaged, "text/plain"), settings=strict)[0]["reason"] == "not_utf8"
+    assert rows(event_row(damaged, "text/plain"), settings=mild)[0]["text"].count("\ufffd") == 2
+
+
 def test_a_structured_event_may_hold_a_page() -> None:
     event = {"id": "1", "source": "/x", "specversion": "1.0", "type": "document.received", "datacontenttype": "text/html", "data": PAGE}
     headers = [{"key": "content-type", "value": b"application/cloudevents+json"}]
