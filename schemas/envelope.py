@@ -196,14 +196,12 @@ def _content_mode(content_type: bytes | None) -> tuple[Mode | None, str | None]:
     pairs = [parameter.partition("=") for parameter in parameters]
     charsets = [value.strip().strip("\"'") for name, _, value in pairs if name.strip() == "charset"]
     media = media.strip()
-    if not media and charsets and charsets[-1]:
-        media = "application/json" if charsets[-1] in _UTF8 else "text/plain"
     if media in ("text/html", "application/xhtml+xml"):
         return "html", charsets[-1] if charsets else None
     if media == "text/plain":
         return "text", charsets[-1] if charsets else None
     if not set(charsets) <= _UTF8:
-        return (None, None) if media else ("auto", charsets[-1])
+        return (None, None) if media else ("auto", charsets[-1] or None)
     if media == "application/cloudevents+json":
         return "structured", None
     is_json = media in ("", "application/json", "text/json") or (media.endswith("+json") and not media.startswith("application/cloudevents"))
