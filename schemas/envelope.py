@@ -201,10 +201,12 @@ def _content_mode(content_type: bytes | None) -> tuple[Mode | None, str | None]:
     if media == "text/plain":
         return "text", charsets[-1] if charsets else None
     if not set(charsets) <= _UTF8:
-        return (None, None) if media else ("auto", charsets[-1] or None)
+        return (None, None) if media or not charsets[-1] else ("auto", charsets[-1])
     if media == "application/cloudevents+json":
         return "structured", None
-    is_json = media in ("", "application/json", "text/json") or (media.endswith("+json") and not media.startswith("application/cloudevents"))
+    if not media:
+        return ("data" if charsets else None), None
+    is_json = media in ("application/json", "text/json") or (media.endswith("+json") and not media.startswith("application/cloudevents"))
     return "data" if is_json else None, None
 
 

@@ -40,7 +40,9 @@ class Kept(NamedTuple):
 
 def empty_kept(base: Columns | None = None) -> Kept:
     """Nothing newer than the base. The zeros of ``base_retracted`` cost no memory until they are written."""
-    base = base or Columns(*(read_only(column) for column in _empty_columns(0)))
+    if base is None:
+        empty = _empty_columns(0)
+        base = Columns(read_only(empty.fingerprint), read_only(empty.content_hash), read_only(empty.sketch))
     flags = np.zeros(len(base.fingerprint), bool), np.zeros(MIN_CAPACITY, bool)
     return Kept(base, flags[0], _empty_columns(MIN_CAPACITY), flags[1], np.full(2 * MIN_CAPACITY, FREE, np.int32), np.zeros(1, np.int64))
 

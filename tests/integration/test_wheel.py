@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
@@ -32,9 +31,10 @@ def headrace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = folder.glob("headrace-*.whl")
     venv.create(folder / "env", symlinks=True)
     packages = next((folder / "env" / "lib").glob("python*/site-packages"))
-    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")  # the links of an editable install are not followed from there
+    others = [path for path in sys.path if path.endswith("site-packages")]  # the links of an editable install are not followed from there
+    (packages / "others.pth").write_text("\n".join(others))
     python = folder / "env" / "bin" / "python"
-    installed = run(str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel), cwd=folder)
+    installed = run(sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel), cwd=folder)
     assert installed.returncode == 0, installed.stderr
     where = run(str(python), "-P", "-c", "import pipelines; print(pipelines.__file__)", cwd=folder)
     assert where.stdout.startswith(str(packages)), where

@@ -224,11 +224,11 @@ def test_a_structured_event_without_its_content_type_is_told_what_it_looks_like(
 
 
 @pytest.mark.parametrize("content_type", [b"charset=gbk", b"; charset=GBK", b' ;charset="gbk"'])
-def test_a_content_type_that_names_a_character_set_only_is_plain_text_in_it(content_type: bytes) -> None:
+def test_a_content_type_that_names_a_character_set_only_is_a_page_or_a_text_in_it(content_type: bytes) -> None:
     found = decode("水从山上流下来".encode("gbk"), [("content-type", content_type)])
     assert isinstance(found, Document)
     assert found.raw is not None
-    assert (found.format, found.raw.charset, bytes(found.raw.data).decode("gbk")) == ("text", "gbk", "水从山上流下来")
+    assert (found.format, found.raw.charset, bytes(found.raw.data).decode("gbk")) == ("auto", "gbk", "水从山上流下来")
 
 
 def test_a_content_type_that_names_utf8_only_is_json_as_without_one() -> None:
