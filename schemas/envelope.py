@@ -195,19 +195,26 @@ def _content_mode(content_type: bytes | None) -> tuple[Mode | None, str | None]:
         media, parameters = "", [media, *parameters]
     pairs = [parameter.partition("=") for parameter in parameters]
     charsets = [value.strip().strip("\"'") for name, _, value in pairs if name.strip() == "charset"]
-    media = media.strip()
+    media, charset = media.strip(), charsets[-1] if charsets else None
+    if not media:
+        return _charset_alone(charset)
     if media in ("text/html", "application/xhtml+xml"):
-        return "html", charsets[-1] if charsets else None
+        return "html", charset
     if media == "text/plain":
-        return "text", charsets[-1] if charsets else None
+        return "text", charset
     if not set(charsets) <= _UTF8:
-        return (None, None) if media or not charsets[-1] else ("auto", charsets[-1])
+        return None, None
     if media == "application/cloudevents+json":
         return "structured", None
-    if not media:
-        return ("data" if charsets else None), None
     is_json = media in ("application/json", "text/json") or (media.endswith("+json") and not media.startswith("application/cloudevents"))
     return "data" if is_json else None, None
+
+
+def _charset_alone(charset: str | None) -> tuple[Mode | None, str | None]:
+    """A character set without a media type: JSON is written in UTF-8, so in another one it is a page or a text."""
+    if not charset:
+        return None, None
+    return ("data", None) if charset in _UTF8 else ("auto", charset)
 
 
 def _binary_attributes(named: Mapping[str, bytes | None]) -> dict[str, str] | None:
