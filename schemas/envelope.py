@@ -69,6 +69,7 @@ _UTF8 = frozenset({"utf-8", "utf8", "us-ascii"})
 """Names of UTF-8 and of what is part of it."""
 Mode = Literal["data", "structured", "html", "text", "auto"]
 """How data is written: JSON, a structured event, or the page or text itself (``auto``: one of the two)."""
+_RAW_TYPES: Mapping[str, Mode] = {"text/html": "html", "application/xhtml+xml": "html", "text/plain": "text"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -198,10 +199,8 @@ def _content_mode(content_type: bytes | None) -> tuple[Mode | None, str | None]:
     media, charset = media.strip(), charsets[-1] if charsets else None
     if not media:
         return _charset_alone(charset)
-    if media in ("text/html", "application/xhtml+xml"):
-        return "html", charset
-    if media == "text/plain":
-        return "text", charset
+    if media in _RAW_TYPES:
+        return _RAW_TYPES[media], charset
     if not set(charsets) <= _UTF8:
         return None, None
     if media == "application/cloudevents+json":
