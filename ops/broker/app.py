@@ -20,7 +20,6 @@ from ops.broker.admin import AdminApi
 from ops.broker.config_api import ConfigApi
 from ops.broker.dispatch import Dispatcher, Handler
 from ops.broker.fetch import FetchApi
-from ops.broker.files import make_folders
 from ops.broker.group_api import GroupApi, Groups
 from ops.broker.list_offsets import OffsetsApi
 from ops.broker.metadata import MetadataApi
@@ -33,6 +32,7 @@ from ops.broker.server import Connections
 from ops.broker.topics import Catalogue
 from ops.broker.versions import ApiKey
 from pipelines.runtime import locks
+from pipelines.storage.durable import make_folder
 from schemas.errors import BrokerError, SettingsError
 from schemas.listen import Listen, parse_listen
 from schemas.settings import BrokerSettings
@@ -45,7 +45,7 @@ class Broker:
     """Everything durable, and the handlers on top of it. Opening it recovers it."""
 
     def __init__(self, settings: BrokerSettings, data_dir: Path) -> None:
-        make_folders(data_dir)
+        make_folder(data_dir)
         self._lock = _lock(data_dir / LOCK_FILE)
         self.catalogue = Catalogue(data_dir, settings)
         self.offsets = OffsetStore(data_dir / "offsets.jsonl")

@@ -1,8 +1,4 @@
-"""Durable small files and new folders.
-
-A file is written beside its place, flushed, and renamed over it, so that a reader sees the old bytes or the new ones. The name of a new folder is
-flushed too, in its parent: without that, a power cut takes the folder and everything in it.
-"""
+"""Durable small JSON files: written beside their place, flushed, and renamed over it, so that a reader sees the old bytes or the new ones."""
 
 import json
 import os
@@ -11,14 +7,6 @@ from typing import Any
 
 from pipelines.storage.durable import sync_folder
 from schemas.errors import BrokerError
-
-
-def make_folders(folder: Path) -> None:
-    """Make a folder and its missing parents; their names are durable when this returns."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in reversed(new):
-        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 
 from ops.broker.codes import ErrorCode, ProtocolError
 from ops.broker.configs import TopicLimits
-from ops.broker.files import make_folders, read_json, write_json
+from ops.broker.files import read_json, write_json
 from ops.broker.log import PartitionLog
-from pipelines.storage.durable import sync_folder
+from pipelines.storage.durable import make_folder, sync_folder
 from schemas.settings import BrokerSettings
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Topic:
         """Make partitions up to this number; their folders are durable when this returns. Raises OSError with the topic as it was."""
         present = len(self.partitions)
         try:
-            make_folders(self.folder)
+            make_folder(self.folder)
             self.open_partitions(num_partitions)
             sync_folder(self.folder)
         except OSError:
@@ -94,7 +94,7 @@ class Catalogue:
             self._write([])
 
     def _remove_orphans(self) -> None:
-        make_folders(self._topics_folder)
+        make_folder(self._topics_folder)
         partitions = {topic.folder.name: len(topic.partitions) for topic in self}
         for folder in self._topics_folder.iterdir():
             if folder.name not in partitions:

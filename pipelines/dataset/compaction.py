@@ -24,16 +24,14 @@ import numpy as np
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.history import Holds
 from pipelines.dataset.names import base_path
-from pipelines.dataset.writer import publish
+from pipelines.dataset.writer import manifest_without_documents, publish
 from pipelines.dedup.base import write_base
 from pipelines.dedup.opening import kept_parts
 from pipelines.runtime.crash import crash_point
 from pipelines.storage.durable import durable_file, file_entry
-from pipelines.storage.version import code_version
-from schemas.arrow import Outcome
 from schemas.errors import CommitConflict
-from schemas.manifest import DatasetManifest, FileEntry, OffsetRange
-from schemas.settings import Settings, data_fingerprint
+from schemas.manifest import DatasetManifest, FileEntry
+from schemas.settings import Settings
 
 GROWTH = 8
 """A compaction waits until the segments hold one part in so many of the base's documents …"""
@@ -141,7 +139,8 @@ def publish_base(dataset: Dataset, base: NewBase, settings: Settings, *, now: da
     """Publish a base as the version after ``dataset``. Raises CommitConflict if fenced, or if a base that holds as much is listed already."""
     if is_superseded(dataset, base):
         raise CommitConflict(f"version {dataset.version} has an index base that holds as much as {base.entry.path}; start again from it")
-    manifest = _manifest(dataset.manifest, base, settings, now).model_copy(update={"traceparent": traceparent})
+    listed = {"dedup_base": [base.entry], "dedup_base_version": base.covers, "traceparent": traceparent}
+    manifest = manifest_without_documents(dataset.manifest, base.attempt, settings, now, **listed)
     publish(dataset.root, manifest)
     crash_point("base_published")
     return manifest
@@ -152,36 +151,3 @@ def _write_base(root: Path, files: IndexFiles, max_hamming: int, path: str) -> F
     with durable_file(root / path) as file:
         num_rows = write_base(file, parts, max_hamming)
     return file_entry(root, root / path, num_rows)
-
-
-def _manifest(parent: DatasetManifest, base: NewBase, settings: Settings, now: datetime) -> DatasetManifest:
-    """A version that reads nothing and adds nothing: its ranges are empty where the parent's end."""
-    ends = {
-        topic: {partition: OffsetRange(start=span.end, end=span.end) for partition, span in partitions.items()}
-        for topic, partitions in parent.offsets.items()
-    }
-    return DatasetManifest(
-        version=parent.version + 1,
-        parent=parent.version,
-        created_at=now,
-        attempt=base.attempt,
-        topic_ids=parent.topic_ids,
-        offsets=ends,
-        record_bytes=parent.record_bytes,
-        leader_epochs=parent.leader_epochs,
-        outcomes=dict.fromkeys(Outcome, 0),
-        reasons={},
-        num_records=0,
-        num_tokens=0,
-        shards=[],
-        documents=[],
-        dedup_segments=[],
-        dedup_base=[base.entry],
-        dedup_base_version=base.covers,
-        tokenizer=parent.tokenizer,
-        sequence_length=parent.sequence_length,
-        settings_fingerprint=data_fingerprint(settings),
-        languages={},
-        totals=parent.totals,
-        code_version=code_version(),
-    )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -233,6 +234,42 @@ def build_manifest(
         code_version=code_version(),
         traceparent=traceparent,
     )
+
+
+def ends_of(manifest: DatasetManifest) -> dict[str, dict[int, OffsetRange]]:
+    """Empty ranges where those of the version end."""
+    return {
+        topic: {partition: OffsetRange(start=span.end, end=span.end) for partition, span in partitions.items()}
+        for topic, partitions in manifest.offsets.items()
+    }
+
+
+def manifest_without_documents(parent: DatasetManifest, attempt: str, settings: Settings, now: datetime, **changes: Any) -> DatasetManifest:
+    """The manifest of a version that reads nothing and adds no documents: its ranges are empty where the parent's end. ``changes``: other fields."""
+    fields: dict[str, Any] = {
+        "version": parent.version + 1,
+        "parent": parent.version,
+        "created_at": now,
+        "attempt": attempt,
+        "topic_ids": parent.topic_ids,
+        "offsets": ends_of(parent),
+        "record_bytes": parent.record_bytes,
+        "leader_epochs": parent.leader_epochs,
+        "outcomes": dict.fromkeys(Outcome, 0),
+        "reasons": {},
+        "num_records": 0,
+        "num_tokens": 0,
+        "shards": [],
+        "documents": [],
+        "dedup_segments": [],
+        "tokenizer": parent.tokenizer,
+        "sequence_length": parent.sequence_length,
+        "settings_fingerprint": data_fingerprint(settings),
+        "languages": {},
+        "totals": parent.totals,
+        "code_version": code_version(),
+    }
+    return DatasetManifest(**(fields | changes))
 
 
 def _totals(before: Totals, outcomes: dict[Outcome, int], files: VersionFiles) -> Totals:

@@ -12,15 +12,15 @@ import secrets
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.writer import publish
+from pipelines.dataset.writer import ends_of, manifest_without_documents, publish
 from pipelines.kafka.planning import advice, find_lost, leader_epochs, told
 from pipelines.kafka.topics import topic_ids, topic_names
-from schemas.arrow import Outcome
 from schemas.errors import SettingsError
 from schemas.manifest import AcceptedLoss, DatasetManifest, LostOffsets, OffsetRange
-from schemas.settings import Settings, data_fingerprint
+from schemas.settings import Settings
 
 
 def accept_loss(settings: Settings, resumed: Mapping[int, int | None], *, by: str, reason: str, now: datetime) -> DatasetManifest:
@@ -38,11 +38,10 @@ def accept_loss(settings: Settings, resumed: Mapping[int, int | None], *, by: st
     kept = {} if is_recreated else before
     ends = {partition: end for partition, end in {**kept, **resumed}.items() if end is not None}
     accepted = AcceptedLoss(by=by, reason=reason, lost=lost, topic_id_before=known_id if is_recreated else None)
-    manifest = _manifest(dataset.manifest, settings, topic, ends, accepted, now)
-    epochs = leader_epochs(settings, topic, ends)
-    manifest = manifest.model_copy(
-        update={"topic_ids": manifest.topic_ids | {topic: found_id}, "leader_epochs": manifest.leader_epochs | {topic: epochs}}
-    )
+    changes = _changes(dataset.manifest, topic, ends, accepted)
+    changes["topic_ids"] = dataset.manifest.topic_ids | {topic: found_id}
+    changes["leader_epochs"] = dataset.manifest.leader_epochs | {topic: leader_epochs(settings, topic, ends)}
+    manifest = manifest_without_documents(dataset.manifest, secrets.token_hex(6), settings, now, **changes)
     publish(dataset.root, manifest)
     return manifest
 
@@ -55,35 +54,11 @@ def _check(topic: str, lost: list[LostOffsets], resumed: Mapping[int, int | None
         raise SettingsError(f"what --accept-loss names is not what is lost: {'; '.join(map(told, lost))}. Nothing was committed. {advice(lost)}")
 
 
-def _manifest(
-    parent: DatasetManifest, settings: Settings, topic: str, ends: Mapping[int, int], accepted: AcceptedLoss, now: datetime
-) -> DatasetManifest:
-    """A version that reads nothing and adds nothing: its ranges are empty where reading goes on."""
-    others = {
-        name: {partition: OffsetRange(start=span.end, end=span.end) for partition, span in partitions.items()}
-        for name, partitions in parent.offsets.items()
+def _changes(parent: DatasetManifest, topic: str, ends: Mapping[int, int], accepted: AcceptedLoss) -> dict[str, Any]:
+    """Where reading goes on, and what was lost before."""
+    num_lost = parent.totals.num_lost + sum(loss.num_unread or 0 for loss in accepted.lost)
+    return {
+        "offsets": ends_of(parent) | {topic: {partition: OffsetRange(start=end, end=end) for partition, end in sorted(ends.items())}},
+        "totals": parent.totals.model_copy(update={"num_lost": num_lost}),
+        "accepted_loss": accepted,
     }
-    num_lost = sum(loss.num_unread or 0 for loss in accepted.lost)
-    return DatasetManifest(
-        version=parent.version + 1,
-        parent=parent.version,
-        created_at=now,
-        attempt=secrets.token_hex(6),
-        topic_ids=parent.topic_ids,
-        offsets=others | {topic: {partition: OffsetRange(start=end, end=end) for partition, end in sorted(ends.items())}},
-        record_bytes=parent.record_bytes,
-        leader_epochs=parent.leader_epochs,
-        accepted_loss=accepted,
-        outcomes=dict.fromkeys(Outcome, 0),
-        reasons={},
-        num_records=0,
-        num_tokens=0,
-        shards=[],
-        documents=[],
-        dedup_segments=[],
-        tokenizer=parent.tokenizer,
-        sequence_length=parent.sequence_length,
-        settings_fingerprint=data_fingerprint(settings),
-        languages={},
-        totals=parent.totals.model_copy(update={"num_lost": parent.totals.num_lost + num_lost}),
-    )
