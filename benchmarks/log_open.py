@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from benchmarks.machine import machine, versions
 from pipelines.dataset.checkpoints import cover, save_checkpoint
@@ -63,8 +64,8 @@ def manifest(version: int, num_partitions: int) -> DatasetManifest:
     """A version of a trickle: a few records of every partition, one small shard."""
     num_records, attempt = RECORDS_PER_PARTITION * num_partitions, f"{version:012x}"
     start, end = (version - 1) * RECORDS_PER_PARTITION, version * RECORDS_PER_PARTITION
-    size = {"rows": num_records, "size_bytes": 40 * num_records, "sha256": f"{version:064x}"}
-    shard = ShardEntry(path=shard_path(version, Split.TRAIN, 0, attempt), split=Split.TRAIN, tokens=100, documents=num_records, **size)  # type: ignore[arg-type]
+    size: dict[str, Any] = {"rows": num_records, "size_bytes": 40 * num_records, "sha256": f"{version:064x}"}
+    shard = ShardEntry(path=shard_path(version, Split.TRAIN, 0, attempt), split=Split.TRAIN, tokens=100, documents=num_records, **size)
     outcomes = dict.fromkeys(Outcome, 0) | {Outcome.KEPT: num_records}
     totals = {outcome: version * number for outcome, number in outcomes.items()}
     return DatasetManifest(
@@ -80,8 +81,8 @@ def manifest(version: int, num_partitions: int) -> DatasetManifest:
         num_records=num_records,
         num_tokens=100,
         shards=[shard],
-        documents=[FileEntry(path=documents_path(version, attempt), **size)],  # type: ignore[arg-type]
-        dedup_segments=[FileEntry(path=segment_path(version, attempt), **size)],  # type: ignore[arg-type]
+        documents=[FileEntry(path=documents_path(version, attempt), **size)],
+        dedup_segments=[FileEntry(path=segment_path(version, attempt), **size)],
         tokenizer=TokenizerRef(sha256="0" * 64, path=f"tokenizer/{'0' * 64}", vocab_size=8_192, eos_token_id=0, pad_token_id=1),
         sequence_length=256,
         settings_fingerprint="0" * 64,

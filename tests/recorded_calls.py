@@ -65,20 +65,20 @@ def work(root: Path, tell: Callable[..., None]) -> None:
         values = [(None, json.dumps({"id": f"d{n}", "text": text.format(n, n * 7, 1700 + n * 13)}).encode()) for n in range(first, first + 4)]
         manifest = commit_records(root, [*values, (b"d1", None)], settings)
         tell("returned", paths=[str(root / "log" / f"{manifest.version:08d}.json")])
-    _compaction_and_history(root, settings, tell, clock())
+    _compaction_and_checkpoint(root, settings, tell, clock())
     _beside_the_versions(root, tell, clock())
     _model(root, tell)
 
 
-def _compaction_and_history(root: Path, settings: Any, tell: Callable[..., None], now: datetime) -> None:
-    from pipelines.dataset import history
+def _compaction_and_checkpoint(root: Path, settings: Any, tell: Callable[..., None], now: datetime) -> None:
+    from pipelines.dataset import checkpoints
     from pipelines.dataset.compaction import compact
     from pipelines.dataset.dataset import Dataset
 
     compact(Dataset(root), settings, now=now)
-    history.CHUNK = 2
-    Dataset(root).save_history()
-    tell("returned", paths=[str(root / "log/00000003.json"), str(root / "history/00000002.bin")])
+    checkpoints.GROWTH = 2
+    Dataset(root).save_checkpoints()
+    tell("returned", paths=[str(root / "log/00000003.json"), *map(str, sorted((root / "log/checkpoints").glob("*.arrow")))])
 
 
 def _beside_the_versions(root: Path, tell: Callable[..., None], now: datetime) -> None:

@@ -33,8 +33,9 @@ class Failure(Record):
     def exception(self) -> HeadraceError:
         """The error to raise."""
         known = getattr(errors, self.error, None)
-        takes_message = isinstance(known, type) and issubclass(known, HeadraceError) and known.__init__ is HeadraceError.__init__
-        return known(self.message) if takes_message else TrainingError(self.message)
+        if isinstance(known, type) and issubclass(known, HeadraceError) and known.__init__ is HeadraceError.__init__:
+            return known(self.message)
+        return TrainingError(self.message)
 
 
 def lasting_error(error: Exception) -> HeadraceError | None:

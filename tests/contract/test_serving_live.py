@@ -198,7 +198,7 @@ def test_no_header_steers_or_breaks_serves_proxy(live: Live) -> None:
     for name in names:
         for value in (b"\xff\xfe", b"0.000001"):
             body = {"model": "headrace-v1", "prompt": "x", "max_tokens": 1}
-            response = httpx.post(f"{live.url}/v1/completions", json=body, headers={name: value}, timeout=TIMEOUT_S)
+            response = httpx.post(f"{live.url}/v1/completions", json=body, headers=[(name.encode(), value)], timeout=TIMEOUT_S)
             assert response.status_code == 200, (name, value, response.text)
 
 

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -127,13 +128,15 @@ def test_kills_at_random_moments_on_ray_change_nothing(source: Ingest, tmp_path:
     ingest = on_ray(source, tmp_path / "data")
     rng = random.Random(seed := time.time_ns())
     print(f"seed {seed}")
-    for _ in range(4):
+    killed = []
+    while len(killed) < 4 and len(state(ingest.root)) < len(state(source.root)):
         child = ingest.start()
         try:
             child.wait(timeout=rng.uniform(4, 20))
-        except Exception:
+        except subprocess.TimeoutExpired:
             child.kill()
-        finally:
-            finish(child)
+        killed.append(finish(child).returncode)
+    assert -signal.SIGKILL in killed, "no kill landed"
+    assert set(killed) <= {0, -signal.SIGKILL}
     assert ingest.run().returncode == 0
     assert state(ingest.root) == state(source.root)

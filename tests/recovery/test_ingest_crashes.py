@@ -4,9 +4,12 @@ Children are the real command with the in-process runner (the commit protocol is
 with it are in tests/integration). They are killed; the restart that follows runs in this process.
 """
 
+import itertools
 import random
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from pipelines.dataset.verify import verify
 from pipelines.runtime.crash import CRASH_POINTS
 from schemas.arrow import Outcome
 from tests.broker_process import BrokerProcess
-from tests.ingest_harness import Ingest, assert_recovered, finish, finish_overtaken, sample_records, state
+from tests.ingest_harness import Ingest, assert_recovered, finish, finish_overtaken, is_stopped, sample_records, state, wait_until
 
 NUM_RECORDS = 220
 NUM_VERSIONS = 2
@@ -70,31 +73,40 @@ def test_two_crashes_in_a_row_change_nothing(ingest: Ingest, reference: list[dic
     assert_recovered(ingest, reference)
 
 
-def kill_at_random(ingest: Ingest, kills: int) -> None:
+def kills_that_land(roots: Iterator[Ingest], kills: int, longest_s: float = 4.0) -> Iterator[Ingest]:
+    """Kill running children at random moments until so many died of it, in a new root whenever one has nothing left to do; yields each root used."""
     rng = random.Random(seed := time.time_ns())
     print(f"seed {seed}")
-    for _ in range(kills):
+    ingest = next(roots)
+    while kills:
         child = ingest.start()
         try:
-            child.wait(timeout=rng.uniform(0.5, 4.0))
-        except Exception:
+            child.wait(timeout=rng.uniform(0.2, longest_s))
+        except subprocess.TimeoutExpired:
             child.kill()
-        finally:
-            finish(child)
+        ended = finish(child)
+        assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
+        kills -= ended.returncode == -signal.SIGKILL
+        if ended.returncode == 0:
+            yield ingest
+            ingest = next(roots)
+    yield ingest
 
 
-def test_kills_at_random_moments_change_nothing(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
-    kill_at_random(ingest, 4)
-    ingest.once()
-    assert_recovered(ingest, reference)
+def new_roots(source: Ingest, folder: Path) -> Iterator[Ingest]:
+    return (Ingest(folder / str(number), source.bootstrap_servers, source.prefix) for number in itertools.count())
+
+
+def test_kills_at_random_moments_change_nothing(source: Ingest, reference: list[dict[str, Any]], tmp_path: Path) -> None:
+    for ingest in kills_that_land(new_roots(source, tmp_path), 4):
+        ingest.once()
+        assert_recovered(ingest, reference)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_thirty_kills_at_random_moments_change_nothing(source: Ingest, reference: list[dict[str, Any]], tmp_path: Path) -> None:
-    for number in range(6):  # a new root each time: after a few kills there is nothing left to do
-        ingest = Ingest(tmp_path / str(number), source.bootstrap_servers, source.prefix)
-        kill_at_random(ingest, 5)
+    for ingest in kills_that_land(new_roots(source, tmp_path), 30):
         ingest.once()
         assert_recovered(ingest, reference)
 
@@ -105,11 +117,17 @@ def test_a_writer_that_was_overtaken_is_fenced_and_changes_nothing(ingest: Inges
     assert_recovered(ingest, reference)
 
 
-def test_of_two_writers_at_once_at_most_one_commits_each_version(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
-    children = [ingest.start(), ingest.start()]
+def test_of_two_writers_at_once_one_commits_each_version_and_the_other_is_fenced(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
+    """Both are suspended while they make the same version, so that neither can be done before the other begins; then both go on."""
+    children = [ingest.start(crash_at="stop@shards_written") for _ in range(2)]
+    wait_until(lambda: all(is_stopped(child.pid) for child in children), "both writers to have written shards of the same version")
+    before = len(state(ingest.root))
+    for child in children:
+        child.send_signal(signal.SIGCONT)
     ended = [finish(child) for child in children]
-    assert 0 in [child.returncode for child in ended]
-    assert all(child.returncode == 0 or "another writer" in child.stderr for child in ended), [child.stderr for child in ended]
+    assert sorted(child.returncode for child in ended) == [0, 1], [child.stderr for child in ended]
+    assert [child for child in ended if "was published by another writer" in child.stderr]
+    assert before < len(reference)
     assert_recovered(ingest, reference)
 
 

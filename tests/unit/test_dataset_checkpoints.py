@@ -21,9 +21,9 @@ from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.history import Holds
 from pipelines.dataset.retractions.masks import retracted_ordinals, span_masks
 from pipelines.runtime.crash import CHECKPOINT_CRASH_POINTS, VARIABLE
-from schemas.arrow import FILE_LISTS, Outcome, Split
+from schemas.arrow import FILE_LISTS, VERSIONS, Outcome, Split
 from schemas.errors import DatasetNotFound
-from schemas.manifest import DatasetManifest, OffsetRange
+from schemas.manifest import AcceptedLoss, DatasetManifest, LostOffsets, OffsetRange
 from tests.factories import make_dataset
 
 NUM_VERSIONS = 7
@@ -59,7 +59,7 @@ def expected(root: Path, version: int = NUM_VERSIONS) -> list[dict[str, Any]]:
 
 def saved(root: Path) -> list[tuple[int, int]]:
     """Versions that lie in checkpoints as they should."""
-    return [tuple(checkpoint.range) for checkpoint in load_checkpoints(root, dataset_log(root), NUM_VERSIONS)]
+    return [(checkpoint.range.first, checkpoint.range.last) for checkpoint in load_checkpoints(root, dataset_log(root), NUM_VERSIONS)]
 
 
 def test_columns_say_what_the_manifests_say_read_anew_loaded_and_carried_along(root: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_reader_whose_checkpoints_a_writer_removes_meanwhile_lists_them_again(
 
 def test_nothing_is_removed_because_a_checkpoint_that_looks_whole_is_wrong(root: Path) -> None:
     rows = [row | {"attempt": row["attempt"] + 1} for row in expected(root, 4)]
-    save_checkpoint(root, dataset_log(root), Range(1, 4), pa.Table.from_pylist(rows, schema=checkpoints.VERSIONS))
+    save_checkpoint(root, dataset_log(root), Range(1, 4), pa.Table.from_pylist(rows, schema=VERSIONS))
     assert orphans(root)
     assert collect_garbage(root, grace_s=0) == []
 
@@ -207,7 +207,12 @@ def test_the_offsets_of_all_versions_come_from_those_where_partitions_began_and_
     dataset = Dataset(root)
     dataset.columns = columns_of(manifests)
     read: list[int] = []
-    monkeypatch.setattr(Dataset, "read", lambda self, version: read.append(version) or manifests[version - 1])
+
+    def noted(dataset: Dataset, version: int) -> DatasetManifest:
+        read.append(version)
+        return manifests[version - 1]
+
+    monkeypatch.setattr(Dataset, "read", noted)
     expected = {"a": {0: (1, 9), 1: (7, 9), 2: (0, 0)}, "b": {0: (5, 6)}}
     assert {topic: {number: (span.start, span.end) for number, span in spans.items()} for topic, spans in dataset.offsets().items()} == expected
     assert read == [1, 2, 3, 4, 5, 6, 7]
@@ -215,3 +220,15 @@ def test_the_offsets_of_all_versions_come_from_those_where_partitions_began_and_
     read.clear()
     dataset.offsets()
     assert read == [1, 4, 6, 7]
+
+
+def test_the_offsets_of_all_versions_hold_what_was_read_before_a_loss_that_was_accepted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = read_manifest(root, 1)
+    loss = LostOffsets.model_construct(topic="a", partition=0)
+    accepted = AcceptedLoss.model_construct(by="ann", reason="retention", lost=[loss])
+    manifests = [with_offsets(first, a=[end]) for end in (10, 20, 30, 0, 5, 7, 8)]  # the topic was created again after version 3
+    manifests[3] = manifests[3].model_copy(update={"accepted_loss": accepted})
+    dataset = Dataset(root)
+    dataset.columns = columns_of(manifests)
+    monkeypatch.setattr(Dataset, "read", lambda self, version: manifests[version - 1])
+    assert dataset.offsets()["a"][0] == OffsetRange(start=0, end=30)
