@@ -82,7 +82,8 @@ def _classes() -> npt.NDArray[np.uint8]:
         table[byte] |= _JOIN * (char in " .-()+/")
         table[byte] |= _SIGN * (char.isdigit() or char in "@:=")
     table[0xEF] |= _FULL  # U+F000 to U+FFFF: the full-width forms among others
-    table[0xE2] |= _GENERAL  # U+2000 to U+2FFF: the dashes among others
+    table[0xE2] |= _GENERAL  # U+2000 to U+2FFF: the dashes and the minus sign among others
+    table[0xE3] |= _GENERAL  # U+3000 to U+3FFF: the kana prolongation mark, which serves as a dash, among others
     table.flags.writeable = False
     return table
 
@@ -251,7 +252,9 @@ def _ascii(data: Any, at: Any, stop: Any, kind: Any) -> Any:
     if at + 2 >= stop:
         return 0
     if kind & _GENERAL:
-        return 0x2D if data[at + 1] == 0x80 and 0x90 <= data[at + 2] <= 0x95 else 0
+        is_dash = data[at] == 0xE2 and data[at + 1] == 0x80 and 0x90 <= data[at + 2] <= 0x95
+        is_minus = data[at] == 0xE2 and data[at + 1] == 0x88 and data[at + 2] == 0x92
+        return 0x2D if is_dash or is_minus or (data[at] == 0xE3 and data[at + 1] == 0x83 and data[at + 2] == 0xBC) else 0
     if data[at + 1] == 0xBC and data[at + 2] >= 0x81:
         return np.int64(data[at + 2]) - 0x60  # U+FF01..U+FF3F -> 0x21..0x5F
     return 0
@@ -357,7 +360,7 @@ def _is_letter_or_digit(byte: Any) -> Any:
 def _keyword(data: Any, at: Any, begin: Any) -> Any:
     """Where to look for the word before the ``:`` or ``=`` at ``at``; -1 if it does not end as one of the words that patterns.py knows.
 
-    These are …word, …wd, …phrase, …cret, …key, …ken, and 密码, 口令, 密钥 (by their last two bytes).
+    These are …word, …wd, …phrase, …pass, …cret, …key, …ken, and 密码, 口令, 密钥 (by their last two bytes).
     """
     last = at - 1
     while last > begin and at - last <= 3 and data[last] in (0x20, 0x22, 0x27, 0x5D):
@@ -365,7 +368,7 @@ def _keyword(data: Any, at: Any, begin: Any) -> Any:
     if last - 2 < begin:
         return -1
     one, two, three = data[last - 2] | 0x20, data[last - 1] | 0x20, data[last] | 0x20
-    latin = (two == 0x72 and three == 0x64) or (two == 0x77 and three == 0x64) or (one == 0x61 and two == 0x73 and three == 0x65)
+    latin = (two == 0x72 and three == 0x64) or (two == 0x77 and three == 0x64) or (one == 0x61 and two == 0x73 and three in (0x65, 0x73))
     latin |= (one == 0x72 and two == 0x65 and three == 0x74) or (one == 0x6B and two == 0x65) or (two == 0x65 and three == 0x79)
     chinese = (data[last - 1] == 0xA0 and data[last] == 0x81) or (data[last - 1] == 0xBB and data[last] == 0xA4)
     chinese |= data[last - 1] == 0x92 and data[last] == 0xA5
