@@ -35,8 +35,6 @@ _MERGED = ASSIGNMENT  # the largest of the kinds whose overlapping windows becom
 
 _WORD, _JOIN, _SIGN, _FULL, _GENERAL = 1, 2, 4, 8, 16
 """Classes of bytes: of a word; between the digits of a number; what ``_next_sign`` looks for; first of a full-width form; first of a dash."""
-
-
 _KEY_PAIRS = np.frombuffer(b"A3AKASARAIABACghgiglxoxaGOyaskrkhfnppydoSGLTey", ">u2").astype(np.int64)
 """The first two letters of the keys in patterns.py, as numbers."""
 _BEGIN = np.frombuffer(b"BEGIN", np.uint8)
@@ -252,9 +250,8 @@ def _ascii(data: Any, at: Any, stop: Any, kind: Any) -> Any:
     if at + 2 >= stop:
         return 0
     if kind & _GENERAL:
-        is_dash = data[at] == 0xE2 and data[at + 1] == 0x80 and 0x90 <= data[at + 2] <= 0x95
-        is_minus = data[at] == 0xE2 and data[at + 1] == 0x88 and data[at + 2] == 0x92
-        return 0x2D if is_dash or is_minus or (data[at] == 0xE3 and data[at + 1] == 0x83 and data[at + 2] == 0xBC) else 0
+        code = np.int64(data[at]) << 16 | np.int64(data[at + 1]) << 8 | data[at + 2]
+        return 0x2D if 0xE28090 <= code <= 0xE28095 or code in (0xE28892, 0xE383BC) else 0
     if data[at + 1] == 0xBC and data[at + 2] >= 0x81:
         return np.int64(data[at + 2]) - 0x60  # U+FF01..U+FF3F -> 0x21..0x5F
     return 0
