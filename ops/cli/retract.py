@@ -121,11 +121,11 @@ def _known(settings: Settings, doc_id: str) -> dict[str, Any]:
 
 
 def _advice(entry: dict[str, Any]) -> str:
+    if entry["kept_in"]:
+        return f"kept in version {', '.join(map(str, entry['kept_in']))}, to be masked from the next one on"
     if entry["duplicate_of"]:
         others = ", ".join(entry["duplicate_of"])
         return f"it was dropped as a duplicate, and a text like it is kept under {others}: retract that too if the text must go"
-    if entry["kept_in"]:
-        return f"kept in version {', '.join(map(str, entry['kept_in']))}, to be masked from the next one on"
     if entry["retracted_in"]:
         return f"it is retracted already, since version {', '.join(map(str, entry['retracted_in']))}"
     if entry["stands_for"]:

@@ -32,7 +32,7 @@ def restored_records(settings: Settings, lost: Iterable[Lost]) -> Iterator[tuple
     for run in _runs(lost):
         records = _records(settings, run)
         for document in run:
-            yield document, _restored(document, records.get(document.offset), settings, read)
+            yield document, restored_record(document, records.get(document.offset), settings, read)
 
 
 def _runs(lost: Iterable[Lost]) -> Iterator[list[Lost]]:
@@ -64,7 +64,8 @@ def _records(settings: Settings, run: list[Lost]) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _restored(document: Lost, row: dict[str, Any] | None, settings: Settings, read: Read) -> KafkaRecord | str:
+def restored_record(document: Lost, row: dict[str, Any] | None, settings: Settings, read: Read) -> KafkaRecord | str:
+    """The record to publish for a row of schemas.arrow.RECORDS, or a sentence that says why there is none."""
     if row is None or row["is_control"]:
         return f"Kafka does not hold {document.place} any more"
     headers, max_bytes = row["headers"], settings.ingest.max_document_bytes

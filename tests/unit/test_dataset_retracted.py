@@ -15,8 +15,9 @@ from ops.cli.deadletter import _replays
 from ops.cli.trace import sentence
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.gc import orphans
-from pipelines.dataset.retractions.lost import lost_duplicates
+from pipelines.dataset.retractions.lost import Lost, lost_duplicates
 from pipelines.dataset.verify import verify
+from pipelines.ingest.restoring import restored_record
 from pipelines.kafka.letters import Letter, letter_of
 from pipelines.kafka.replays import replay_record, retraction_record, with_text
 from pipelines.lineage.lineage import Fate, trace
@@ -25,6 +26,7 @@ from pipelines.storage.durable import sha256_file
 from pipelines.storage.model_log import MODEL_LOG
 from schemas.arrow import MASKS
 from schemas.documents import Retraction, decode_document
+from schemas.envelope import refuse_reference
 from schemas.errors import EnvelopeError
 from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER
 from schemas.settings import Settings
@@ -247,6 +249,24 @@ def test_a_letter_of_a_replay_that_died_names_the_replay_that_is_kept(tmp_path: 
         [],
     ]
     assert _replays(Settings(root=str(tmp_path / "none")), places) == {place: [] for place in places}
+
+
+def test_a_lost_duplicate_is_published_under_its_own_id_and_only_if_its_record_is_still_that_document() -> None:
+    event = {"ce_id": b"7", "ce_source": b"/wiki", "ce_specversion": b"1.0", "ce_type": b"document.received"}
+    row = {"is_control": False, "key": None, "value": b'{"text": "x"}', "headers": list(event.items())}
+
+    def restored(doc_id: str, **changes: Any) -> Any:
+        lost = Lost(doc_id, "a", "t", 1, 42, "near", 0.9, 1)
+        return restored_record(lost, row | changes, Settings(), refuse_reference)
+
+    record = restored("/wiki#7")
+    assert (record.key, record.value, record.headers[-1]) == (b"/wiki#7", row["value"], (REPLAY_HEADER, b"t/1/42"))
+    assert decode_document(*record, "t", 0, 7, max_bytes=MAX_BYTES).doc_id == "/wiki#7"
+    again = restored("/wiki#7", headers=record.headers)
+    assert again.headers[-1] == (REPLAY_HEADER, b"t/1/42")
+    assert "stands '/wiki#7' now: the topic is another one" in restored("b")
+    assert "does not hold t/1/42 any more" in restored("/wiki#7", is_control=True)
+    assert "dead letter (bad_json)" in restored("/wiki#7", value=b"{", headers=[])
 
 
 def test_what_would_die_again_is_not_published() -> None:
