@@ -35,10 +35,9 @@ _PHONES = (
     f"{_EDGE}((?:[+＋](?:86|８６){_SEP}?)?{_FIXED}){_AFTER}",
     f"{_EDGE}([+＋][1-9１-９](?:[ ().‐-―－-]{{0,3}}{_D}){{7,14}}){_AFTER}",
     f"{_EDGE}((?:1[-. ])?{_NANP}){_AFTER}",
-    f"{_EDGE}([0０]{_D}{{1,4}}{_DASH}{_D}{{1,4}}{_DASH}{_D}{{3,4}}){_AFTER}",
-    f"{_EDGE}([(（][0０]{_D}{{1,4}}[)）] ?{_D}{{1,4}}{_DASH}{_D}{{3,4}}){_AFTER}",
-    f"{_EDGE}([0０][57-9５７-９][0０]{_D}{{8}}){_AFTER}",
 )
+_GROUPS = f"{_D}{{1,4}}{_DASH}{_D}{{3,4}}"
+_TRUNK = f"{_EDGE}([0０](?:{_D}{{1,4}}{_DASH}{_GROUPS}|[57-9５７-９][0０]{_D}{{8}})|[(（][0０]{_D}{{1,4}}[)）] ?{_GROUPS}){_AFTER}"
 _TRUNK_REGIONS = {"JP": 81, "KR": 82, "TW": 886}
 """Whose numbers are looked for as they are written at home, with their country codes; Chinese and North American ones have patterns of their own."""
 _ID = f"{_EDGE}([1-9１-９]{_D}{{5}} ?[12１２]{_D}{{7}} ?{_D}{{3}}[0-9Xx０-９Ｘ]){_AFTER}"
@@ -327,7 +326,7 @@ def finders(types: frozenset[str], with_private: bool) -> tuple[Finder, ...]:
         (windows.NUMBER, windows.WIDE, ("bank_card", "credit_card"), _CARDS, _card),
         (windows.NUMBER, windows.SIGNED, ("phone",), (_PHONES[0], _PHONES[3]), _international_phone),
         (windows.NUMBER, windows.LONG, ("phone",), (_PHONES[1], _PHONES[2], _PHONES[4]), _phone),
-        (windows.NUMBER, windows.LONG, ("phone",), _PHONES[5:], _trunk_phone),
+        (windows.NUMBER, windows.LONG, ("phone",), (_TRUNK,), _trunk_phone),
         (windows.NUMBER, windows.DOTTED, ("ip",), (_IPV4,), functools.partial(_ipv4, with_private=with_private)),
         (windows.IPV6, 0, ("ip",), ("([0-9A-Fa-f:.]+)",), functools.partial(_ipv6, with_private=with_private)),
     ]
