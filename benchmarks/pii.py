@@ -18,9 +18,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from stdnum.luhn import is_valid as luhn
 
 from pipelines.steps.pii import redact
-from pipelines.steps.pii.checks import luhn
 from schemas.settings_pii import PiiSettings
 
 ALL = PiiSettings(ip="redact")
@@ -90,7 +90,8 @@ def mobile(rng: random.Random) -> str:
 def phone(rng: random.Random) -> str:
     local = rng.choice("2345678") + pick(rng, DIGITS, 7)
     exchange = rng.choice("23456789") + pick(rng, DIGITS, 2)
-    area = rng.choice("23456789") + pick(rng, DIGITS, 2)
+    area = rng.choice(["212", "305", "415", "617", "702"])  # that are given out
+    trunk = f"{rng.choice(['090', '080', '070'])}-{rng.randint(1000, 9999)}-{local[:4]}"
     others = [
         *(f"0{rng.choice(['10', '21', '755', '571'])}-{local}", f"(0{rng.choice(['10', '20'])}) {local}", f"（010）{local}"),
         *(
@@ -100,11 +101,12 @@ def phone(rng: random.Random) -> str:
             f"+1-{area}-{exchange}-{local[:4]}",
         ),
         *(
-            f"+44 20 {local[:4]} {local[4:]}",
+            f"+44 20 7{local[1:4]} {local[4:]}",
             f"+49 30 {local}",
             f"+33 6 {local[:2]} {local[2:4]} {local[4:6]} {local[6:]}",
-            f"+852 {local[:4]} {local[4:]}",
+            f"+852 2{local[1:4]} {local[4:]}",
         ),
+        *(trunk, full_width(trunk).replace("-", "ー"), trunk.replace("-", ""), f"03-3{local[1:4]}-{local[4:]}", f"(06) 62{local[2:4]}-{local[4:]}"),
     ]
     return rng.choice([mobile(rng), mobile(rng), rng.choice(others)])
 
@@ -178,7 +180,10 @@ def private_key(rng: random.Random) -> str:
 def password(rng: random.Random) -> str:
     value = pick(rng, ALNUM, rng.randint(5, 14)) + rng.choice(DIGITS) + rng.choice(["!", "#", "a", "Z"])
     return rng.choice(
-        [f"password={value}", f"PASSWORD: {value}", f'"api_key": "{value}"', f"密码：{value}", f"secret_key = '{value}'", f"pwd:{value}"]
+        [
+            *(f"password={value}", f"PASSWORD: {value}", f'"api_key": "{value}"', f"密码：{value}", f"secret_key = '{value}'", f"pwd:{value}"),
+            *(f"https://user:{value}@example.com/", f"AWS_SECRET_ACCESS_KEY=wJ7{pick(rng, ALNUM + '/+', 30)}EXAMPLE"),
+        ]
     )
 
 
@@ -215,6 +220,9 @@ NEGATIVE: dict[str, tuple[Callable[[random.Random], str], ...]] = {
         lambda rng: f"DD-{pick(rng, DIGITS, 11)}",
         lambda rng: f"0.13{pick(rng, DIGITS, 9)}",
         lambda rng: f"#13{pick(rng, DIGITS, 9)}",
+        lambda rng: f"+{rng.choice('2345689')}.{pick(rng, DIGITS, 10)}",
+        lambda _: "+2147483647",
+        lambda rng: f"01-{rng.randint(10, 28)}-2{pick(rng, DIGITS, 3)}",
     ),
     "resident_id": (
         lambda rng: resident_id(rng, valid=False),
@@ -254,6 +262,8 @@ NEGATIVE: dict[str, tuple[Callable[[random.Random], str], ...]] = {
         lambda rng: f"password: {rng.choice(['required', 'optional', 'must be long', 'string', 'none'])}",
         lambda rng: f"token = get_token_v{rng.randint(1, 9)}()",
         lambda _: "password=${DB_PASSWORD1}",
+        lambda _: "https://user:${DB_PASSWORD1}@example.com/",
+        lambda rng: f"http://localhost:80{pick(rng, DIGITS, 2)}/",
         lambda rng: f"the key: {pick(rng, LETTERS, 4)}{rng.randint(100, 999)}",
         lambda _: "密码：请联系管理员",
         lambda _: "password = settings.DB_PASSWORD2",

@@ -83,6 +83,10 @@ def prepared(vocab_size: int) -> pa.Schema:
             pa.field("source", pa.string()),
             pa.field("domain", pa.string()),
             pa.field("url", pa.string()),
+            pa.field("title", pa.string()),  # what the producer declares of a document that was not rejected (pipelines/steps/declared.py)
+            pa.field("license", pa.string()),
+            pa.field("created_at", pa.string()),
+            pa.field("meta", pa.string()),
             pa.field("language", pa.string()),
             pa.field("num_chars", pa.int64()),
             pa.field("quality", pa.float32()),  # the classifier's probability of good; null without a model, as the next two
@@ -129,6 +133,12 @@ DOCUMENTS = pa.schema(
         pa.field("pii", PII_COUNTS),
         pa.field("replay_of", pa.string()),  # topic/partition/offset of the record that died and was published again as this one
         pa.field("url", pa.string()),  # where the document came from, as its event says and schemas/urls.py tells it
+        pa.field(
+            "title", pa.string()
+        ),  # as the event says, bounded and redacted (pipelines/steps/declared.py); as are the next three
+        pa.field("license", pa.string()),
+        pa.field("created_at", pa.string()),
+        pa.field("meta", pa.string()),  # a JSON object
     ]
 )
 

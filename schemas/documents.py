@@ -46,6 +46,7 @@ class Document(NamedTuple):
     """``text``, ``html``, or ``auto``: one of the two."""
     raw: Raw | None = None
     """What ``text`` is to be decoded from; then that is empty."""
+    meta: dict[str, Any] | None = None
 
 
 class Attributes(NamedTuple):
@@ -141,10 +142,10 @@ def _json_document(
     if form != "text":
         _check_format(form)
     if data.get("dataref") is None or data.get("text"):
-        return Document(doc_id, _text(data), url, title, lang, domain, license_, created_at, source, form)
+        return Document(doc_id, _text(data), url, title, lang, domain, license_, created_at, source, form, None, data.get("meta"))
     content = read_reference(reference_in(data))
     _check_not_blank(content)
-    return Document(doc_id, "", url, title, lang, domain, license_, created_at, source, form, Raw(content, None))
+    return Document(doc_id, "", url, title, lang, domain, license_, created_at, source, form, Raw(content, None), data.get("meta"))
 
 
 def _raw_document(doc_id: str, raw: Raw, kind: Mode, attributes: Mapping[str, str]) -> Document:

@@ -17,7 +17,8 @@ class PiiSettings(Section):
     email: PiiAction = "redact"
     """E-mail addresses."""
     phone: PiiAction = "redact"
-    """Telephone numbers: international (``+…``), Chinese mobile and fixed lines, North American ones with separators."""
+    """Telephone numbers: international (``+…``), Chinese mobile and fixed lines, North American ones with separators, and Japanese, Korean and
+    Taiwanese ones as they are written at home."""
     resident_id: PiiAction = "redact"
     """Chinese resident identity numbers: 18 characters with a possible region, date of birth and check character."""
     credit_card: PiiAction = "redact"
@@ -37,7 +38,7 @@ class PiiSettings(Section):
     private_key: PiiAction = "redact"
     """PEM and PGP private key blocks."""
     password: PiiAction = "redact"  # noqa: S105
-    """Values behind ``password=``, ``api_key:``, ``密码：`` and the like."""
+    """Values behind ``password=``, ``api_key:``, ``密码：`` and the like, and the password in a URL (``https://user:password@host/``)."""
     ner: str = Field("", pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")
     """``module:function`` of your own model: takes a list of texts, returns for each a list of (start, end, type) in characters.
     Empty: none. The workers import this module: it is your code and runs with their rights."""

@@ -39,6 +39,9 @@ def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     chosen.add_argument("--version", type=positive_int, metavar="N", help="dataset version (default: the newest)")
     chosen.add_argument("--view", metavar="NAME[@N]", help="a view")
     exporting.add_argument("--output", required=True, metavar="DIR", help="folder to create; it must not be there yet")
+    exporting.add_argument(
+        "--include-retracted-later", action="store_true", help="also what a version after the exported one retracted (default: that is left out)"
+    )
     exporting.add_argument("--json", action="store_true", help="one JSON document on standard output")
     exporting.set_defaults(run=run_export)
 
@@ -244,9 +247,12 @@ def run_export(args: argparse.Namespace, settings: Settings) -> int:
 
     root = Path(settings.root)
     opened = open_view(root, args.view) if args.view else whole(Dataset(root, args.version))
-    written = export(opened, args.format, Path(args.output))
+    written = export(opened, args.format, Path(args.output), with_later_retracted=args.include_retracted_later)
     counts = ", ".join(f"{name} {split['documents']:,} documents, {split['tokens']:,} tokens" for name, split in written["splits"].items())
     say(f"{opened.label}: {counts}")
+    if later := written["retracted_later"]["documents"]:
+        fate = "are part of the export" if args.include_retracted_later else "are left out; --include-retracted-later exports the version as it was"
+        say(f"{later:,} documents of this dataset version were retracted by a later one and {fate}")
     if args.json:
         print_json({"view": opened.label, "format": args.format, "output": args.output, **written})
     else:

@@ -1,11 +1,24 @@
-"""``headrace retract ID…``: publish that documents must not be in later dataset versions."""
+"""``headrace retract ID…``: publish that documents must not be in later dataset versions.
+
+A retraction takes out what was published under the id before it. Whoever publishes the id again afterwards brings the document back: ingest
+warns of that, and ``headrace trace`` says it. Documents that were dropped as duplicates of a retracted one are lost with it: they are listed
+here, and ``--restore-duplicates`` publishes them again out of Kafka, behind the retraction.
+"""
 
 import argparse
+import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ops.cli.output import print_json, say, tell
+from ops.cli.trace import as_json
 from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from pipelines.dataset.retractions.lost import Lost
+
+RESTORED_AT_ONCE = 100
+"""Documents that are read from Kafka before they are published."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
@@ -13,6 +26,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser("retract", parents=[common], help="take documents out of all later dataset versions")
     parser.add_argument("document", nargs="+", help="a document id; `headrace trace` finds it by URL or by place")
     parser.add_argument("--reason", help="why, for people; stands in the event")
+    parser.add_argument(
+        "--restore-duplicates", action="store_true", help="publish again what was dropped as a duplicate of these documents (near or exact)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.set_defaults(run=run)
 
@@ -28,15 +44,60 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     topic_ids(settings, [topic])
     now = datetime.now(UTC)
     known = [_known(settings, doc_id) for doc_id in doc_ids]  # before a follower can have read what is published next
+    lost = _lost(settings, doc_ids)
     places = publish(settings, [retraction_record(doc_id, args.reason, now) for doc_id in doc_ids])
     told = [{"id": doc_id, **place._asdict(), **facts} for doc_id, place, facts in zip(doc_ids, places, known, strict=True)]
+    for entry in told:
+        own = [document for document in lost if document.duplicate_of == entry["id"]]
+        entry["lost_duplicates"] = _restored(settings, own, entry["partition"]) if args.restore_duplicates else [as_json(each) for each in own]
     if args.json:
         print_json({"topic": topic, "retractions": told})
-        return 0
+    else:
+        _tell(topic, told, are_restored=args.restore_duplicates)
+    return 1 if any(document.get("not_restored") for entry in told for document in entry["lost_duplicates"]) else 0
+
+
+def _tell(topic: str, told: list[dict[str, Any]], *, are_restored: bool) -> None:
     for entry in told:
         tell(f"{entry['id']}: retraction published at {topic}/{entry['partition']}/{entry['offset']}; {_advice(entry)}")
+        for document in entry["lost_duplicates"]:
+            fate = f"dropped in version {document['dataset_version']} as its duplicate ({document['reason']})"
+            if why := document.get("not_restored"):
+                fate += f", not published again: {why}"
+            elif are_restored:
+                fate += f", published again at {topic}/{document['restored']['partition']}/{document['restored']['offset']}"
+            tell(f"  {document['id']} ({document['position']}): {fate}")
     say("it takes effect with the next version: `headrace ingest`; models that were trained before stay what they are: `headrace trace ID`")
-    return 0
+    say("it acts on what was published before it: whoever publishes the id again brings the document back, and ingest warns of that")
+    if not are_restored and any(entry["lost_duplicates"] for entry in told):
+        say("the documents that were dropped as duplicates are lost with it; --restore-duplicates publishes them again, texts like the retracted one")
+
+
+def _lost(settings: Settings, doc_ids: list[str]) -> "list[Lost]":
+    from pipelines.dataset.dataset import Dataset
+    from pipelines.dataset.retractions.lost import lost_duplicates
+    from schemas.errors import DatasetNotFound
+
+    try:
+        return lost_duplicates(Dataset(Path(settings.root)), doc_ids)
+    except DatasetNotFound:
+        return []
+
+
+def _restored(settings: Settings, lost: "list[Lost]", partition: int) -> list[dict[str, Any]]:
+    """Publish the documents again behind the retraction, which stands in this partition; each with where it stands now, or why it does not."""
+    from pipelines.ingest.restoring import restored_records
+    from pipelines.kafka.replays import publish
+
+    told: list[dict[str, Any]] = []
+    found = restored_records(settings, lost)
+    while batch := list(itertools.islice(found, RESTORED_AT_ONCE)):
+        records = [record for _, record in batch if not isinstance(record, str)]
+        placed = iter(publish(settings, records, partition))
+        for document, record in batch:
+            outcome = {"not_restored": record} if isinstance(record, str) else {"restored": next(placed)._asdict()}
+            told.append(as_json(document) | outcome)
+    return told
 
 
 def _known(settings: Settings, doc_id: str) -> dict[str, Any]:
@@ -60,11 +121,11 @@ def _known(settings: Settings, doc_id: str) -> dict[str, Any]:
 
 
 def _advice(entry: dict[str, Any]) -> str:
+    if entry["kept_in"]:
+        return f"kept in version {', '.join(map(str, entry['kept_in']))}, to be masked from the next one on"
     if entry["duplicate_of"]:
         others = ", ".join(entry["duplicate_of"])
         return f"it was dropped as a duplicate, and a text like it is kept under {others}: retract that too if the text must go"
-    if entry["kept_in"]:
-        return f"kept in version {', '.join(map(str, entry['kept_in']))}, to be masked from the next one on"
     if entry["retracted_in"]:
         return f"it is retracted already, since version {', '.join(map(str, entry['retracted_in']))}"
     if entry["stands_for"]:

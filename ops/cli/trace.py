@@ -1,13 +1,15 @@
 """``headrace trace <document id | URL | topic/partition/offset>``: what became of a document, and which models trained on it."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ops.cli.output import print_json, tell
+from ops.cli.output import print_json, say, tell
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
+    from pipelines.dataset.retractions.lost import Lost
     from pipelines.lineage.lineage import Fate
 
 
@@ -25,12 +27,39 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     from pipelines.lineage.lineage import trace
 
     fates = trace(Path(settings.root), args.document, deadletter_topic=topic_names(settings).deadletter)
+    lost = _lost(Path(settings.root), fates)
     if args.json:
-        print_json(_as_json(args.document, fates))
-    else:
-        for fate in fates:
-            tell(sentence(fate))
+        print_json(_as_json(args.document, fates) | {"lost_duplicates": [as_json(document) for document in lost]})
+        return 0
+    for fate in fates:
+        tell(sentence(fate))
+    for document in lost:
+        tell(lost_sentence(document))
+    if lost:
+        say(f"`headrace retract {shlex.join({document.duplicate_of: None for document in lost})} --restore-duplicates` publishes them again")
     return 0
+
+
+def _lost(root: Path, fates: "list[Fate]") -> "list[Lost]":
+    """Duplicates that are lost with documents that are retracted and not kept again."""
+    from pipelines.dataset.dataset import Dataset
+    from pipelines.dataset.retractions.lost import lost_duplicates
+
+    kept = [fate for fate in fates if fate.outcome == "kept" and fate.doc_id is not None]
+    gone = {fate.doc_id for fate in kept if fate.doc_id} - {fate.doc_id for fate in kept if fate.retracted_in is None}
+    return lost_duplicates(Dataset(root), gone) if gone else []
+
+
+def as_json(document: "Lost") -> dict[str, Any]:
+    """A lost duplicate as plain JSON values."""
+    return {"id": document.doc_id, "position": document.place} | document._asdict()
+
+
+def lost_sentence(document: "Lost") -> str:
+    """A lost duplicate in words."""
+    likeness = "" if document.similarity is None else f", similarity {document.similarity:.2f}"
+    dropped = f"dropped in version {document.dataset_version} as a duplicate of {document.duplicate_of} ({document.reason}{likeness})"
+    return f"{document.place} (document {document.doc_id}): {dropped}, and not kept elsewhere"
 
 
 def _as_json(query: str, fates: "list[Fate]") -> dict[str, Any]:
@@ -42,7 +71,7 @@ def _as_json(query: str, fates: "list[Fate]") -> dict[str, Any]:
 
 def sentence(fate: "Fate") -> str:
     """One record's fate in words."""
-    told = (("document", fate.doc_id), ("from", fate.url), ("a replay of", fate.replay_of))
+    told = (("document", fate.doc_id), ("from", fate.url), ("under licence", fate.license), ("a replay of", fate.replay_of))
     known = [f"{what} {name}" for what, name in told if name]
     name = f"{fate.topic}/{fate.partition}/{fate.offset}" + (f" ({', '.join(known)})" if known else "")
     return f"{name}, dataset version {fate.dataset_version}: {_outcome(fate)}"
@@ -51,7 +80,8 @@ def sentence(fate: "Fate") -> str:
 def _outcome(fate: "Fate") -> str:
     if fate.outcome == "kept":
         place = f"kept for {fate.split}: {fate.shard} row {fate.row} position {fate.start}, {fate.length} tokens"
-        return f"{place}; {_holding(fate)}{_models(fate)}"
+        returned = "" if fate.returned_after is None else f"published again after its retraction at {fate.returned_after}; "
+        return f"{place}; {returned}{_holding(fate)}{_models(fate)}"
     if fate.dead_letter is not None:
         return f"dead ({fate.reason}); its dead letter is in topic {fate.dead_letter['topic']} under key {fate.dead_letter['key']}"
     if fate.outcome == "retracted":

@@ -41,6 +41,7 @@ from pipelines.dedup.fingerprint import content_hashes
 from pipelines.quality.models import FOLDER as QUALITY_FOLDER
 from pipelines.runtime.crash import crash_point
 from pipelines.steps.assess import positions
+from pipelines.steps.declared import NAMES as DECLARED
 from pipelines.storage.durable import durable_file, file_entry, replace_durably, sha256_file
 from pipelines.tokenizers.tokenizer import load_tokenizer, ref_of, write_files
 from schemas.arrow import DOCUMENTS, MASKS, SEGMENT, Outcome, Split, prepared
@@ -241,6 +242,7 @@ def _withdrawn(block: pa.Table, rows: Mask) -> dict[str, pa.ChunkedArray]:
         "outcome": pc.if_else(flags, str(Outcome.RETRACTED), block["outcome"]),
         "reason": pc.if_else(flags, WITHDRAWN, block["reason"]),
         "fingerprint": pc.if_else(flags, pa.scalar(None, pa.uint64()), block["fingerprint"]),
+        **{name: pc.if_else(flags, pa.scalar(None, pa.string()), block[name]) for name in DECLARED},
     }
 
 

@@ -32,7 +32,7 @@ from schemas.settings import Settings, data_fingerprint
 
 ROW_GROUP_ROWS = 10_000
 """Blocks wait until they have so many rows together: small row groups cost their writer and their readers."""
-REPETITIVE = ["topic", "partition", "outcome", "reason", "language", "shard", "source", "domain", "pii.list.element.type"]
+REPETITIVE = ["topic", "partition", "outcome", "reason", "language", "shard", "source", "domain", "license", "pii.list.element.type"]
 """Columns of DOCUMENTS that repeat a few values; a dictionary of any other would be given up after it was built."""
 ResolvedBlock = tuple[pa.Table, pa.Table]
 """A prepared block, and one verdict (duplicate_of, reason, similarity) for each of its ``kept_rows``, in order."""

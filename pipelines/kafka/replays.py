@@ -1,4 +1,5 @@
-"""Publishing to the documents topic on behalf of a person: dead letters again, as they were or mended, and retractions.
+"""Publishing to the documents topic on behalf of a person: dead letters again, as they were or mended, duplicates that were lost with a
+retracted document (pipelines/ingest/restoring.py), and retractions.
 
 A replayed document enters once, however often it is replayed and whatever dies in between, because who it is does not depend on the
 replay: its id is its own, else its key, else the place where the record first stood; and REPLAY_HEADER says that it is a replay, so that
@@ -92,15 +93,18 @@ def retraction_record(doc_id: str, reason: str | None, now: datetime) -> KafkaRe
     return encode(event, doc_id)
 
 
-def publish(settings: Settings, records: Iterable[KafkaRecord]) -> list[Placed]:
-    """Write the records to the documents topic, each acknowledged, in order. Raises BrokerUnavailable, RecordTooLarge."""
+def publish(settings: Settings, records: Iterable[KafkaRecord], partition: int | None = None) -> list[Placed]:
+    """Write the records to the documents topic, each acknowledged, in order; into the partition of their keys unless another is given.
+
+    Raises BrokerUnavailable, RecordTooLarge.
+    """
     topic = topic_names(settings).documents
     placed: list[Placed] = []
     # Not idempotent: after a refusal an idempotent kafka-python producer (3.0.12) fails everything that follows.
     with broker_errors(settings.kafka, f"publish to {topic}"), open_producer(settings, enable_idempotence=False) as producer:
         waiting, size_bytes = [], 0
         for record in records:
-            waiting.append(producer.send(topic, key=record.key, value=record.value, headers=record.headers))
+            waiting.append(producer.send(topic, key=record.key, value=record.value, headers=record.headers, partition=partition))
             size_bytes += size_of(record.key, record.value, record.headers)
             if len(waiting) == MAX_PENDING or size_bytes >= MAX_PENDING_BYTES:
                 placed += _placed(waiting, topic)

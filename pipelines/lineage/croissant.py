@@ -59,6 +59,8 @@ _MEANING = {
     "shard": "Path of the shard in which its tokens begin.",
     "replay_of": "Where the record stood that died and was published again as this one.",
     "url": "Where the document came from.",
+    "license": "The licence that its producer named.",
+    "meta": "What else its producer said, as a JSON object.",
     "num_tokens": "Tokens, the end-of-text token included.",
 }
 

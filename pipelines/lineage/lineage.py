@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.history import Holds
 from pipelines.dataset.names import version_of
+from pipelines.dataset.retractions.lost import retractions_of
 from pipelines.dataset.retractions.masks import is_train_shard, read_masks
 from pipelines.dataset.trail import scan_trail
 from pipelines.storage.commit_log import CommitLog
@@ -33,7 +34,7 @@ _POSITION = re.compile(r"^(?P<topic>.+)/(?P<partition>\d{1,9})/(?P<offset>\d{1,1
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of one record. The fields up to ``url`` are those of the audit trail."""
+    """What became of one record. The fields up to ``meta`` are those of the audit trail."""
 
     doc_id: str | None
     topic: str
@@ -60,6 +61,10 @@ class Fate:
     pii: list[dict[str, Any]] | None
     replay_of: str | None
     url: str | None
+    title: str | None
+    license: str | None
+    created_at: str | None
+    meta: str | None
     dataset_version: int
     """Version that took the record in."""
     split: str | None
@@ -74,6 +79,8 @@ class Fate:
     """Version that took it out."""
     retracted_by: str | None
     """topic/partition/offset of the retraction."""
+    returned_after: str | None
+    """For kept documents: topic/partition/offset of the newest retraction of their id before them. They were published again after it."""
     dead_letter: dict[str, str] | None
     """Topic and key of its dead letter."""
 
@@ -118,7 +125,8 @@ def trace(root: Path, query: str, *, deadletter_topic: str) -> list[Fate]:
         )
     models = _trained_models(root)
     masks = _masks(dataset, rows)
-    return [_fate(dataset, row, models, masks, deadletter_topic) for row in rows.to_dicts()]
+    retractions = retractions_of(dataset, rows.filter(pl.col("outcome") == Outcome.KEPT)["doc_id"].to_list())
+    return [_fate(dataset, row, models, masks, deadletter_topic, retractions) for row in rows.to_dicts()]
 
 
 def replays(root: Path, places: Collection[str]) -> dict[str, list[Replay]]:
@@ -173,7 +181,14 @@ def _trained_models(root: Path) -> list[_Trained]:
     ]
 
 
-def _fate(dataset: Dataset, row: dict[str, Any], models: list[_Trained], masks: dict[_Place, _Mask], deadletter_topic: str) -> Fate:
+def _fate(
+    dataset: Dataset,
+    row: dict[str, Any],
+    models: list[_Trained],
+    masks: dict[_Place, _Mask],
+    deadletter_topic: str,
+    retractions: dict[str, list[dict[str, Any]]],
+) -> Fate:
     version = version_of(row.pop("file"))
     split = _split(row["shard"])
     is_dead = row["outcome"] == Outcome.DEAD
@@ -190,8 +205,16 @@ def _fate(dataset: Dataset, row: dict[str, Any], models: list[_Trained], masks: 
         dataset_versions=_holding(version, mask) if row["outcome"] == Outcome.KEPT else None,
         retracted_in=mask.version if mask else None,
         retracted_by=mask.place if mask else None,
+        returned_after=_returned_after(retractions.get(row["doc_id"], []), row, version) if row["outcome"] == Outcome.KEPT else None,
         dead_letter={"topic": deadletter_topic, "key": f"{row['topic']}/{row['partition']}/{row['offset']}"} if is_dead else None,
     )
+
+
+def _returned_after(retractions: list[dict[str, Any]], row: dict[str, Any], version: int) -> str | None:
+    """The newest of the retractions that stands before the row in commit order."""
+    own = (version, row["partition"], row["offset"])
+    before = [found for found in retractions if (found["version"], found["partition"], found["offset"]) < own]
+    return f"{before[-1]['topic']}/{before[-1]['partition']}/{before[-1]['offset']}" if before else None
 
 
 def _is_read(model: _Trained, row: dict[str, Any], *, is_train: bool) -> bool:

@@ -71,9 +71,9 @@ def scan(root: Path, manifests: Sequence[DatasetManifest]) -> pl.LazyFrame:
 
 
 def retracted_ids(dataset: Dataset) -> frozenset[str]:
-    """Ids that a retraction named in any version: their texts are shown nowhere."""
+    """Ids that a retraction named in any version, later ones included: their texts are shown nowhere."""
     found = (
-        scan_trail(dataset.paths("documents"))
+        scan_trail(Dataset(dataset.root).paths("documents"))
         .filter((pl.col("outcome") == Outcome.RETRACTED) & pl.col("doc_id").is_not_null())
         .select("doc_id")
         .unique()

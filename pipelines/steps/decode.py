@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.steps.declared import declared_of
 from pipelines.steps.formats.attributes import KnownEvents, known_events
 from pipelines.steps.formats.charset import decode_text
 from pipelines.steps.formats.html import looks_like_page, read_page
@@ -50,6 +51,10 @@ class Verdict(NamedTuple):
     replay_of: str | None = None
     url: str | None = None
     outside_bytes: int | None = None
+    title: str | None = None
+    license: str | None = None
+    created_at: str | None = None
+    meta: str | None = None
 
 
 SCHEMA = pa.schema(
@@ -65,6 +70,10 @@ SCHEMA = pa.schema(
         pa.field("replay_of", pa.string()),
         pa.field("url", pa.string()),
         pa.field("outside_bytes", pa.int64()),
+        pa.field("title", pa.string()),
+        pa.field("license", pa.string()),
+        pa.field("created_at", pa.string()),
+        pa.field("meta", pa.string()),
     ]
 )
 """The verdicts of a batch, one row per record."""
@@ -198,7 +207,7 @@ def _document(found: Document, settings: Settings) -> Verdict:
             return Verdict(Outcome.REJECTED, found.doc_id, NO_CONTENT, None, found.source, domain, found.lang, url=url)
     elif found.raw is not None and (not text or text.isspace()):
         raise EnvelopeError("empty_text", f"the text has {len(text)} characters and all are white space")
-    return Verdict(None, found.doc_id, None, None, found.source, domain, found.lang, text, url=url)
+    return Verdict(None, found.doc_id, None, None, found.source, domain, found.lang, text, None, url, None, *declared_of(found))
 
 
 def _host(url: str) -> str | None:

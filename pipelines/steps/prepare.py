@@ -17,6 +17,7 @@ from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts
 from pipelines.dedup.fingerprint_check import check_fingerprints
 from pipelines.dedup.paragraphs import EMPTY
 from pipelines.steps.assess import assess, positions
+from pipelines.steps.declared import declared_columns
 from pipelines.steps.decode import decode
 from pipelines.tokenizers.tokenizer import BatchTokenizer
 from schemas.arrow import HEADERS, PARAGRAPHS, PII_COUNTS, SKETCH_BYTES, Outcome, Split, prepared
@@ -37,6 +38,10 @@ CLEANED = pa.schema(
         pa.field("source", pa.string()),
         pa.field("domain", pa.string()),
         pa.field("url", pa.string()),
+        pa.field("title", pa.string()),  # of kept documents only, as are license, created_at and meta (declared.py)
+        pa.field("license", pa.string()),
+        pa.field("created_at", pa.string()),
+        pa.field("meta", pa.string()),
         pa.field("language", pa.string()),
         pa.field("num_chars", pa.int64()),
         pa.field("quality", pa.float32()),
@@ -62,10 +67,12 @@ def clean(records: pa.Table, settings: Settings, known: npt.NDArray[np.uint64] =
     at = positions(np.flatnonzero(is_document), len(records))
     outcomes = pc.if_else(assessed.rules.is_null(), Outcome.KEPT, Outcome.REJECTED)
     dead = pc.equal(decoded["outcome"], Outcome.DEAD).fill_null(False)
+    outcome = pc.coalesce(decoded["outcome"], outcomes.take(at))
     columns = {
         **{name: records[name] for name in ("topic", "partition", "offset", "timestamp_ms")},
         **{name: decoded[name] for name in ("doc_id", "error", "replay_of", "outside_bytes", "source", "domain", "url")},
-        "outcome": pc.coalesce(decoded["outcome"], outcomes.take(at)),
+        **declared_columns(decoded, pc.equal(outcome, Outcome.KEPT), settings.pii),
+        "outcome": outcome,
         "reason": pc.coalesce(decoded["reason"], assessed.rules.take(at)),
         "language": assessed.languages.take(at),
         "num_chars": assessed.num_chars.take(at),

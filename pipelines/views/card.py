@@ -4,6 +4,7 @@ Source: https://huggingface.co/docs/hub/datasets-manual-configuration and https:
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,12 +39,14 @@ def _text(told: Mapping[str, Any]) -> str:
         "",
         f"Written by Headrace from the dataset version with manifest SHA-256 `{told['manifest_sha256']}`"
         + (f" and the view with SHA-256 `{view['sha256']}`" if view else "")
-        + ". Documents that were retracted up to that version are not here. Texts are decoded from the tokens that models are trained on "
+        + f". {_retracted(told)} Texts are decoded from the tokens that models are trained on "
         f"(tokenizer.json SHA-256 `{told['tokenizer']['sha256']}`); topic, partition and offset say where a document stood in Kafka.",
         "",
         "| split | documents | tokens |",
         "|---|---|---|",
         *(f"| {name} | {split['documents']:,} | {split['tokens']:,} |" for name, split in told["splits"].items()),
+        "",
+        "The column `license` is what the producer of each document said. Documents by licence: " + _licenses(told) + ".",
     ]
     if view:
         lines += [
@@ -51,3 +54,18 @@ def _text(told: Mapping[str, Any]) -> str:
             "Shares in which training reads the groups: " + ", ".join(f"{name} {share:.1%}" for name, share in view["weights"].items()) + ".",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _retracted(told: Mapping[str, Any]) -> str:
+    """Which retractions the export follows."""
+    later = told["retracted_later"]
+    if later["included"] and later["documents"]:
+        return f"Of the documents here {later['documents']:,} may have been retracted by later versions: they were asked for."
+    return "Documents that were retracted, up to the day of the export, are not here."
+
+
+def _licenses(told: Mapping[str, Any]) -> str:
+    counts: Counter[str] = Counter()
+    for split in told["splits"].values():
+        counts.update(split["licenses"])
+    return ", ".join(f"{' '.join(name.split()) or 'not said'} {count:,}" for name, count in counts.most_common())

@@ -1,4 +1,7 @@
-"""A dataset version or a view as files for other tools: documents once each, in commit order, by split; what was retracted is not there.
+"""A dataset version or a view as files for other tools: documents once each, in commit order, by split.
+
+What was retracted is not there: neither what the version says is retracted, nor what any later version took out. A person who needs the
+version as it was asks for the latter.
 
 parquet  <split>/00000.parquet …: id, text, token ids (end-of-text not counted), and what is known of the document
 hf       the same without token ids, and a README.md with the card that ``datasets.load_dataset(<folder>)`` goes by
@@ -7,7 +10,8 @@ bin      <split>.bin: token ids, little-endian uint16 or uint32, each document c
          documents begin, and where the last one ends
 
 Beside them stands ``headrace.json``: where it all comes from, with the hash of every file. Weights are told there, not applied. The folder
-appears when it is complete; the same version or view gives the same bytes. Memory: one batch of documents and its text.
+appears when it is complete; the same version or view gives the same bytes until something in it is retracted. Memory: one batch of documents
+and its text.
 """
 
 import itertools
@@ -35,11 +39,17 @@ SIDECAR = "headrace.json"
 BATCH_TOKENS = 1_000_000
 FILE_TOKENS = 100_000_000
 """A Parquet file ends after so many."""
+MAX_LICENSES = 50
+"""Licences of a split that are counted by name, the most frequent first; the empty name counts documents without one."""
 METADATA = {
     "language": pa.string(),
     "source": pa.string(),
     "domain": pa.string(),
     "url": pa.string(),
+    "title": pa.string(),
+    "license": pa.string(),
+    "created_at": pa.string(),
+    "meta": pa.string(),
     "group": pa.string(),
     "timestamp_ms": pa.int64(),
     "num_chars": pa.int64(),
@@ -50,7 +60,7 @@ METADATA = {
     "partition": pa.int32(),
     "offset": pa.int64(),
 }
-"""What is known of a document besides id and text; null where it is not."""
+"""What is known of a document besides id and text; null where it is not. ``meta`` is JSON text, in JSON Lines the object itself."""
 
 
 @dataclass
@@ -84,17 +94,20 @@ class Batch:
     spans: list[Tokens]
 
 
-def export(opened: OpenView, kind: str, output: Path) -> dict[str, Any]:
-    """Write the folder; returns what ``headrace.json`` says.
+def export(opened: OpenView, kind: str, output: Path, *, with_later_retracted: bool = False) -> dict[str, Any]:
+    """Write the folder; returns what ``headrace.json`` says. ``with_later_retracted``: also what a later version took out.
 
     Raises SettingsError if something is at ``output`` already, NotEnoughData if there is no document, TokenizerMismatch if there is no
     tokenizer to write texts with.
     """
     if output.exists() or output.is_symlink():
         raise SettingsError(f"{output} is there already; name a folder that is not, or remove it")
+    current = opened.without_later_retractions()
+    retracted_later = {"documents": len(current.retracted_later), "included": with_later_retracted}
+    opened = opened if with_later_retracted else current
     with durable_folder(output) as folder:
         splits = _write_splits(opened, kind, folder)
-        told = _provenance(opened, kind, splits, folder)
+        told = _provenance(opened, kind, splits, folder) | {"retracted_later": retracted_later}
         (folder / SIDECAR).write_text(json.dumps(told, ensure_ascii=False, indent=1) + "\n", "utf-8")
         if kind == "hf":
             (folder / "README.md").write_text(card(told, _schema(opened, with_tokens=False)), "utf-8")
@@ -132,7 +145,13 @@ def _provenance(opened: OpenView, kind: str, splits: list[Output], folder: Path)
 
 def _told(output: Output, folder: Path) -> dict[str, Any]:
     files = [{"path": name, "size_bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in output.files]
-    return {"documents": len(output.documents), "tokens": int(output.documents["length"].sum()), "files": files}
+    by_license = output.documents["license"].fill_null("").value_counts(sort=True).sort("count", "license", descending=[True, False])
+    return {
+        "documents": len(output.documents),
+        "tokens": int(output.documents["length"].sum()),
+        "licenses": dict(by_license.head(MAX_LICENSES).iter_rows()),
+        "files": files,
+    }
 
 
 def _batches(output: Output) -> Iterator[Batch]:
@@ -191,6 +210,7 @@ def _write_jsonl(output: Output) -> None:
     with output.new_file(f"{output.split}.jsonl").open("w", encoding="utf-8") as file:
         for batch in _batches(output):
             for row in _table(batch, output, tokenizer, schema).to_pylist():
+                row["meta"] = json.loads(row["meta"] or "null")
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.retractions.masks import retracted_ordinals
+from pipelines.dataset.retractions.masks import Ids, retracted_ordinals, retracted_since
 from pipelines.dataset.trail import read_kept
 from pipelines.views.decontamination import contaminated
 from pipelines.views.lists import read_list
@@ -76,10 +76,16 @@ def place_documents(documents: pl.DataFrame, view: View, listed: Sequence[Listed
 class OpenView:
     """A view of one dataset version. ``sha256`` is that of the view version's file, none for a dataset version as it is."""
 
-    def __init__(self, dataset: Dataset, view: View, sha256: str | None) -> None:
+    def __init__(self, dataset: Dataset, view: View, sha256: str | None, retracted_later: Ids | None = None) -> None:
+        """``retracted_later``: ordinals of documents that count as retracted although the dataset version holds them."""
         self.dataset = dataset
         self.view = view
         self.sha256 = sha256
+        self.retracted_later: Ids = np.empty(0, np.int64) if retracted_later is None else retracted_later
+
+    def without_later_retractions(self) -> "OpenView":
+        """The same without the documents that a version after this one took out, as the root is now."""
+        return OpenView(self.dataset, self.view, self.sha256, retracted_since(self.dataset))
 
     @property
     def label(self) -> str:
@@ -141,6 +147,7 @@ class OpenView:
         kept = read_kept(paths, columns) if paths else _no_documents().select(columns)
         is_retracted = np.zeros(len(kept), dtype=np.bool_)
         is_retracted[retracted_ordinals(self.dataset)] = True
+        is_retracted[self.retracted_later] = True
         strings = [name for name in ("shard", "language", "source", "domain") if name in columns]
         typed = kept.with_columns(pl.col(strings).cast(pl.Categorical)) if strings else kept
         return typed.with_columns(ordinal=pl.int_range(pl.len()), is_retracted=pl.Series(is_retracted))

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import TopicPartition
 
 from ops.cli.main import main
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.verify import verify
+from pipelines.ingest.stream import ingest_once
+from pipelines.kafka.clients import open_admin, open_producer
 from tests.broker_process import BrokerProcess
 from tests.ingest_harness import ENGLISH, Ingest, Record, document
 
@@ -36,6 +39,12 @@ class Command:
         assert main([*arguments, *self._options]) == code
         captured = self._capsys.readouterr()
         return captured.out or captured.err
+
+    def both(self, *arguments: str) -> str:
+        """Standard output and standard error."""
+        self._capsys.readouterr()
+        assert main([*arguments, *self._options]) == 0
+        return "".join(self._capsys.readouterr())
 
     def json(self, *arguments: str, code: int = 0) -> Any:
         """Its answer as JSON."""
@@ -81,6 +90,59 @@ def test_a_retracted_document_leaves_and_a_near_duplicate_enters_behind_it(inges
     assert fates - {("c", "kept", None)} == {("a", "duplicate", "near")}  # a came later, and what is like it is kept now
     assert Dataset(ingest.root).manifest.num_masked_documents == 0
     assert verify(ingest.root).problems == []
+
+
+def test_duplicates_that_are_lost_with_a_retracted_document_are_listed_and_come_back_once(ingest: Ingest, headrace: Command) -> None:
+    named = {"ce_id": b"7", "ce_source": b"/wiki", "ce_specversion": b"1.0", "ce_type": b"document.received", "content-type": b"application/json"}
+    other = f"{ENGLISH} at the other end of the valley where nobody lives any more since the railway came"
+    ingest.publish([document("a", TEXT, 1), document("z", other, 1)])
+    ingest.once()
+    ingest.publish([document("b", NEAR, 0), document("c", TEXT, 1), document("gone", TEXT, 0)])
+    with open_producer(ingest.settings) as producer:
+        producer.send(ingest.topic, value=json.dumps({"text": NEAR}).encode(), headers=list(named.items()), partition=0).get()
+    ingest.once()
+    headrace("retract", "gone")
+    ingest.once()
+    told = headrace.json("retract", "a")["retractions"][0]["lost_duplicates"]
+    assert [(entry["id"], entry["reason"]) for entry in told] == [("b", "near"), ("/wiki#7", "near"), ("c", "exact")]
+    ingest.once()
+    assert [entry["id"] for entry in headrace.json("trace", "a")["lost_duplicates"]] == ["b", "/wiki#7", "c"]
+    assert "retract a --restore-duplicates" in headrace.both("trace", "a")
+    (retraction,) = headrace.json("retract", "a", "--restore-duplicates")["retractions"]
+    places = [entry["restored"] for entry in retraction["lost_duplicates"]]
+    assert all(place["partition"] == retraction["partition"] and place["offset"] > retraction["offset"] for place in places)
+    ingest.once()
+    fates = {doc_id: (outcome, reason) for doc_id, outcome, reason in outcomes(ingest) if outcome != "retracted"}
+    assert fates == {"b": ("kept", None), "/wiki#7": ("duplicate", "exact"), "c": ("duplicate", "near")}
+    assert headrace.json("trace", "/wiki#7")["replay_of"] == f"{ingest.topic}/0/2"
+    assert headrace.json("retract", "a", "--restore-duplicates")["retractions"][0]["lost_duplicates"] == []
+    assert verify(ingest.root).problems == []
+
+
+def test_what_kafka_does_not_hold_any_more_is_not_restored_and_that_is_said(ingest: Ingest, headrace: Command) -> None:
+    ingest.publish([document("a", TEXT, 1), document("b", NEAR, 1)])
+    ingest.once()
+    with open_admin(ingest.settings) as admin:
+        admin.delete_records({TopicPartition(ingest.topic, 1): 2})
+    told = headrace("retract", "a", "--restore-duplicates", code=1)
+    assert f"b ({ingest.topic}/1/1): dropped in version 1 as its duplicate (near), not published again: Kafka does not hold" in told
+
+
+def test_a_retracted_id_that_is_published_again_enters_and_ingest_and_trace_say_so(
+    ingest: Ingest, headrace: Command, caplog: pytest.LogCaptureFixture
+) -> None:
+    ingest.publish([document("a", TEXT, 0)])
+    ingest.once()
+    assert "whoever publishes the id again brings the document back" in headrace.both("retract", "a")
+    ingest.once()
+    place = headrace.json("trace", "a")["retracted_by"]
+    ingest.publish([document("a", TEXT, int(place.split("/")[1]))])
+    caplog.clear()
+    ingest_once(ingest.settings)
+    assert "1 documents were published again after a retraction of their ids, so they count as new: 'a'" in caplog.text
+    assert outcomes(ingest) == [("a", "kept", None)]
+    assert headrace.json("trace", "a")["returned_after"] == place
+    assert f"published again after its retraction at {place}" in headrace("trace", "a")
 
 
 def test_dead_letters_are_listed_shown_mended_and_enter_once(ingest: Ingest, headrace: Command) -> None:

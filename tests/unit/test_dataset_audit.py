@@ -21,6 +21,7 @@ from pipelines.dataset.names import data_files, documents_path, segment_path, sh
 from pipelines.dataset.shards import open_shard, read_span
 from pipelines.dataset.verify import verify
 from pipelines.lineage.lineage import Fate, trace
+from pipelines.steps.declared import NAMES as DECLARED
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import sha256_file
 from pipelines.storage.model_log import MODEL_LOG
@@ -242,7 +243,7 @@ def test_trace_finds_every_document_of_a_url_whatever_their_ids(tmp_path: Path) 
 
 def test_an_audit_trail_without_a_column_that_came_later_is_read_as_if_it_said_nothing_there(root: Path) -> None:
     entry = Dataset(root, 1).manifest.documents[0]
-    pl.read_parquet(root / entry.path).drop("replay_of", "url").write_parquet(root / entry.path)
+    pl.read_parquet(root / entry.path).drop("replay_of", "url", *DECLARED).write_parquet(root / entry.path)
     relist(root, entry.path)
     fates = [trace(root, name, deadletter_topic=DEADLETTER)[0] for name in ("doc-1", "doc-31")]
     assert [(fate.dataset_version, fate.outcome, fate.replay_of) for fate in fates] == [(1, "kept", None), (2, "kept", None)]

@@ -15,7 +15,9 @@ from ops.cli.deadletter import _replays
 from ops.cli.trace import sentence
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.gc import orphans
+from pipelines.dataset.retractions.lost import Lost, lost_duplicates
 from pipelines.dataset.verify import verify
+from pipelines.ingest.restoring import restored_record
 from pipelines.kafka.letters import Letter, letter_of
 from pipelines.kafka.replays import replay_record, retraction_record, with_text
 from pipelines.lineage.lineage import Fate, trace
@@ -24,6 +26,7 @@ from pipelines.storage.durable import sha256_file
 from pipelines.storage.model_log import MODEL_LOG
 from schemas.arrow import MASKS
 from schemas.documents import Retraction, decode_document
+from schemas.envelope import refuse_reference
 from schemas.errors import EnvelopeError
 from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER
 from schemas.settings import Settings
@@ -140,6 +143,37 @@ def test_trace_of_a_document_that_was_retracted_in_its_own_version_names_no_vers
     assert "no version holds it" in sentence(fate)
 
 
+def test_what_was_dropped_against_a_retracted_document_is_lost_until_it_is_kept_represented_or_retracted_itself(tmp_path: Path) -> None:
+    (first, other), text = values(0, 2), json.loads(values(0, 1)[0][1] or b"")["text"]
+
+    def like_first(*doc_ids: str) -> list[tuple[bytes | None, bytes | None]]:
+        return [(None, json.dumps({"id": doc_id, "text": text}).encode()) for doc_id in doc_ids]
+
+    def lost(*doc_ids: str) -> list[str]:
+        return [found.doc_id for found in lost_duplicates(Dataset(tmp_path), doc_ids)]
+
+    commit_records(tmp_path, [first, other, *values(2, 20), *like_first("b", "c", "gone", "doc-1", "doc-0")])
+    commit_records(tmp_path, [(b"gone", None)])
+    assert (lost("doc-0"), lost("doc-1")) == (["b", "c"], [])  # doc-1 is kept under another text
+    commit_records(tmp_path, [(b"doc-0", None), *like_first("b", "c")])
+    assert [(fate.doc_id, fate.outcome) for fate in trace(tmp_path, "b", deadletter_topic=DEADLETTER)] == [("b", "duplicate"), ("b", "kept")]
+    assert (lost("doc-0"), lost("b")) == ([], ["c"])  # c is represented by b
+
+
+def test_trace_says_that_a_document_came_again_after_its_retraction(made: Path) -> None:
+    first, *_, last = trace(made, "doc-3", deadletter_topic=DEADLETTER)
+    assert (first.returned_after, last.returned_after) == (None, f"{TOPIC}/0/31")
+    assert f"published again after its retraction at {TOPIC}/0/31" in sentence(last)
+
+
+def test_ids_that_come_after_their_retraction_are_warned_of_and_no_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    commit_records(tmp_path, values())
+    commit_records(tmp_path, [(b"doc-3", None), *values(40, 1)])
+    assert caplog.text == ""
+    commit_records(tmp_path, [*values(3, 1), *values(41, 1), (b"doc-41", None), *values(41, 1), *values(50, 2)])
+    assert "2 documents were published again after a retraction of their ids, so they count as new: 'doc-3', 'doc-41'" in caplog.text
+
+
 def letter(data: bytes | None, key: bytes | None = None, headers: list[tuple[str, bytes | None]] | None = None, **ours: bytes) -> Letter:
     added = [("headrace_error", b"bad_json: it is not JSON"), ("headrace_rule", b"bad_json")]
     added += [("headrace_key", key)] if key is not None else []
@@ -215,6 +249,24 @@ def test_a_letter_of_a_replay_that_died_names_the_replay_that_is_kept(tmp_path: 
         [],
     ]
     assert _replays(Settings(root=str(tmp_path / "none")), places) == {place: [] for place in places}
+
+
+def test_a_lost_duplicate_is_published_under_its_own_id_and_only_if_its_record_is_still_that_document() -> None:
+    event = {"ce_id": b"7", "ce_source": b"/wiki", "ce_specversion": b"1.0", "ce_type": b"document.received"}
+    row = {"is_control": False, "key": None, "value": b'{"text": "x"}', "headers": list(event.items())}
+
+    def restored(doc_id: str, **changes: Any) -> Any:
+        lost = Lost(doc_id, "a", "t", 1, 42, "near", 0.9, 1)
+        return restored_record(lost, row | changes, Settings(), refuse_reference)
+
+    record = restored("/wiki#7")
+    assert (record.key, record.value, record.headers[-1]) == (b"/wiki#7", row["value"], (REPLAY_HEADER, b"t/1/42"))
+    assert decode_document(*record, "t", 0, 7, max_bytes=MAX_BYTES).doc_id == "/wiki#7"
+    again = restored("/wiki#7", headers=record.headers)
+    assert again.headers[-1] == (REPLAY_HEADER, b"t/1/42")
+    assert "stands '/wiki#7' now: the topic is another one" in restored("b")
+    assert "does not hold t/1/42 any more" in restored("/wiki#7", is_control=True)
+    assert "dead letter (bad_json)" in restored("/wiki#7", value=b"{", headers=[])
 
 
 def test_what_would_die_again_is_not_published() -> None:

@@ -55,7 +55,7 @@ def test_plain_json_is_a_document_with_all_its_fields() -> None:
         "source": "s",
         "meta": {"a": 1},
     }
-    assert decode(json.dumps(value).encode()) == Document("wiki/水车", "水车", "u", "t", "zh", "d", "l", "c", "s")
+    assert decode(json.dumps(value).encode()) == Document("wiki/水车", "水车", "u", "t", "zh", "d", "l", "c", "s", meta={"a": 1})
 
 
 def test_unknown_keys_and_nulls_of_other_producers_do_no_harm() -> None:

@@ -130,6 +130,14 @@ def test_retracted_documents_are_not_shown(settings: Settings, facts: Facts) -> 
         assert not {item.doc_id for item in collect(settings, last=last).kept} & {"a-1", "b-1", "c-1"}
 
 
+def test_what_a_later_version_retracted_is_not_shown_of_an_older_one(tmp_path: Path) -> None:
+    settings = text_settings(tmp_path)
+    commit_records(tmp_path, [value(f"doc-{index}", f"{ENGLISH} {' '.join(ENGLISH.split()[index:])} {index}") for index in range(2)], settings)
+    assert "doc-0" in {item.doc_id for item in collect(settings, 1).kept}
+    commit_records(tmp_path, [(b"doc-0", None)], settings)
+    assert "doc-0" not in {item.doc_id for item in collect(settings, 1).kept}
+
+
 def test_texts_that_cannot_be_read_back_are_noted(settings: Settings) -> None:
     found = collect(settings, num_examples=2)
     assert any("texts of rejected documents are not shown" in note for note in found.notes)

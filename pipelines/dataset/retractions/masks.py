@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.names import masks_path
@@ -69,6 +70,13 @@ def _read(paths: Sequence[Path]) -> pa.Table:
 def retracted_ordinals(dataset: Dataset) -> Ids:
     """Numbers, counted over all kept documents in commit order, of those that versions 1..N took out; ascending."""
     return np.sort(_read(dataset.paths("masks"))["ordinal"].to_numpy())
+
+
+def retracted_since(dataset: Dataset) -> Ids:
+    """Numbers of documents that version N holds or held, and that a version after it took out, as the root is now; ascending."""
+    newest = Dataset(dataset.root)
+    masks = _read(newest.paths("masks", range(dataset.version + 1, newest.version + 1)))
+    return np.sort(masks.filter(pc.less_equal(masks["version"], dataset.version))["ordinal"].to_numpy())
 
 
 def span_masks(dataset: Dataset) -> Mapping[str, SpanMask]:

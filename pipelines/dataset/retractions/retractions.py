@@ -8,6 +8,9 @@ What a retraction of id X does, be it a null value or an event:
 - a document with id X that comes after it in another partition was not necessarily written after it. It enters if its Kafka timestamp
   is later than the retraction's; else it is rejected under the rule ``retracted``. A missing timestamp counts as not later.
 
+So a retraction acts on what was published before it, and whoever publishes the id again later brings it back. Ingest warns of that, and
+``headrace trace`` says it.
+
 So where the order is not known, privacy wins: a document may be lost that somebody published again within the same moments under
 another key, but none is kept that was published before its retraction. A retraction of an unknown id, or a second one, changes nothing.
 
@@ -20,6 +23,7 @@ so nothing is read for it and nothing held here. Costs: one look-up in the index
 a document the trail of that document's version, one version at a time; else a look at two columns per block.
 """
 
+import logging
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -36,6 +40,8 @@ from schemas.arrow import MASKS, Outcome
 
 Ordinals = npt.NDArray[np.int64]
 REPLAYED = "replayed"
+MAX_SHOWN = 5
+_log = logging.getLogger(__name__)
 _SPAN = ["shard", "row", "start", "length"]
 
 
@@ -94,6 +100,7 @@ class Retractions:
         those are rejected.
         """
         late = self._tombstones.late(block)
+        _warn_of_returning(self._tombstones.returning(block, late))
         self._tombstones.add(block)
         if not late.any():
             return block
@@ -179,6 +186,16 @@ class Retractions:
             return read_kept([self._dataset.root / entry.path for entry in manifest.documents], columns)
         assert documents is not None
         return read_kept([documents], columns)
+
+
+def _warn_of_returning(doc_ids: list[str]) -> None:
+    if doc_ids:
+        shown = ", ".join(map(repr, doc_ids[:MAX_SHOWN])) + (" …" if len(doc_ids) > MAX_SHOWN else "")
+        _log.warning(
+            "%d documents were published again after a retraction of their ids, so they count as new: %s; `headrace retract` takes them out again",
+            len(doc_ids),
+            shown,
+        )
 
 
 def _follow(live: set[str], doc_ids: list[str], rows: pa.Table, verdicts: pa.Table) -> None:

@@ -45,15 +45,30 @@ class Tombstones:
     def late(self, block: pa.Table) -> npt.NDArray[np.bool_]:
         """Which rows are candidates that were published, in another partition, before a retraction of theirs that was seen already."""
         late = np.zeros(len(block), dtype=np.bool_)
+        if len(suspects := self._suspects(block)):
+            late[self._published_before(suspects)] = True
+        return late
+
+    def returning(self, block: pa.Table, late: npt.NDArray[np.bool_]) -> list[str]:
+        """Ids of candidates, none of them ``late``, that come after a retraction of their id: one that was seen, or one before them in the block."""
+        has_retractions = pc.any(pc.equal(block["outcome"], Outcome.RETRACTED)).as_py()
+        if not len(self._hashes) and not has_retractions:
+            return []
+        suspects = self._suspects(block)
+        known = suspects.filter(~pl.Series(late[suspects["index"].to_numpy()])).join(self._seen, on="doc_id", how="semi")["doc_id"]
+        rows = _frame(block).with_row_index()
+        retractions = rows.filter(pl.col("outcome") == Outcome.RETRACTED).select("doc_id", pl.col("index").alias("retraction"))
+        after = rows.filter(pl.col("outcome") == Outcome.KEPT).join(retractions, on="doc_id").filter(pl.col("index") > pl.col("retraction"))
+        return pl.concat([known, after["doc_id"]]).unique(maintain_order=True).to_list()
+
+    def _suspects(self, block: pa.Table) -> pl.DataFrame:
+        """Candidates, with their ``index`` in the block, whose id has the hash of one whose retraction was seen."""
         if not len(self._hashes):
-            return late
+            return _frame(block).with_row_index().clear()
         rows = _frame(block).with_row_index().filter(pl.col("outcome") == Outcome.KEPT)
         hashes = hash_ids(rows["doc_id"].to_arrow())
         place = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
-        suspects = rows.filter(pl.Series(self._hashes[place] == hashes))
-        if len(suspects):
-            late[self._published_before(suspects)] = True
-        return late
+        return rows.filter(pl.Series(self._hashes[place] == hashes))
 
     def _published_before(self, suspects: pl.DataFrame) -> npt.NDArray[np.uint32]:
         pairs = suspects.join(self._seen, on="doc_id", suffix="_seen")

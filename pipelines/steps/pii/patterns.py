@@ -18,7 +18,8 @@ PRIORITY = ("private_key", "jwt", "api_key", "password", "email", "iban", "resid
 _D = "[0-9０-９]"
 _EDGE = "(?:^|[^0-9A-Za-z０-９_])"
 _MAIL = "A-Za-z0-9Ａ-Ｚａ-ｚ０-９À-ÖØ-öø-ɏ"
-_SEP = "[ .‐-―－-]"
+_SEP = "[ .‐-―−ー－-]"
+_DASH = "[‐-―−ー－-]"
 _BEHIND = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 _FULL_DIGITS = tuple(chr(0xFF10 + i).encode() for i in range(10))
 
@@ -35,6 +36,10 @@ _PHONES = (
     f"{_EDGE}([+＋][1-9１-９](?:[ ().‐-―－-]{{0,3}}{_D}){{7,14}}){_AFTER}",
     f"{_EDGE}((?:1[-. ])?{_NANP}){_AFTER}",
 )
+_GROUPS = f"{_D}{{1,4}}{_DASH}{_D}{{3,4}}"
+_TRUNK = f"{_EDGE}([0０](?:{_D}{{1,4}}{_DASH}{_GROUPS}|[57-9５７-９][0０]{_D}{{8}})|[(（][0０]{_D}{{1,4}}[)）] ?{_GROUPS}){_AFTER}"
+_TRUNK_REGIONS = {"JP": 81, "KR": 82, "TW": 886}
+"""Whose numbers are looked for as they are written at home, with their country codes; Chinese and North American ones have patterns of their own."""
 _ID = f"{_EDGE}([1-9１-９]{_D}{{5}} ?[12１２]{_D}{{7}} ?{_D}{{3}}[0-9Xx０-９Ｘ]){_AFTER}"
 _CARDS = (
     f"{_EDGE}([2-689２-６８９]{_D}{{13,18}}){_AFTER}",
@@ -45,6 +50,8 @@ _CARDS = (
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4 = f"(?:^|[^0-9A-Za-z_.])({_OCTET}(?:[.]{_OCTET}){{3}})(?:$|[^0-9A-Za-z_])"
 _IBAN = "(?:^|[^0-9A-Za-z])([A-Z]{2}[0-9]{2} ?[A-Z0-9]{4}[A-Z0-9 ]{5,36})"
+_USER_INFO = r"""(?i)[a-z][a-z0-9+.-]{1,20}://[^\s/?#:@<>"']*:([!#$%&(-.0-;=@-\[\]-_a-z{|}~]{1,200})@[a-z0-9\[]"""
+"""The password before the host of a URL (RFC 3986: user information); ``/``, ``?``, quotes and the backslash are no part of it."""
 _JWT = r"\b(eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*)"
 _API_KEYS = (
     r"(?:A3T[A-Z0-9]|AKIA|ASIA|AROA|AIDA|ABIA|ACCA)[A-Z0-9]{16}",
@@ -57,7 +64,8 @@ _API_KEYS = (
 )
 _API_KEY = rf"(?:^|[^\w-])({'|'.join(_API_KEYS)})(?:$|[^\w-])"
 _KEYWORDS = (
-    r"passwords?|passwd|pwd|passphrase|(?:client|app|aws|shared)?[_-]?secret(?:[_-]?access)?(?:[_-]?key)?|"
+    r"passwords?|passwd|pwd|passphrase|(?:db|database|mysql|pg|redis|smtp|ftp|root|admin|user)[_-]?pass|"
+    r"(?:client|app|aws|shared)?[_-]?secret(?:[_ -]?access)?(?:[_ -]?key)?|"
     r"(?:api|access|private|account|auth|encryption)[_ -]?key|"
     r"(?:auth|access|api|refresh|bearer|bot|session)[_-]?token|token|密码|口令|密钥"
 )
@@ -96,6 +104,8 @@ _FILE_ENDINGS = frozenset(
         "gz",
     )
 )
+_RANDOM_CHARS = 32
+"""A value of so many characters with small letters, capitals and digits is a secret, whatever words are in it."""
 _NOT_PASSWORDS = ("example", "password", "changeme", "your", "string", "undefined", "xxxx", "****", "http")
 _VERSION_WORD = re2.compile("(?i)(?:\\b(?:version|ver|v|build|release|rev|chapter|section|firmware)|版本号?|固件|章节?|第)[.:： ]{0,3}$")
 
@@ -186,10 +196,18 @@ def _phone(document: bytes, begin: int, end: int) -> tuple[int, str] | None:
         return None
     if not signed and (_is_in_path(document, begin) or _is_in_groups(document, begin, end)):
         return None
-    digits = checks.digits_of(document[begin:end])
-    if signed and not checks.is_international_phone(digits):
-        return None
-    return (end, "phone") if len(set(digits)) > 2 else None
+    return (end, "phone") if len(set(checks.digits_of(document[begin:end]))) > 2 else None
+
+
+def _international_phone(document: bytes, begin: int, end: int) -> tuple[int, str] | None:
+    found = _phone(document, begin, end)
+    return found if found and checks.is_international_phone(checks.plain(document[begin:end])) else None
+
+
+def _trunk_phone(document: bytes, begin: int, end: int) -> tuple[int, str] | None:
+    """A number with the zero that is dialled within a country: only if the number plan of one of the regions has it."""
+    found = _phone(document, begin, end)
+    return found if found and checks.is_national_phone(checks.digits_of(document[begin:end]), _TRUNK_REGIONS) else None
 
 
 def _is_in_path(document: bytes, begin: int) -> bool:
@@ -259,12 +277,9 @@ def _password(document: bytes, begin: int, end: int) -> tuple[int, str] | None:
         end = begin + len(document[begin:end].rstrip(b".,!?;"))
     value = document[begin:end].decode()
     lower = value.lower()
-    if (
-        len(value) < 6
-        or document[end : end + 1] in (b"(", b"[", b"{", b"<")
-        or lower.startswith(("$", "%", "{", *_NOT_PASSWORDS))
-        or "example" in lower
-    ):
+    if len(value) < 6 or document[end : end + 1] in (b"(", b"[", b"{", b"<") or lower.startswith(("$", "%", "{")):
+        return None
+    if not _is_random(value) and (lower.startswith(_NOT_PASSWORDS) or "example" in lower):
         return None
     has_digit, has_letter = any(char.isdigit() for char in value), any(char.isalpha() for char in value)
     names = value.replace("_", "a").split(".")
@@ -280,6 +295,18 @@ def _password(document: bytes, begin: int, end: int) -> tuple[int, str] | None:
     return (end, "password") if secret else None
 
 
+def _is_random(value: str) -> bool:
+    kinds = (str.islower, str.isupper, str.isdigit)
+    return len(value) >= _RANDOM_CHARS and all(any(map(is_kind, value)) for is_kind in kinds)
+
+
+def _url_password(document: bytes, begin: int, end: int) -> tuple[int, str] | None:
+    """Whatever stands there is a secret, unless it stands for one: a variable, or nothing but stars."""
+    value = document[begin:end]
+    is_variable = value[:1] in (b"$", b"{", b"[", b"(") or (value[:1] == b"%" and not value[1:3].isalnum())
+    return None if is_variable or not value.strip(b"*x") else (end, "password")
+
+
 def _compiled(*alternatives: str) -> Any:
     return [re2.compile(alternative.encode()) for alternative in alternatives]
 
@@ -292,12 +319,14 @@ def finders(types: frozenset[str], with_private: bool) -> tuple[Finder, ...]:
         (windows.TOKEN, 0, ("jwt",), (_JWT,), _always("jwt")),
         (windows.TOKEN, 0, ("api_key",), (_API_KEY,), _api_key),
         (windows.ASSIGNMENT, 0, ("password",), (_PASSWORD,), _password),
+        (windows.EMAIL, 0, ("password",), (_USER_INFO,), _url_password),
         (windows.EMAIL, 0, ("email",), (_EMAIL,), _email),
         (windows.IBAN, 0, ("iban",), (_IBAN,), _iban),
         (windows.NUMBER, windows.WIDE, ("resident_id",), (_ID,), _resident_id),
         (windows.NUMBER, windows.WIDE, ("bank_card", "credit_card"), _CARDS, _card),
-        (windows.NUMBER, windows.SIGNED, ("phone",), (_PHONES[0], _PHONES[3]), _phone),
+        (windows.NUMBER, windows.SIGNED, ("phone",), (_PHONES[0], _PHONES[3]), _international_phone),
         (windows.NUMBER, windows.LONG, ("phone",), (_PHONES[1], _PHONES[2], _PHONES[4]), _phone),
+        (windows.NUMBER, windows.LONG, ("phone",), (_TRUNK,), _trunk_phone),
         (windows.NUMBER, windows.DOTTED, ("ip",), (_IPV4,), functools.partial(_ipv4, with_private=with_private)),
         (windows.IPV6, 0, ("ip",), ("([0-9A-Fa-f:.]+)",), functools.partial(_ipv6, with_private=with_private)),
     ]

@@ -35,8 +35,6 @@ _MERGED = ASSIGNMENT  # the largest of the kinds whose overlapping windows becom
 
 _WORD, _JOIN, _SIGN, _FULL, _GENERAL = 1, 2, 4, 8, 16
 """Classes of bytes: of a word; between the digits of a number; what ``_next_sign`` looks for; first of a full-width form; first of a dash."""
-
-
 _KEY_PAIRS = np.frombuffer(b"A3AKASARAIABACghgiglxoxaGOyaskrkhfnppydoSGLTey", ">u2").astype(np.int64)
 """The first two letters of the keys in patterns.py, as numbers."""
 _BEGIN = np.frombuffer(b"BEGIN", np.uint8)
@@ -82,7 +80,8 @@ def _classes() -> npt.NDArray[np.uint8]:
         table[byte] |= _JOIN * (char in " .-()+/")
         table[byte] |= _SIGN * (char.isdigit() or char in "@:=")
     table[0xEF] |= _FULL  # U+F000 to U+FFFF: the full-width forms among others
-    table[0xE2] |= _GENERAL  # U+2000 to U+2FFF: the dashes among others
+    table[0xE2] |= _GENERAL  # U+2000 to U+2FFF: the dashes and the minus sign among others
+    table[0xE3] |= _GENERAL  # U+3000 to U+3FFF: the kana prolongation mark, which serves as a dash, among others
     table.flags.writeable = False
     return table
 
@@ -251,7 +250,8 @@ def _ascii(data: Any, at: Any, stop: Any, kind: Any) -> Any:
     if at + 2 >= stop:
         return 0
     if kind & _GENERAL:
-        return 0x2D if data[at + 1] == 0x80 and 0x90 <= data[at + 2] <= 0x95 else 0
+        code = np.int64(data[at]) << 16 | np.int64(data[at + 1]) << 8 | data[at + 2]
+        return 0x2D if 0xE28090 <= code <= 0xE28095 or code in (0xE28892, 0xE383BC) else 0
     if data[at + 1] == 0xBC and data[at + 2] >= 0x81:
         return np.int64(data[at + 2]) - 0x60  # U+FF01..U+FF3F -> 0x21..0x5F
     return 0
@@ -357,7 +357,7 @@ def _is_letter_or_digit(byte: Any) -> Any:
 def _keyword(data: Any, at: Any, begin: Any) -> Any:
     """Where to look for the word before the ``:`` or ``=`` at ``at``; -1 if it does not end as one of the words that patterns.py knows.
 
-    These are …word, …wd, …phrase, …cret, …key, …ken, and 密码, 口令, 密钥 (by their last two bytes).
+    These are …word, …wd, …phrase, …pass, …cret, …key, …ken, and 密码, 口令, 密钥 (by their last two bytes).
     """
     last = at - 1
     while last > begin and at - last <= 3 and data[last] in (0x20, 0x22, 0x27, 0x5D):
@@ -365,7 +365,7 @@ def _keyword(data: Any, at: Any, begin: Any) -> Any:
     if last - 2 < begin:
         return -1
     one, two, three = data[last - 2] | 0x20, data[last - 1] | 0x20, data[last] | 0x20
-    latin = (two == 0x72 and three == 0x64) or (two == 0x77 and three == 0x64) or (one == 0x61 and two == 0x73 and three == 0x65)
+    latin = (two == 0x72 and three == 0x64) or (two == 0x77 and three == 0x64) or (one == 0x61 and two == 0x73 and three in (0x65, 0x73))
     latin |= (one == 0x72 and two == 0x65 and three == 0x74) or (one == 0x6B and two == 0x65) or (two == 0x65 and three == 0x79)
     chinese = (data[last - 1] == 0xA0 and data[last] == 0x81) or (data[last - 1] == 0xBB and data[last] == 0xA4)
     chinese |= data[last - 1] == 0x92 and data[last] == 0xA5
