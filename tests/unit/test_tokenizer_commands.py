@@ -10,7 +10,8 @@ from ops.cli.main import main
 from pipelines.dataset.audit import live_texts
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.verify import verify
-from pipelines.tokenizers.fertility import level, vocabulary_of
+from pipelines.tokenizers.balance import level
+from pipelines.tokenizers.fertility import vocabulary_of
 from pipelines.tokenizers.tokenizer import TOKENIZER_FILE, train_tokenizer
 from schemas.manifest import DatasetManifest
 from schemas.settings_data import TokenizerSettings
@@ -87,7 +88,7 @@ def test_a_fitted_tokenizer_tells_fertility_per_word_or_character_and_is_listed(
     [listed] = tokenizer.json("list")["tokenizers"]
     assert (listed["sha256"], listed["name"], listed["origin"], listed["dataset_version"]) == (fitted["sha256"], "mine", "trained", None)
     shown = tokenizer.json("show", fitted["sha256"][:6])
-    assert (shown["engine"], shown["round_trip"]["lossy"], shown["card"]["languages"]) == ("compiled", [], fitted["languages"])
+    assert (shown["engine"], shown["round_trip"]["lossy"], shown["card"]["languages"]) == ("gigatoken", [], fitted["languages"])
     assert "17 probes" in tokenizer("show", fitted["sha256"])
 
 
