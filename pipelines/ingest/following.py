@@ -25,6 +25,7 @@ MAX_BACKOFF_S = 30.0
 MAX_REMEMBERED = 100
 PROBE_RECORDS = 1_000
 """What waits is measured in portions of this many offsets."""
+LOOK_AGAIN_AT = 1.1
 _log = logging.getLogger(__name__)
 
 
@@ -74,8 +75,8 @@ class Follower:
         self._stop = stop
         self._tempo = Tempo(settings)
         self._is_prepared = False
-        self._too_few = 0
-        """Records that were found to hold too little text."""
+        self._enough_from = 0
+        """Fewer records than this hold too little text."""
 
     def turn(self) -> DatasetManifest | None:
         """Commit a version if one is due, else wait a little."""
@@ -92,7 +93,7 @@ class Follower:
         try:
             manifest = self._stream.commit_next(with_little_text=self._tempo.is_tired(began_at))
         except NotEnoughText:
-            self._too_few = num_waiting
+            self._enough_from = math.ceil(num_waiting * LOOK_AGAIN_AT)
             raise
         self._tempo.taken(began_at, num_waiting - (manifest.num_records if manifest else 0))
         return manifest
@@ -110,11 +111,12 @@ class Follower:
         return lambda: self._has_enough(waiting)
 
     def _has_enough(self, waiting: Mapping[int, OffsetRange]) -> bool:
-        """A guess by the size of the records, and where it was wrong, another look at their text once they are a tenth more."""
-        enough = self._settings.tokenizer.min_training_bytes
-        has_more = sum(len(span) for span in waiting.values()) >= 1.1 * self._too_few
-        if has_more and has_bytes(self._stream.topic, waiting, self._settings, enough):
-            return True
+        """A guess by the size of the records; where their text was too little, it is looked at again once they are some more."""
+        enough, num_waiting = self._settings.tokenizer.min_training_bytes, sum(len(span) for span in waiting.values())
+        if num_waiting >= self._enough_from:
+            if has_bytes(self._stream.topic, waiting, self._settings, enough):
+                return True
+            self._enough_from = num_waiting + 1
         self._progress.waiting(
             f"for more documents: those that wait hold less text than the {enough:,} bytes (tokenizer.min_training_bytes) that the tokenizer of a "
             "new dataset is trained on. Nothing is lost: they stay in the topic; tokenizer.min_training_bytes=0 begins with what is there"

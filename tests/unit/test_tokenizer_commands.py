@@ -169,6 +169,7 @@ def test_every_field_of_a_manifest_has_its_place_in_a_new_lineage() -> None:
     """A new field wants a decision in pipelines/dataset/switch.py: recomputed by build_manifest, taken along, or empty in a first version."""
     recomputed = {"format", "version", "parent", "created_at", "attempt", "outcomes", "reasons", "num_records", "num_tokens", "shards", "documents"}
     recomputed |= {"tokenizer", "sequence_length", "settings_fingerprint", "languages", "statistics", "totals", "derived_from", "traceparent"}
-    taken_along = {"topic_ids", "offsets", "record_bytes", "dedup_segments", "boilerplate", "boilerplate_first_version"}
-    empty = {"dedup_base", "dedup_base_version", "masks", "num_masked_documents", "num_masked_tokens"}
+    recomputed |= {"code_version"}
+    taken_along = {"topic_ids", "offsets", "record_bytes", "leader_epochs", "dedup_segments", "boilerplate", "boilerplate_first_version"}
+    empty = {"accepted_loss", "dedup_base", "dedup_base_version", "masks", "num_masked_documents", "num_masked_tokens"}
     assert set(DatasetManifest.model_fields) == recomputed | taken_along | empty
