@@ -14,6 +14,7 @@
     │   └── BlobsUnavailable     the folder of documents that lie outside their records cannot be read just now
     ├── DatasetError
     │   ├── DatasetNotFound      no dataset, or no such version, under this root
+    │   ├── NotEnoughText        too little waits to train the dataset's tokenizer on; it goes on waiting
     │   ├── ViewNotFound         no view of this name, or no such version of it
     │   ├── CommitConflict       another writer published this version first: this one is fenced
     │   ├── ManifestCorrupt      a manifest does not parse or contradicts itself
@@ -102,6 +103,10 @@ class DatasetError(HeadraceError):
 
 class DatasetNotFound(DatasetError):
     """There is no dataset, or no such version, under this root."""
+
+
+class NotEnoughText(DatasetError):
+    """The documents that wait hold too little text to train the dataset's tokenizer on. Nothing is committed, and nothing lost."""
 
 
 class ViewNotFound(DatasetError):

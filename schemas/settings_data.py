@@ -49,14 +49,14 @@ class TokenizerSettings(Section):
     """A folder with a Hugging Face ``tokenizer.json`` to use; empty trains one on the first batch."""
     vocab_size: int = Field(8_192, ge=300, le=1_000_000)
     """Vocabulary of a trained tokenizer, special tokens included."""
-    min_training_bytes: int = Field(256 * 2**10, ge=0)
-    """``--follow``: the first version waits for this many bytes of records to train on …"""
-    max_wait_s: float = Field(10.0, ge=0)
-    """… but not longer than this since the first of them was seen."""
+    min_training_bytes: int = Field(2**20, ge=0)
+    """The first version waits for this much text to train on, for the dataset keeps its tokenizer for good; 0 begins with what is there."""
+    max_wait_s: float = Field(0.0, ge=0)
+    """``--follow``: goes on with less text after this long; 0 waits as long as it takes."""
     max_training_bytes: int = Field(16 * 2**20, ge=1)
-    """Text of the first documents (in offset order) that the tokenizer is trained on."""
+    """Text of the first documents (in offset order) that the tokenizer is trained on: every language has the same weight, as far as it has text."""
     engine: Literal["auto", "huggingface"] = "auto"
-    """``auto``: compiled kernels with the same ids, checked against the tokenizers package, where they know the tokenizer; or that package alone."""
+    """``auto``: gigatoken, with the same ids and checked against the tokenizers package, where it knows the tokenizer; or that package alone."""
     check_fraction: float = Field(0.002, ge=0, le=1)
     """Share of documents, chosen by their content, that both engines encode: one difference, and the tokenizers package does the work alone."""
 

@@ -39,6 +39,7 @@ SMALL = {
     "ingest.min_batch_records": 500,
     "ingest.target_commit_s": 5,
     "ingest.slice_records": 1_000,
+    "tokenizer.min_training_bytes": 0,
     "ingest.gc_grace_s": 120,
     "dedup.compact_segments": 16,
     "broker.segment_bytes": 16 * 2**20,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ops.cli.arguments import positive_int
 from ops.cli.output import print_json, print_table, progress_bar, say, tell
-from ops.cli.tokenizer_texts import Source, fit_texts
+from ops.cli.tokenizer_texts import Source, Texts, fit_texts
 from schemas.errors import SettingsError
 from schemas.settings import Settings
+from schemas.settings_data import TokenizerSettings
 
 if TYPE_CHECKING:
     from pipelines.tokenizers.folders import Opened
@@ -49,7 +50,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add_fit_flags(parser: argparse.ArgumentParser) -> None:
     _add_text_flags(parser)
     parser.add_argument("--vocab-size", type=positive_int, metavar="N", help="ids, special tokens included (default: tokenizer.vocab_size)")
-    parser.add_argument("--balance", action="store_true", help="as much text of each language as there is, up to an even share")
+    parser.add_argument(
+        "--balance", action="store_true", help="the same weight for every language, as far as it has text"
+    )
     parser.add_argument("--output", metavar="DIR", help="folder to write (default: tokenizer/SHA256 under the root)")
     parser.add_argument("--name", help="what you call it")
 
@@ -80,7 +83,7 @@ def run_fit(args: argparse.Namespace, settings: Settings) -> int:
     batches = list(fit_texts(_source(args, settings), settings.tokenizer.max_training_bytes, balance=args.balance, counted=counts))
     if not batches:
         raise SettingsError("there is no text to train on")
-    files = train_tokenizer((text for batch in batches for text in batch.texts.to_pylist()), chosen)
+    files = train_tokenizer(_balanced(batches, chosen) if args.balance else (text for batch in batches for text in batch.texts.to_pylist()), chosen)
     seen = {"num_documents": sum(len(batch.texts) for batch in batches), "num_bytes": sum(counts.values()), "languages": dict(sorted(counts.items()))}
     card = TokenizerCard(origin="trained", name=args.name, created_at=datetime.now(UTC), **seen)
     output = Path(args.output) if args.output else None
@@ -98,6 +101,15 @@ def run_fit(args: argparse.Namespace, settings: Settings) -> int:
     _print_rows(inspection.rows(), f"tokenizer {ref.sha256[:12]}, {ref.vocab_size:,} ids, on what it was trained on")
     say(f"written to {folder}; a dataset that begins with it: --set tokenizer.path={folder}; one that is there: `headrace tokenizer switch`")
     return 0
+
+
+def _balanced(batches: "list[Texts]", settings: TokenizerSettings) -> Iterator[str]:
+    from pipelines.tokenizers.balance import Gathered
+
+    gathered = Gathered(settings.max_training_bytes)
+    for batch in batches:
+        gathered.add(batch.texts.to_pylist(), batch.languages.to_pylist())
+    return gathered.balanced()
 
 
 def _vocab_size(args: argparse.Namespace, settings: Settings) -> int:

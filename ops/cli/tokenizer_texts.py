@@ -83,7 +83,7 @@ def _within(batch: Texts, counted: dict[str, int], shares: Mapping[str, int] | N
 def _even_shares(source: Source, max_bytes: int) -> dict[str, int]:
     import pyarrow.compute as pc
 
-    from pipelines.tokenizers.fertility import level
+    from pipelines.tokenizers.balance import level
 
     if "-" in source.paths:
         raise SettingsError("--balance reads everything twice, which standard input does not allow; write it to a file first")

@@ -13,7 +13,8 @@ ROUND_DOCUMENTS = 1_500
 DEMO_VALUES: dict[str, dict[str, Any]] = {
     # one version per round, once it is complete
     "ingest": {"min_batch_records": ROUND_DOCUMENTS, "max_wait_s": 20.0, "follow_interval_s": 0.5, "min_commit_interval_s": 0.0},
-    "tokenizer": {"vocab_size": 2_048},  # a small vocabulary and short rows: more steps, and readable words, in the same minute
+    # a small vocabulary and short rows: more steps, and readable words, in the same minute; the first round is all that it is trained on
+    "tokenizer": {"vocab_size": 2_048, "min_training_bytes": 0},
     "packing": {"sequence_length": 128},
     "training": {"max_steps": 240, "checkpoint_every_steps": 50, "evaluate_rows": 128},
     "loop": {"min_new_tokens": 300_000},

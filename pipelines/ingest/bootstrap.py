@@ -1,7 +1,8 @@
 """The one tokenizer of a dataset: chosen with its first version, then never changed.
 
-A trained tokenizer is a pure function of the stream's first documents (in planned order, up to ``tokenizer.max_training_bytes``), so a
-first version that is tried again after a crash gets the same ids.
+A trained tokenizer is a pure function of the stream's first documents, in planned order, so a first version that is tried again after a crash
+gets the same ids. It is trained on ``tokenizer.max_training_bytes`` of text at most, in which every language has the same weight as far as it has
+text (tokenizers/balance.py); SCANNED times as much is looked through for them.
 """
 
 import hashlib
@@ -11,45 +12,74 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+
 from pipelines.ingest.isolation.poison import isolated
 from pipelines.ingest.isolation.quarantine import Quarantine, TrainingMark
 from pipelines.ingest.portions import in_portions
 from pipelines.kafka.reading import Slice, read_blocks
 from pipelines.kernels.ingest import ensure_compiled
 from pipelines.steps.prepare import clean
+from pipelines.tokenizers.balance import Gathered
 from pipelines.tokenizers.tokenizer import TOKENIZER_FILE, read_tokenizer, write_tokenizer
-from schemas.errors import SettingsError, TokenizerMismatch
+from schemas.errors import NotEnoughText, SettingsError, TokenizerMismatch
 from schemas.manifest import DatasetManifest, TokenizerRef
 from schemas.settings import Settings
 
+SCANNED = 4
 _log = logging.getLogger(__name__)
 
 
-def create_tokenizer(parts: Sequence[Slice], settings: Settings) -> TokenizerRef:
-    """Import the tokenizer that the settings name, or train one on the first documents of the slices."""
+def create_tokenizer(parts: Sequence[Slice], settings: Settings, *, min_bytes: int = 0) -> TokenizerRef:
+    """Import the tokenizer that the settings name, or train one on the first documents of the slices.
+
+    Raises NotEnoughText if they hold less than ``min_bytes`` of text; then nothing is written.
+    """
     root = Path(settings.root).resolve()
-    ref = write_tokenizer(root, first_texts(parts, settings), settings.tokenizer)
-    requested = None if settings.tokenizer.path else settings.tokenizer.vocab_size
-    if requested is not None and ref.vocab_size < requested:
+    if settings.tokenizer.path:
+        return write_tokenizer(root, (), settings.tokenizer).model_copy(update={"requested_vocab_size": None})
+    first = first_texts(parts, settings)
+    if sum(first.sizes.values()) < min_bytes:
+        raise NotEnoughText(_too_little(sum(first.sizes.values()), min_bytes))
+    ref, requested = write_tokenizer(root, first.balanced(), settings.tokenizer), settings.tokenizer.vocab_size
+    if ref.vocab_size < requested:
         _log.warning(
             "the first batch holds too little text for tokenizer.vocab_size %d: the dataset's tokenizer has %d ids, and keeps them. For a better one "
-            "begin with more documents (ingest.min_batch_records, ingest.max_wait_s), or name one with tokenizer.path",
+            "begin with more documents (tokenizer.min_training_bytes, ingest.max_batch_records), or name one with tokenizer.path",
             requested,
             ref.vocab_size,
         )
     return ref.model_copy(update={"requested_vocab_size": requested})
 
 
-def first_texts(parts: Sequence[Slice], settings: Settings) -> Iterator[str]:
-    """Cleaned texts in the order of the slices; reads no further than the caller asks."""
+def _too_little(num_bytes: int, min_bytes: int) -> str:
+    return (
+        f"the documents that wait hold {num_bytes:,} bytes of text that is kept, and tokenizer.min_training_bytes is {min_bytes:,}: too little to "
+        "train the tokenizer on, which the dataset keeps for good. Nothing is lost: they stay in the topic. Send more and ingest again; or name a "
+        "tokenizer with tokenizer.path; or begin with what is there: --set tokenizer.min_training_bytes=0"
+    )
+
+
+def first_texts(parts: Sequence[Slice], settings: Settings) -> Gathered:
+    """Cleaned texts, in the order of the slices; reads no further than SCANNED times what a tokenizer is trained on."""
     ensure_compiled()
+    gathered, left = Gathered(settings.tokenizer.max_training_bytes), SCANNED * settings.tokenizer.max_training_bytes
+    for cleaned in _cleaned(parts, settings):
+        texts = cleaned["text"].combine_chunks()
+        languages = cleaned["language"].fill_null("und").filter(texts.is_valid()).to_pylist()
+        gathered.add(texts.drop_null().to_pylist(), languages)
+        left -= texts.nbytes
+        if left <= 0:
+            break
+    return gathered
+
+
+def _cleaned(parts: Sequence[Slice], settings: Settings) -> Iterator[pa.Table]:
     step = partial(clean, settings=settings)
     with TrainingMark(Path(settings.root)) as mark, Quarantine(pickle.dumps(step)) as quarantine:
         for part in parts:
             for records in read_blocks(part, settings):
-                checked = quarantine if mark.is_suspect(records) else partial(isolated, step)
-                for cleaned in in_portions(checked, records):
-                    yield from cleaned["text"].drop_null().to_pylist()
+                yield from in_portions(quarantine if mark.is_suspect(records) else partial(isolated, step), records)
 
 
 def check_unchanged(newest: DatasetManifest, settings: Settings) -> None:

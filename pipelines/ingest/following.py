@@ -2,8 +2,8 @@
 
 A trickle would make a version, with its shards and its manifest, of every few records: so one begins at the earliest a minimum interval after the
 one before it began. What is behind does not wait: the next version begins at once where one left records that it had no room for.
-The first version waits for more than the others: its documents train the tokenizer that the dataset keeps for good. Both waits are bounded
-in time, so a stream of ten documents is taken in too.
+The first version waits for more than the others: its documents train the tokenizer that the dataset keeps for good. Unless
+``tokenizer.max_wait_s`` bounds that wait, it lasts until there is text enough, or a batch can hold no more.
 """
 
 import logging
@@ -17,7 +17,7 @@ from pipelines.ingest.isolation.poison import sizes
 from pipelines.ingest.progress import Progress
 from pipelines.ingest.stream import Abandoned, Stream
 from pipelines.kafka.reading import Slice, read_blocks
-from schemas.errors import BlobsUnavailable, BrokerUnavailable
+from schemas.errors import BlobsUnavailable, BrokerUnavailable, NotEnoughText
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
 
@@ -25,6 +25,7 @@ MAX_BACKOFF_S = 30.0
 MAX_REMEMBERED = 100
 PROBE_RECORDS = 1_000
 """What waits is measured in portions of this many offsets."""
+LOOK_AGAIN_AT = 1.1
 _log = logging.getLogger(__name__)
 
 
@@ -48,10 +49,15 @@ class Tempo:
             self._seen_at = now
         waited_s = now - self._seen_at
         left_s = ingest.max_wait_s - waited_s if num_waiting < min(ingest.min_batch_records, ingest.max_batch_records) else 0.0
-        if has_text is not None and waited_s < tokenizer.max_wait_s and not has_text():
-            left_s = max(left_s, tokenizer.max_wait_s - waited_s)
+        if has_text is not None and num_waiting < ingest.max_batch_records and not self.is_tired(now) and not has_text():
+            left_s = max(left_s, tokenizer.max_wait_s - waited_s if tokenizer.max_wait_s else math.inf)
         left_s = max(left_s, self._not_before - now)
         return max(0.0, min(left_s, ingest.follow_interval_s))
+
+    def is_tired(self, now: float) -> bool:
+        """Whether a first version has waited for text as long as it may."""
+        max_wait_s = self._settings.tokenizer.max_wait_s
+        return max_wait_s > 0 and self._seen_at is not None and now - self._seen_at >= max_wait_s
 
     def taken(self, began_at: float, num_left: int) -> None:
         """A version that began at this time took in what waited, but for so many."""
@@ -62,12 +68,15 @@ class Tempo:
 class Follower:
     """Makes a stream's versions when they are due."""
 
-    def __init__(self, stream: Stream, settings: Settings, stop: threading.Event) -> None:
+    def __init__(self, stream: Stream, settings: Settings, stop: threading.Event, progress: Progress | None = None) -> None:
         self._stream = stream
+        self._progress = progress or Progress()
         self._settings = settings
         self._stop = stop
         self._tempo = Tempo(settings)
         self._is_prepared = False
+        self._enough_from = 0
+        """Fewer records than this hold too little text."""
 
     def turn(self) -> DatasetManifest | None:
         """Commit a version if one is due, else wait a little."""
@@ -81,7 +90,11 @@ class Follower:
         if wait_s > 0:
             self._stop.wait(wait_s)
             return None
-        manifest = self._stream.commit_next()
+        try:
+            manifest = self._stream.commit_next(with_little_text=self._tempo.is_tired(began_at))
+        except NotEnoughText:
+            self._enough_from = math.ceil(num_waiting * LOOK_AGAIN_AT)
+            raise
         self._tempo.taken(began_at, num_waiting - (manifest.num_records if manifest else 0))
         return manifest
 
@@ -95,7 +108,20 @@ class Follower:
         """None unless the next version trains a tokenizer."""
         if self._settings.tokenizer.path or self._stream.dataset() is not None:
             return None
-        return lambda: has_bytes(self._stream.topic, waiting, self._settings, self._settings.tokenizer.min_training_bytes)
+        return lambda: self._has_enough(waiting)
+
+    def _has_enough(self, waiting: Mapping[int, OffsetRange]) -> bool:
+        """A guess by the size of the records; where their text was too little, it is looked at again once they are some more."""
+        enough, num_waiting = self._settings.tokenizer.min_training_bytes, sum(len(span) for span in waiting.values())
+        if num_waiting >= self._enough_from:
+            if has_bytes(self._stream.topic, waiting, self._settings, enough):
+                return True
+            self._enough_from = num_waiting + 1
+        self._progress.waiting(
+            f"for more documents: those that wait hold less text than the {enough:,} bytes (tokenizer.min_training_bytes) that the tokenizer of a "
+            "new dataset is trained on. Nothing is lost: they stay in the topic; tokenizer.min_training_bytes=0 begins with what is there"
+        )
+        return False
 
 
 def has_bytes(topic: str, waiting: Mapping[int, OffsetRange], settings: Settings, enough: int) -> bool:
@@ -120,7 +146,7 @@ def ingest_follow(settings: Settings, stop: threading.Event, progress: Progress 
     manifests: deque[DatasetManifest] = deque(maxlen=MAX_REMEMBERED)
     backoff_s = settings.ingest.follow_interval_s
     with Stream(settings, progress, stop, in_background=True) as stream:
-        follower = Follower(stream, settings, stop)
+        follower = Follower(stream, settings, stop, progress)
         while not stop.is_set():
             try:
                 manifest = follower.turn()
@@ -130,6 +156,8 @@ def ingest_follow(settings: Settings, stop: threading.Event, progress: Progress 
                 progress.waiting(str(error))
                 stop.wait(backoff_s)
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            except NotEnoughText as error:
+                progress.waiting(str(error))
             except Abandoned as error:
                 _log.info("%s", error)
             else:

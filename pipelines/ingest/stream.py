@@ -126,11 +126,11 @@ class Stream:
         self._topic_id(dataset)
         return self._available(dataset)
 
-    def commit_next(self, until: Mapping[int, int] | None = None) -> DatasetManifest | None:
+    def commit_next(self, until: Mapping[int, int] | None = None, *, with_little_text: bool = False) -> DatasetManifest | None:
         """Take in the next micro-batch and commit it (the steps are in the module's docstring); None if nothing is new.
 
-        ``until`` limits it to offsets below the given ones. Raises SourceError, BrokerUnavailable, CommitConflict, SettingsError,
-        TokenizerMismatch, Abandoned; then nothing is committed.
+        ``until`` limits it to offsets below the given ones; ``with_little_text`` trains a tokenizer on whatever is there. Raises SourceError,
+        BrokerUnavailable, CommitConflict, SettingsError, TokenizerMismatch, NotEnoughText, Abandoned; then nothing is committed.
         """
         # Step 0.
         self.compact_if_due()
@@ -141,7 +141,8 @@ class Stream:
             check_unchanged(dataset.manifest, self.settings)
         # Step 2.
         known_bytes = dataset.manifest.record_bytes.get(self.topic, {}) if dataset else {}
-        ranges = self._ranges(self._available(dataset), known_bytes, until)
+        waiting = _below(self._available(dataset), until)
+        ranges = self._ranges(waiting, known_bytes)
         epochs = leader_epochs(self.settings, self.topic, {partition: span.end for partition, span in ranges.items() if len(span)})
         parts = slices(self.topic, ranges, slice_records(ranges, known_bytes, self.settings.ingest))
         if not parts:
@@ -151,7 +152,7 @@ class Stream:
         crash_point("planned")
         # Steps 3 to 7.
         with span("dataset.version", {"headrace.topic": self.topic}) as traced, self._lineage.attempt():
-            manifest = self._commit(dataset, topic_id, ranges, parts, epochs)
+            manifest = self._commit(dataset, topic_id, ranges, parts, epochs, 0 if with_little_text else self._min_text_bytes(ranges, waiting))
             times = self._meter.committed(manifest)
             traced.set_attributes({**_told(manifest), **times.attributes})
         self._duplicates.committed(manifest.version)
@@ -186,11 +187,11 @@ class Stream:
             return publish_base(dataset, base, self.settings, now=datetime.now(UTC), traceparent=current_traceparent())
 
     def _commit(
-        self, dataset: Dataset | None, topic_id: str, ranges: dict[int, OffsetRange], parts: list[Slice], epochs: dict[int, int]
+        self, dataset: Dataset | None, topic_id: str, ranges: dict[int, OffsetRange], parts: list[Slice], epochs: dict[int, int], min_text_bytes: int
     ) -> DatasetManifest:
         # Step 3.
         with span("dataset.plan"):
-            plan = self._plan(dataset, topic_id, ranges, parts)
+            plan = self._plan(dataset, topic_id, ranges, parts, min_text_bytes)
             self._lineage.started(plan)
             crash_point("tokenizer_written")
         with DeadRows(self.root) as dead:
@@ -246,21 +247,24 @@ class Stream:
         num_records = {partition: len(span) for partition, span in ranges.items()}
         return {**before, self.topic: new_record_bytes(before.get(self.topic, {}), num_records, self._meter.size_bytes)}
 
-    def _ranges(self, available: Ranges, record_bytes: Mapping[int, int], until: Mapping[int, int] | None) -> dict[int, OffsetRange]:
-        """What of the available offsets this version takes; without a pace to keep it follows from the arguments and the settings."""
+    def _ranges(self, waiting: dict[int, OffsetRange], record_bytes: Mapping[int, int]) -> dict[int, OffsetRange]:
+        """What of the waiting offsets this version takes; without a pace to keep it follows from the arguments and the settings."""
         ingest = self.settings.ingest
-        ends = {partition: span.end if until is None else min(span.end, until.get(partition, 0)) for partition, span in available.items()}
-        waiting = {partition: OffsetRange(start=span.start, end=max(span.start, ends[partition])) for partition, span in available.items()}
         num_records = self._pace.limit(ingest.max_batch_records) if self._pace else ingest.max_batch_records
         return plan_batch(waiting, record_bytes, Limits(num_records, ingest.max_batch_bytes))
 
-    def _plan(self, dataset: Dataset | None, topic_id: str, ranges: dict[int, OffsetRange], parts: list[Slice]) -> VersionPlan:
+    def _min_text_bytes(self, ranges: Ranges, waiting: Ranges) -> int:
+        """Text that a first version needs: none if it is as large as a version can be, for then waiting gives it no more."""
+        is_all = sum(map(len, ranges.values())) == sum(map(len, waiting.values()))
+        return self.settings.tokenizer.min_training_bytes if is_all else 0
+
+    def _plan(self, dataset: Dataset | None, topic_id: str, ranges: dict[int, OffsetRange], parts: list[Slice], min_text_bytes: int) -> VersionPlan:
         return VersionPlan(
             version=dataset.version + 1 if dataset else 1,
             attempt=secrets.token_hex(6),
             topic_ids={self.topic: topic_id},
             offsets={self.topic: ranges},
-            tokenizer=dataset.tokenizer if dataset else create_tokenizer(parts, self.settings),
+            tokenizer=dataset.tokenizer if dataset else create_tokenizer(parts, self.settings, min_bytes=min_text_bytes),
         )
 
     def _write(self, dataset: Dataset | None, plan: VersionPlan, parts: list[Slice], dead: DeadRows) -> VersionFiles:
@@ -313,6 +317,12 @@ class Stream:
         dataset = self.dataset()
         if dataset is None or self.topic not in dataset.manifest.topic_ids:
             self._ensure_topics()
+
+
+def _below(available: Ranges, until: Mapping[int, int] | None) -> dict[int, OffsetRange]:
+    """The part of the available offsets below the given ones."""
+    ends = {partition: span.end if until is None else min(span.end, until.get(partition, 0)) for partition, span in available.items()}
+    return {partition: OffsetRange(start=span.start, end=max(span.start, ends[partition])) for partition, span in available.items()}
 
 
 def _epochs_of(manifest: DatasetManifest | None, topic: str) -> dict[int, int]:

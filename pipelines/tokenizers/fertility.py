@@ -5,6 +5,7 @@ white space; where more than half of the letters are of scripts written without 
 Cost: encoding, and one pass over ids and text.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -16,7 +17,6 @@ import polars as pl
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from pipelines.tokenizers.engine.compiled import byte_characters
 from pipelines.tokenizers.folders import Opened
 from pipelines.tokenizers.tokenizer import TOKENIZER_FILE
 
@@ -43,7 +43,7 @@ def vocabulary_of(files: Mapping[str, bytes]) -> Vocabulary:
     value = json.loads(files[TOKENIZER_FILE])
     ids = Tokenizer.from_str(files[TOKENIZER_FILE].decode()).get_vocab(with_added_tokens=True)
     added = {token["content"]: bool(token["special"]) for token in value.get("added_tokens", ())}
-    byte_of = {character: byte for byte, character in enumerate(byte_characters())} if '"ByteLevel"' in json.dumps(value.get("decoder")) else {}
+    byte_of = {character: byte for byte, character in enumerate(_byte_characters())} if '"ByteLevel"' in json.dumps(value.get("decoder")) else {}
     tokens: list[bytes | None] = [None] * (max(ids.values(), default=-1) + 1)
     special = np.zeros(len(tokens), np.bool_)
     for token, number in ids.items():
@@ -52,6 +52,13 @@ def vocabulary_of(files: Mapping[str, bytes]) -> Vocabulary:
     single = np.array([token is not None and len(token) == 1 for token in tokens], np.bool_)
     fragment = np.array([token is not None and not _is_text(token) for token in tokens], np.bool_)
     return Vocabulary(tokens, single & ~special, fragment & ~special, special)
+
+
+def _byte_characters() -> list[str]:
+    """The character that byte-level vocabularies write each byte as (Radford et al. 2019): itself if it can be seen, else one above U+0100."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = itertools.count(0x100)
+    return [chr(byte) if byte in visible else chr(next(others)) for byte in range(256)]
 
 
 def _bytes_of(token: str, byte_of: Mapping[str, int]) -> bytes:
@@ -147,13 +154,3 @@ def _row(counts: dict[str, Any]) -> dict[str, Any]:
         "single_byte_share": counts["single_byte_tokens"] / tokens if tokens else None,
         "fragment_share": counts["fragments"] / tokens if tokens else None,
     }
-
-
-def level(sizes: Mapping[str, int], budget: int) -> dict[str, int]:
-    """Share a budget as evenly as the sizes allow: what small languages cannot use goes to the others."""
-    given: dict[str, int] = {}
-    left = budget
-    for place, (language, size) in enumerate(sorted(sizes.items(), key=lambda item: (item[1], item[0]))):
-        given[language] = min(size, left // (len(sizes) - place))
-        left -= given[language]
-    return given

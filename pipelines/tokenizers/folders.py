@@ -9,15 +9,16 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, ValidationError
+from tokenizers import pre_tokenizers
 
 from pipelines.storage.durable import replace_durably
 from pipelines.tokenizers.engine.checked import PROBES
-from pipelines.tokenizers.engine.compiled import Engine, Unsupported
+from pipelines.tokenizers.engine.fast import Engine, Unsupported
 from pipelines.tokenizers.tokenizer import CONFIG_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_FILE, BatchTokenizer, read_tokenizer, ref_of, write_files
 from schemas.errors import SettingsError, TokenizerMismatch
 from schemas.manifest import TokenizerRef
@@ -59,7 +60,7 @@ class Opened(NamedTuple):
 class Encoding(NamedTuple):
     """Which code encodes with a tokenizer."""
 
-    engine: Literal["compiled", "huggingface"]
+    engine: Literal["gigatoken", "huggingface"]
     why: str
 
 
@@ -137,14 +138,14 @@ def read_card(folder: Path) -> TokenizerCard | None:
 
 
 def encoding_of(opened: Opened) -> Encoding:
-    """Whether the compiled engine knows this tokenizer, and agrees with the tokenizers package on every probe."""
+    """Whether gigatoken knows this tokenizer, and agrees with the tokenizers package on every probe."""
     try:
         Engine(opened.files[TOKENIZER_FILE].decode())
     except Unsupported as error:
         return Encoding("huggingface", str(error))
     if opened.tokenizer.has_engine:
-        return Encoding("compiled", f"byte-level BPE with a known pattern; it gave the same ids on {len(PROBES)} probes")
-    return Encoding("huggingface", "tokenizer.engine asks for it, or the compiled engine gave other ids on a probe")
+        return Encoding("gigatoken", f"it gave the same ids as the tokenizers package on {len(PROBES)} probes")
+    return Encoding("huggingface", "tokenizer.engine asks for it, or gigatoken gave other ids on a probe")
 
 
 def round_trip(tokenizer: BatchTokenizer) -> RoundTrip:
@@ -155,8 +156,17 @@ def round_trip(tokenizer: BatchTokenizer) -> RoundTrip:
 
 
 def loses_nothing(tokenizer: BatchTokenizer) -> bool:
-    """Whether every text surely comes back from its ids: plain bytes and no normalizer, which is all that the compiled engine takes on."""
-    return tokenizer.has_engine and not round_trip(tokenizer).lossy
+    """Whether every text surely comes back from its ids: the tokenizer has no normalizer, keeps every byte, and passes the probes."""
+    value = json.loads(tokenizer.tokenizer_json)
+    steps = _steps(value.get("pre_tokenizer") or {})
+    is_bytewise = steps[-1].get("type") == "ByteLevel" and not any(step.get("add_prefix_space") for step in steps)
+    removes_nothing = all(step.get("type") in {"ByteLevel", "Split", "Digits"} and step.get("behavior", "Isolated") != "Removed" for step in steps)
+    has_every_byte = set(pre_tokenizers.ByteLevel.alphabet()) <= set(value["model"].get("vocab", ()))
+    return value.get("normalizer") is None and is_bytewise and removes_nothing and has_every_byte and not round_trip(tokenizer).lossy
+
+
+def _steps(pre_tokenizer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list(pre_tokenizer.get("pretokenizers", [pre_tokenizer]))
 
 
 def with_special_tokens(files: Mapping[str, bytes], eos: str | None, pad: str | None) -> dict[str, bytes]:

@@ -16,7 +16,16 @@ TEXTS = [
     f"The miller of village {number} opened the gate of the headrace, and the water turned the {name} wheel until night."
     for number, name in enumerate(("old", "new", "third"))
 ]
-SMALL = ("--set", "tokenizer.vocab_size=300", "--set", "packing.sequence_length=16", "--set", "ingest.runner=local")
+SMALL = (
+    "--set",
+    "tokenizer.vocab_size=300",
+    "--set",
+    "packing.sequence_length=16",
+    "--set",
+    "ingest.runner=local",
+    "--set",
+    "tokenizer.min_training_bytes=0",
+)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ SMALL = {
     "training.checkpoint_every_steps": 5,
     "training.evaluate_rows": 8,
     "tokenizer.vocab_size": 512,
+    "tokenizer.min_training_bytes": 0,
     "packing.sequence_length": 64,
     "loop.min_new_tokens": 20_000,
     "ingest.max_wait_s": 1.0,

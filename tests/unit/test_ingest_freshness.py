@@ -84,11 +84,19 @@ def settings(**values: float) -> Settings:
     return load_settings("", {}, {"ingest.follow_interval_s": 2.0, **names})
 
 
-def test_a_first_version_waits_for_text_to_train_on_but_not_for_ever() -> None:
+def test_a_first_version_waits_for_text_to_train_on_as_long_as_it_takes() -> None:
+    tempo = Tempo(settings(ingest__max_batch_records=1000))
+    assert tempo.wait_s(10, 100.0, has_text=lambda: False) == 2.0
+    assert tempo.wait_s(999, 1e6, has_text=lambda: False) == 2.0 and not tempo.is_tired(1e6)
+    assert tempo.wait_s(1000, 1e6, has_text=lambda: False) == 0.0, "a version holds no more"
+    assert tempo.wait_s(10, 1e6, has_text=lambda: True) == 0.0
+
+
+def test_or_as_long_as_it_is_told_to() -> None:
     tempo = Tempo(settings(tokenizer__max_wait_s=20.0))
     assert tempo.wait_s(10, 100.0, has_text=lambda: False) == 2.0
     assert tempo.wait_s(10, 119.0, has_text=lambda: False) == 1.0
-    assert tempo.wait_s(10, 120.0, has_text=lambda: False) == 0.0
+    assert tempo.wait_s(10, 120.0, has_text=lambda: False) == 0.0 and tempo.is_tired(120.0)
     assert Tempo(settings()).wait_s(10, 100.0, has_text=lambda: True) == 0.0
 
 

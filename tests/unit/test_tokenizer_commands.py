@@ -10,7 +10,8 @@ from ops.cli.main import main
 from pipelines.dataset.audit import live_texts
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.verify import verify
-from pipelines.tokenizers.fertility import level, vocabulary_of
+from pipelines.tokenizers.balance import level
+from pipelines.tokenizers.fertility import vocabulary_of
 from pipelines.tokenizers.tokenizer import TOKENIZER_FILE, train_tokenizer
 from schemas.manifest import DatasetManifest
 from schemas.settings_data import TokenizerSettings
@@ -87,7 +88,7 @@ def test_a_fitted_tokenizer_tells_fertility_per_word_or_character_and_is_listed(
     [listed] = tokenizer.json("list")["tokenizers"]
     assert (listed["sha256"], listed["name"], listed["origin"], listed["dataset_version"]) == (fitted["sha256"], "mine", "trained", None)
     shown = tokenizer.json("show", fitted["sha256"][:6])
-    assert (shown["engine"], shown["round_trip"]["lossy"], shown["card"]["languages"]) == ("compiled", [], fitted["languages"])
+    assert (shown["engine"], shown["round_trip"]["lossy"], shown["card"]["languages"]) == ("gigatoken", [], fitted["languages"])
     assert "17 probes" in tokenizer("show", fitted["sha256"])
 
 
@@ -127,7 +128,7 @@ def test_what_is_imported_is_the_same_tokenizer_and_a_lossy_one_is_told(tokenize
     assert "names no eos_token" in tokenizer("import", str(bare), code=2)
     assert tokenizer.json("import", str(bare), "--eos-token", "<|endoftext|>", "--pad-token", "<|pad|>")["sha256"] == fitted["sha256"]
     lossy = tokenizer.json("import", str(lossy_tokenizer(tmp_path / "lossy")))
-    assert (lossy["engine"], lossy["engine_because"]) == ("huggingface", "it has a normalizer")
+    assert (lossy["engine"], lossy["engine_because"]) == ("huggingface", "gigatoken: Unsupported normalizer type: Lowercase")
     assert lossy["round_trip"]["lossy"]
     assert len(tokenizer.json("list")["tokenizers"]) == 2
 
@@ -168,6 +169,7 @@ def test_every_field_of_a_manifest_has_its_place_in_a_new_lineage() -> None:
     """A new field wants a decision in pipelines/dataset/switch.py: recomputed by build_manifest, taken along, or empty in a first version."""
     recomputed = {"format", "version", "parent", "created_at", "attempt", "outcomes", "reasons", "num_records", "num_tokens", "shards", "documents"}
     recomputed |= {"tokenizer", "sequence_length", "settings_fingerprint", "languages", "statistics", "totals", "derived_from", "traceparent"}
-    taken_along = {"topic_ids", "offsets", "record_bytes", "dedup_segments", "boilerplate", "boilerplate_first_version"}
-    empty = {"dedup_base", "dedup_base_version", "masks", "num_masked_documents", "num_masked_tokens"}
+    recomputed |= {"code_version"}
+    taken_along = {"topic_ids", "offsets", "record_bytes", "leader_epochs", "dedup_segments", "boilerplate", "boilerplate_first_version"}
+    empty = {"accepted_loss", "dedup_base", "dedup_base_version", "masks", "num_masked_documents", "num_masked_tokens"}
     assert set(DatasetManifest.model_fields) == recomputed | taken_along | empty
