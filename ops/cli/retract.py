@@ -1,4 +1,4 @@
-"""``headrace retract ID…``: publish that documents must not be in later dataset versions."""
+"""``headrace retract ID…``: publish retractions, which remove documents from all later dataset versions."""
 
 import argparse
 from pathlib import Path
@@ -10,9 +10,9 @@ from schemas.settings import Settings
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("retract", parents=[common], help="take documents out of all later dataset versions")
+    parser = subparsers.add_parser("retract", parents=[common], help="remove documents from all later dataset versions")
     parser.add_argument("document", nargs="+", help="a document id; `headrace trace` finds it by URL or by place")
-    parser.add_argument("--reason", help="why, for people; stands in the event")
+    parser.add_argument("--reason", help="why; the event records it")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.set_defaults(run=run)
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     for entry in told:
         tell(f"{entry['id']}: retraction published at {topic}/{entry['partition']}/{entry['offset']}; {_advice(entry)}")
-    say("it takes effect with the next version: `headrace ingest`; models that were trained before stay what they are: `headrace trace ID`")
+    say("it takes effect with the next version (`headrace ingest`); models that were trained before do not change (`headrace trace ID` lists them)")
     return 0
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("trace", parents=[common], help="tell a document's fate, from offset to model")
+    parser = subparsers.add_parser("trace", parents=[common], help="show what became of a document, from offset to model")
     parser.add_argument("document", help="a document id, the URL that it came from, or topic/partition/offset")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.set_defaults(run=run)
