@@ -1,4 +1,4 @@
-"""Settings of drift: when a dataset version is called unlike the ones before."""
+"""Settings of drift: when a dataset version counts as different from those before it."""
 
 from typing import Literal
 
