@@ -1,4 +1,4 @@
-"""Publishing to the documents topic on behalf of a person: dead letters again, as they were or mended, and retractions.
+"""Publishing to the documents topic on behalf of a person: dead letters again, unchanged or repaired, and retractions.
 
 A replayed document enters once, however often it is replayed and whatever dies in between, because who it is does not depend on the
 replay: its id is its own, else its key, else the place where the record first stood; and REPLAY_HEADER says that it is a replay, so that

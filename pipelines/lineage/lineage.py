@@ -1,4 +1,4 @@
-"""The fate of a document: from its id, its URL, or from where it stood in Kafka, to its outcome, its tokens and the models that trained on them.
+"""What became of a document: from its id, its URL or its place in Kafka to its outcome, its tokens and the models that trained on them.
 
 A model that was trained on a view has seen what the view holds: its rules are applied to the document's row of the audit trail.
 
@@ -112,9 +112,8 @@ def trace(root: Path, query: str, *, deadletter_topic: str) -> list[Fate]:
     rows = _rows(dataset, query)
     if rows.is_empty():
         raise DatasetError(
-            f"no document, URL or position {query!r} in versions 1 to {dataset.version} of {root}: give a document id, the URL that a document came "
-            "from, letter by letter, or topic/partition/offset; "
-            "what was published after the last ingest is not known yet"
+            f"no document, URL or position {query!r} in versions 1 to {dataset.version} of {root}: give a document id, the exact URL of a "
+            "document, or topic/partition/offset; what was published after the last ingest is not known yet"
         )
     models = _trained_models(root)
     masks = _masks(dataset, rows)
