@@ -1,4 +1,4 @@
-"""What people send, as token ids: prompts and chats.
+"""Prompts and chats as token ids.
 
 Invariant: no text that a person sends makes a special token, nor another added token that the chat template uses as a marker. Such ids come
 from token ids in a request, from the template's own text, and from what the tokenizer puts before every text (its post-processor). A document
