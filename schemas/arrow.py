@@ -128,7 +128,7 @@ DOCUMENTS = pa.schema(
         pa.field("informativeness", pa.float32()),
         pa.field("pii", PII_COUNTS),
         pa.field("replay_of", pa.string()),  # topic/partition/offset of the record that died and was published again as this one
-        pa.field("url", pa.string()),  # where the document came from, as its event says and schemas/urls.py tells it
+        pa.field("url", pa.string()),  # where the document came from, as its event says, without credentials (schemas/urls.py)
     ]
 )
 

@@ -26,7 +26,7 @@ from pipelines.views.selection import OpenView, holds, open_view
 from schemas.arrow import DOCUMENTS, Outcome, Split
 from schemas.errors import DatasetError, DatasetNotFound, ManifestCorrupt, ViewNotFound
 from schemas.manifest import DatasetRef
-from schemas.urls import told_url
+from schemas.urls import public_url
 
 _POSITION = re.compile(r"^(?P<topic>.+)/(?P<partition>\d{1,9})/(?P<offset>\d{1,18})\Z")
 
@@ -139,7 +139,7 @@ def replays(root: Path, places: Collection[str]) -> dict[str, list[Replay]]:
 
 
 def _rows(dataset: Dataset, query: str) -> pl.DataFrame:
-    is_meant = (pl.col("doc_id") == query) | (pl.col("replay_of") == query) | (pl.col("url") == told_url(query))
+    is_meant = (pl.col("doc_id") == query) | (pl.col("replay_of") == query) | (pl.col("url") == public_url(query))
     if match := _POSITION.match(query):
         topic, partition, offset = match["topic"], int(match["partition"]), int(match["offset"])
         is_meant |= (pl.col("topic") == topic) & (pl.col("partition") == partition) & (pl.col("offset") == offset)

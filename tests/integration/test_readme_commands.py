@@ -18,8 +18,8 @@ DEMO_TIMEOUT_S = 900.0
 BLOCKS_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 90.0
 ACTIVATE = Path(sys.prefix, "bin", "activate")
-PORTS = (8000, 9092)
-"""What the pages name. A demo that finds them taken uses others, and is not the one that the pages speak of."""
+API_PORT = 8000
+"""The pages name it. A demo that finds it taken uses another, and the pages' commands would not reach its model."""
 
 
 def is_free(port: int) -> bool:
@@ -38,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder as a reader's clone is after ``make demo``: ``.venv``, and a demo that goes on running."""
     if not ACTIVATE.is_file() or shutil.which("curl") is None:
         pytest.skip("needs a virtual environment with the headrace command, and curl")
-    if not all(map(is_free, PORTS)):
-        pytest.skip(f"the ports that the pages name, {PORTS}, are taken")
+    if not is_free(API_PORT):
+        pytest.skip(f"port {API_PORT}, which the pages name, is taken")
     folder = tmp_path_factory.mktemp("clone")
     (folder / ".venv").symlink_to(sys.prefix)
     with (folder / "summary.json").open("w") as output, (folder / "demo.log").open("w") as log:
