@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -49,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert demo.poll() is None, (folder / "demo.log").read_text("utf-8")[-3000:]
         yield folder
     finally:
-        demo.send_signal(signal.SIGINT)
+        demo.terminate()
         demo.wait(STOP_TIMEOUT_S)
 
 
