@@ -139,7 +139,7 @@ def decode_event(value: bytes | None, headers: Headers) -> Event:
 
 def refuse_reference(reference: DataReference) -> bytes:
     """For readers without a blob store. Raises EnvelopeError."""
-    raise EnvelopeError("dataref_forbidden", f"dataref names {reference.uri[:200]!r}; events of this topic must hold their data")
+    raise EnvelopeError("dataref_forbidden", f"dataref names {reference.uri[:200]!r}, and references are not read here; put the data into the event")
 
 
 def is_json(content_type: bytes | None) -> bool:

@@ -84,7 +84,7 @@ def run_drift(args: argparse.Namespace, settings: Settings) -> int:
         print_json(report.as_json())
         return 0
     print_table(("feature", "PSI", "JS", "by chance", "verdict", "largest change"), _rows(report), title=_title(report))
-    remedy = f"; if it is meant, `headrace datasets release {report.version}`" if report.is_drifting else ""
+    remedy = f"; if the change is wanted, run `headrace datasets release {report.version}`" if report.is_drifting else ""
     say(report.sentence() + ("; a person released it" if report.is_released else remedy))
     return 0
 

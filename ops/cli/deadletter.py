@@ -53,13 +53,13 @@ def _moment(text: str) -> "datetime":
             return datetime.now(UTC) - timedelta(**{units[text[-1]]: float(text[:-1])})
         moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 2026-01-31T12:00:00Z, 90m, 12h or 7d") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time; write 2026-01-31T12:00:00Z, 90m, 12h or 7d") from error
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of letters; give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of letters; give 1 or more")
     return int(text)
 
 
@@ -147,7 +147,7 @@ def run_replay(args: argparse.Namespace, settings: Settings) -> int:
 
     mends = args.edit is not None or args.set_text is not None
     if bool(args.position) == bool(args.rule) or (mends and (len(args.position) != 1 or (args.edit is not None and args.set_text is not None))):
-        raise SettingsError("name the positions to replay, or --rule; --edit or --set-text mend one position at a time")
+        raise SettingsError("name the positions to replay, or --rule; --edit and --set-text take one position at a time")
     refused: list[dict[str, str]] = []
     replayed: list[dict[str, Any]] = []
     for batch in _batches(_letters(args, settings)):

@@ -89,5 +89,5 @@ def _models(fate: "Fate") -> str:
         return "held out for validation, no model trained on it"
     if not fate.models:
         return "no model has trained on it" + ("" if fate.retracted_in else " yet")
-    heirs = f"; grown out of these: {', '.join(map(str, fate.heirs))}" if fate.heirs else ""
+    heirs = f"; models that started from these: {', '.join(map(str, fate.heirs))}" if fate.heirs else ""
     return "trained into model version" + ("s " if len(fate.models) > 1 else " ") + ", ".join(map(str, fate.models)) + heirs
