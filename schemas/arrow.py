@@ -132,10 +132,8 @@ DOCUMENTS = pa.schema(
         pa.field("informativeness", pa.float32()),
         pa.field("pii", PII_COUNTS),
         pa.field("replay_of", pa.string()),  # topic/partition/offset of the record that died and was published again as this one
-        pa.field("url", pa.string()),  # where the document came from, as its event says and schemas/urls.py tells it
-        pa.field(
-            "title", pa.string()
-        ),  # as the event says, bounded and redacted (pipelines/steps/declared.py); as are the next three
+        pa.field("url", pa.string()),  # where the document came from, as its event says, without credentials (schemas/urls.py)
+        pa.field("title", pa.string()),  # as the event says, bounded and redacted (pipelines/steps/declared.py); so are the next three
         pa.field("license", pa.string()),
         pa.field("created_at", pa.string()),
         pa.field("meta", pa.string()),  # a JSON object

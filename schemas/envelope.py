@@ -53,12 +53,12 @@ RULES: Mapping[str, str] = {
     "bad_id": "the document's id is empty, too long, or holds control characters",
     "bad_data": "the event's data does not fit its type",
     "bad_format": "the document's format is none that can be read",
-    "bad_charset": "the bytes are in no character set that could be found, or not in the one that they are said to be in",
+    "bad_charset": "no character set fits the bytes, or not the one that was declared",
     "bad_header": "the name of a header is not UTF-8",
     "broken_record": "the record's bytes do not follow Kafka's record format",
-    "dataref_missing": "there is nothing where the data is said to lie",
+    "dataref_missing": "there is nothing at the place that dataref names",
     "dataref_mismatch": "what lies there has another size or SHA-256 than the event says",
-    "dataref_forbidden": "the data is said to lie outside formats.dataref_roots, or where it cannot be named safely",
+    "dataref_forbidden": "dataref names a place outside formats.dataref_roots, or one that is no safe file name",
 }
 """Every rule that an EnvelopeError can name. The names are stable: manifests count them and alerts watch them."""
 
@@ -140,7 +140,7 @@ def decode_event(value: bytes | None, headers: Headers) -> Event:
 
 def refuse_reference(reference: DataReference) -> bytes:
     """For readers without a blob store. Raises EnvelopeError."""
-    raise EnvelopeError("dataref_forbidden", f"the data is said to lie at {reference.uri[:200]!r}; references are not read here")
+    raise EnvelopeError("dataref_forbidden", f"dataref names {reference.uri[:200]!r}, and references are not read here; put the data into the event")
 
 
 def is_json(content_type: bytes | None) -> bool:

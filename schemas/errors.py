@@ -6,25 +6,25 @@
     ├── BrokerError              the Kafka cluster cannot be used
     │   ├── BrokerUnavailable    nothing answers, or it refuses our credentials
     │   └── RecordTooLarge       the topic does not take a record of this size
-    ├── SourceError              the stream itself broke its promises; ingest stops
+    ├── SourceError              the stream changed in a way that exactly-once reading does not allow; ingest stops
     │   ├── TopicMissing         the topic does not exist
-    │   ├── TopicRecreated       the topic's id is not the one the dataset was read from
+    │   ├── TopicRecreated       the topic was deleted and created again since the dataset was read from it
     │   ├── OffsetsLost          retention removed offsets that were never read
     │   ├── SourceStalled        a partition stopped making progress before the planned end
-    │   └── BlobsUnavailable     the folder of documents that lie outside their records cannot be read just now
+    │   └── BlobsUnavailable     a folder of documents outside their records cannot be read at the moment
     ├── DatasetError
     │   ├── DatasetNotFound      no dataset, or no such version, under this root
     │   ├── NotEnoughText        too little waits to train the dataset's tokenizer on; it goes on waiting
     │   ├── ViewNotFound         no view of this name, or no such version of it
     │   ├── CommitConflict       another writer published this version first: this one is fenced
     │   ├── ManifestCorrupt      a manifest does not parse or contradicts itself
-    │   ├── ManifestNewer        a manifest says what only a later Headrace understands
-    │   ├── ShardCorrupt         a shard's bytes are not those its manifest promised
+    │   ├── ManifestNewer        a later Headrace wrote the manifest, with fields that this one does not know
+    │   ├── ShardCorrupt         a file's bytes differ from what its manifest says
     │   ├── TokenizerMismatch    token ids of two tokenizers would be mixed
-    │   └── QualityModelCorrupt  a quality model's bytes are not those that its name promises
-    ├── HookFailed               code of the operator, named in the settings, raised or gave a wrong answer
-    ├── BlockTooLarge            what the records of a block refer to does not fit into memory at once; never leaves the job
-    ├── StepFailed               a step of the pipeline fails on too many records to be their fault
+    │   └── QualityModelCorrupt  a quality model's bytes differ from the hash in its name
+    ├── HookFailed               the operator's own code, named in the settings, raised or returned a wrong answer
+    ├── BlockTooLarge            the data that a block's records refer to does not fit into memory; the job handles it
+    ├── StepFailed               a step of the pipeline fails on so many records that the step is at fault
     ├── TrainingError
     │   ├── TrainingDiverged     loss or weights of a run stopped being numbers           (exit code 3)
     │   ├── CheckpointCorrupt    a checkpoint is incomplete or belongs to another run
@@ -62,7 +62,7 @@ class EnvelopeError(HeadraceError):
 
 
 class BrokerError(HeadraceError):
-    """The Kafka cluster cannot be used as it was asked to be."""
+    """The Kafka cluster cannot do what was asked of it."""
 
 
 class BrokerUnavailable(BrokerError):
@@ -74,7 +74,7 @@ class RecordTooLarge(BrokerError):
 
 
 class SourceError(HeadraceError):
-    """The stream broke a promise that exactly-once reading rests on; ingest stops and commits nothing."""
+    """The stream changed in a way that exactly-once reading does not allow; ingest stops and commits nothing."""
 
 
 class TopicMissing(SourceError):
@@ -94,7 +94,7 @@ class SourceStalled(SourceError):
 
 
 class BlobsUnavailable(SourceError):
-    """A blob store that documents refer to cannot be read just now. Nothing is committed, so nothing is lost: try again when it is back."""
+    """A folder that documents refer to cannot be read at the moment. Nothing is committed, so nothing is lost: try again when it is back."""
 
 
 class DatasetError(HeadraceError):
@@ -122,11 +122,11 @@ class ManifestCorrupt(DatasetError):
 
 
 class ManifestNewer(DatasetError):
-    """Another version of Headrace wrote a manifest, and this one does not know all that it says."""
+    """A later Headrace wrote a manifest, with fields that this one does not know."""
 
 
 class ShardCorrupt(DatasetError):
-    """A file's bytes are not those that its manifest promised."""
+    """A file's bytes differ from what its manifest says."""
 
 
 class TokenizerMismatch(DatasetError):
@@ -134,19 +134,19 @@ class TokenizerMismatch(DatasetError):
 
 
 class QualityModelCorrupt(DatasetError):
-    """A quality model's files are not those that its folder's name, a hash, promises."""
+    """A quality model's files differ from the hash in its folder's name."""
 
 
 class HookFailed(HeadraceError):
-    """The operator's own code, named in the settings, raised or gave a wrong answer. The batch stays uncommitted: nothing is lost."""
+    """The operator's own code, named in the settings, raised or returned a wrong answer. The batch is not committed: nothing is lost."""
 
 
 class BlockTooLarge(HeadraceError):
-    """What the records of a block refer to does not fit into memory at once. The job splits the block; nobody else sees this."""
+    """The data that a block's records refer to does not fit into memory. The job splits the block and catches this."""
 
 
 class StepFailed(HeadraceError):
-    """A step of the pipeline fails on so many records that it must be the step: nothing is committed, nothing dead-lettered."""
+    """A step of the pipeline fails on so many records that the step is at fault. Nothing is committed or dead-lettered."""
 
 
 class TrainingError(HeadraceError):

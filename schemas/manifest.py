@@ -1,4 +1,4 @@
-"""Manifests: the files that make other files real.
+"""Manifests: only files that a manifest lists belong to the dataset.
 
 A dataset manifest is one commit of the dataset's log (DESIGN §4): it lists what *this* version adds; the dataset at version N is the
 union of manifests 1..N. A model manifest says what a model version was made of. All are JSON, closed (unknown keys are errors),

@@ -23,7 +23,7 @@ from schemas.settings_quality_model import QualityModelSettings
 
 
 class KafkaSettings(Section):
-    """Where the stream is. Security settings are passed to kafka-python under the same names."""
+    """How to reach Kafka. Security settings are passed to kafka-python under the same names."""
 
     bootstrap_servers: str = ""
     """``host:port[,host:port]``; empty means the embedded broker that ``up`` and ``demo`` start."""
@@ -59,7 +59,7 @@ class BrokerSettings(Section):
     """The embedded broker: for laptops and tests."""
 
     listen: str = "127.0.0.1:9092"
-    """``host:port``; port 0 takes a free one. A host that is not loopback is a deliberate choice: there is no authentication."""
+    """``host:port``; port 0 takes a free one. There is no authentication: name another host than loopback in a trusted network only."""
     auto_create_topics: bool = True
     """Create an unknown topic when a client asks for it, as Apache Kafka does by default."""
     num_partitions: int = Field(2, ge=1, le=10_000)
@@ -148,7 +148,7 @@ class ServingSettings(Section):
     port: int = Field(8000, ge=0, le=65_535)
     """Port the API listens on."""
     api_keys: tuple[SecretStr, ...] = ()
-    """Bearer tokens that are let in; empty lets everyone in (loopback only)."""
+    """Bearer tokens that are accepted; empty accepts every request (loopback only)."""
     max_concurrent_sequences: int = Field(16, ge=1)
     """Sequences one engine decodes together: the number of KV-cache slots."""
     max_queued_requests: int = Field(128, ge=1)
@@ -168,7 +168,7 @@ class ServingSettings(Section):
     record_prompts: bool = False
     """Whether ``inference.completed`` events carry prompts and answers. Off: ids, counts and times only."""
     seed: int = Field(0, ge=0)
-    """Seed of the series of seeds that requests get that bring none: the same series after each start. 0: each gets a random one."""
+    """Requests without a seed get theirs from a series that begins with this one, the same after each start. 0: each gets a random seed."""
 
     @property
     def url(self) -> str:
@@ -195,7 +195,7 @@ class RolloutSettings(Section):
     min_canary_requests: int = Field(20, ge=1)
     """Challenger answers needed before promotion."""
     max_unanswered_requests: int = Field(200, ge=1)
-    """Champion answers (times the challenger's share) without a word from the challenger after which it is withdrawn."""
+    """The challenger is withdrawn if it answers nothing while the champion gives this many answers (times the challenger's share)."""
     min_users: int = Field(10, ge=1)
     """Distinct users (sticky keys) among the challenger's answers that each phase needs; a request without a user counts as one."""
     max_error_rate: float = Field(0.02, ge=0, le=1)
@@ -209,7 +209,7 @@ class RolloutSettings(Section):
 
 
 class LoopSettings(Section):
-    """What makes the loop turn."""
+    """When the loop trains, on what, and how often it looks."""
 
     min_new_tokens: int = Field(100_000, ge=1)
     """New training tokens since the last trained dataset version that start a training run."""

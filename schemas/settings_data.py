@@ -23,7 +23,7 @@ class IngestSettings(Section):
     slice_bytes: int = Field(32 * 2**20, ge=1)
     """Most bytes of a slice, judged in the same way."""
     read_ahead_bytes: int = Field(256 * 2**20, ge=2**20)
-    """Runner ``ray``: about so many bytes of prepared blocks may wait for the committer; then reading stops."""
+    """Runner ``ray``: reading pauses while about this many bytes of prepared blocks wait for the committer."""
     follow_interval_s: float = Field(2.0, gt=0)
     """``--follow``: how often to look for new records when there are none."""
     min_batch_records: int = Field(1, ge=1)
@@ -31,7 +31,7 @@ class IngestSettings(Section):
     max_wait_s: float = Field(10.0, ge=0)
     """``--follow``: … but not longer than this since the first of them was seen."""
     min_commit_interval_s: float = Field(30.0, ge=0)
-    """``--follow``: a version begins no sooner than this after the one before it, unless that left records behind; freshness against small shards."""
+    """``--follow``: least time from the beginning of a version to that of the next, unless records were left over. Longer: larger shards."""
     stall_timeout_s: float = Field(60.0, gt=0)
     """A read task that makes no progress for this long fails with SourceStalled."""
     max_document_bytes: int = Field(16 * 2**20, ge=1024)

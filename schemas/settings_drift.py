@@ -1,4 +1,4 @@
-"""Settings of drift: when a dataset version is called unlike the ones before."""
+"""Settings of drift: when a dataset version counts as different from those before it."""
 
 from typing import Literal
 
@@ -26,4 +26,4 @@ class DriftSettings(Section):
     max_js: float = Field(0.1, gt=0, le=1)
     """Jensen-Shannon divergence (base 2, 0 to 1) of a feature above which it has drifted."""
     hold_training: bool = False
-    """Whether the loop leaves a drifting version, and what comes after it, untrained until `headrace datasets release` of it or of a later one."""
+    """Whether the loop stops training at a version that drifted, until `headrace datasets release` of it or of a later one."""

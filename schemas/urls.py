@@ -1,7 +1,7 @@
-"""URLs as Headrace keeps and tells them: without credentials, printable, and bounded.
+"""URLs as Headrace stores and prints them: without credentials, printable, and bounded.
 
-A user name and a password before the host are nobody's business in an audit trail, an export or a log; control characters would steer the
-terminal of whoever reads them. Invariant: telling what was told changes nothing. Cost: a tenth of a microsecond for a plain URL.
+A user name and a password before the host do not belong into an audit trail, an export or a log, and control characters would steer the
+terminal of a reader. Invariant: applying it twice gives the same as once. Cost: a tenth of a microsecond for a plain URL.
 """
 
 import re
@@ -12,7 +12,7 @@ from schemas.arrow import MAX_URL_CHARS
 _CREDENTIALS = re.compile(r"^([a-z][a-z0-9+.-]*:)?//[^/?#]*@", re.IGNORECASE)
 
 
-def told_url(url: str) -> str:
+def public_url(url: str) -> str:
     """The URL without what stands before its host's ``@``, other characters than printable ones percent-encoded, cut to MAX_URL_CHARS."""
     if "@" in url:
         url = _CREDENTIALS.sub(lambda match: f"{match[1] or ''}//", url)

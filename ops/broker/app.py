@@ -174,7 +174,7 @@ async def _run(settings: BrokerSettings, listen: str, data_dir: Path, on_ready: 
     async with serve(settings, listen, data_dir) as bootstrap_servers:
         logger.info("listening on %s, data in %s", bootstrap_servers, data_dir)
         if not parse_listen(listen).is_loopback:
-            logger.warning("%s can be reached from other machines, and this broker asks no one who they are", listen)
+            logger.warning("%s can be reached from other machines, and this broker has no authentication", listen)
         on_ready(bootstrap_servers, stop)
         await stop.wait()
 

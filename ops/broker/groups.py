@@ -181,7 +181,7 @@ class Group:
             self._complete_join()
 
     def _complete_join(self) -> None:
-        """Close the doors: whoever has not joined is out; the rest is the new generation."""
+        """End the joining: members that have not joined are removed; the others are the new generation."""
         for member in [member for member in self.members.values() if not member.is_waiting]:
             self._forget(member)
         self.generation += 1

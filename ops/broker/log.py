@@ -2,7 +2,7 @@
 
 Invariants: offsets are dense and never reused; a batch is acknowledged only after it is with the operating system (``Segment.append``);
 after a crash the log is the longest prefix of whole batches, which contains everything acknowledged. Log start moves up only, and is on
-disk before anyone is told.
+disk before a producer gets its acknowledgement.
 """
 
 import logging
@@ -203,7 +203,7 @@ class PartitionLog:
             segment.close()
 
     def delete(self) -> None:
-        """Remove the files; whoever waits is told."""
+        """Remove the files and wake whoever waits."""
         for segment in self._segments:
             segment.delete()
         self.wake()

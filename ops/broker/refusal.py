@@ -1,4 +1,4 @@
-"""Answers that say no: the response of any request with one error code in every place where its schema has one.
+"""Refusals: the response of any request with one error code in every place where its schema has one.
 
 A response mirrors its request (topics -> partitions -> error), so the items that a client waits for are all there. Source: the message
 schemas that kafka-python carries.

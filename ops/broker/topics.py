@@ -159,7 +159,7 @@ class Catalogue:
 
     @contextmanager
     def _change(self, what: str) -> Iterator[None]:
-        """A disk that refuses is told to the client, which may try again."""
+        """If the disk refuses, the client gets an error and may try again."""
         try:
             yield
         except OSError as error:
@@ -212,7 +212,7 @@ class Catalogue:
         self._limits.pop(topic.id, None)
 
     def delete(self, topic: Topic) -> None:
-        """Remove a topic: first from the catalogue, then from view, then its files; then whoever keeps something about it is told."""
+        """Remove a topic: first from the catalogue, then from view, then its files; then whoever keeps state about it removes that."""
         with self._change(f"delete topic {topic.name}"):
             self._write([known.describe() for known in self if known is not topic])
         del self._by_name[topic.name], self._by_id[topic.id]

@@ -1,4 +1,4 @@
-"""``headrace datasets report | drift | release | card``: what a version looks like, how unlike those before it is, and its card for machines."""
+"""``headrace datasets report | drift | release | card``: a version as a page, its difference to those before, and its card."""
 
 import argparse
 import json
@@ -23,25 +23,31 @@ def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     """Add the actions to ``headrace datasets``."""
     report = actions.add_parser("report", parents=[common], help="one HTML page about a version")
     report.add_argument("--version", type=positive_int, help="default: the newest")
-    report.add_argument("--last", type=positive_int, default=1, metavar="N", help="sum up this many versions, up to that one (default 1)")
+    report.add_argument(
+        "--last", type=positive_int, default=1, metavar="N", help="report on N versions together, that one the last of them (default 1)"
+    )
     report.add_argument("--output", metavar="FILE.html", help="default: reports/ under the root; - writes to standard output")
     report.add_argument(
-        "--examples", type=whole_number, default=0, metavar="N", help="read back the texts of N rejected documents per rule from Kafka"
+        "--examples", type=whole_number, default=0, metavar="N", help="show the texts of N rejected documents per rule, read from Kafka"
     )
     report.add_argument("--json", action="store_true", help="one JSON document on standard output: where the page is, and what could not be shown")
     report.set_defaults(run=run_report)
-    drift = actions.add_parser("drift", parents=[common], help="how unlike a version is to the versions before it")
+    drift = actions.add_parser("drift", parents=[common], help="how much a version differs from the versions before it")
     drift.add_argument("version", nargs="?", type=positive_int, help="default: the newest")
     drift.add_argument("--json", action="store_true", help="one JSON document on standard output")
     drift.set_defaults(run=run_drift)
-    releasing = actions.add_parser("release", parents=[common], help="accept a drifting version as the new normal, and let training have it")
+    releasing = actions.add_parser(
+        "release", parents=[common], help="accept a version that drifted: training uses it, and later versions are compared with it"
+    )
     releasing.add_argument("version", type=positive_int, help="the version")
-    releasing.add_argument("--reason", default="a person said so", help="for the log")
+    releasing.add_argument("--reason", default="no reason was given", help="for the log")
     releasing.add_argument("--json", action="store_true", help="one JSON document on standard output")
     releasing.set_defaults(run=run_release)
     card = actions.add_parser("card", parents=[common], help="the Croissant 1.1 card (JSON-LD) of a version")
     card.add_argument("--version", type=positive_int, help="default: the newest")
-    card.add_argument("--output", metavar="FILE.json", help="default: standard output; paths in the card are relative to the root, where it belongs")
+    card.add_argument(
+        "--output", metavar="FILE.json", help="default: standard output; keep the file in the root, because its paths are relative to it"
+    )
     card.set_defaults(run=run_card)
 
 
@@ -78,7 +84,7 @@ def run_drift(args: argparse.Namespace, settings: Settings) -> int:
         print_json(report.as_json())
         return 0
     print_table(("feature", "PSI", "JS", "by chance", "verdict", "largest change"), _rows(report), title=_title(report))
-    remedy = f"; if it is meant, `headrace datasets release {report.version}`" if report.is_drifting else ""
+    remedy = f"; if the change is wanted, run `headrace datasets release {report.version}`" if report.is_drifting else ""
     say(report.sentence() + ("; a person released it" if report.is_released else remedy))
     return 0
 

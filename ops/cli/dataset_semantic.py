@@ -13,11 +13,11 @@ def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     """Add the action to ``headrace datasets``."""
     parser = actions.add_parser("semantic", parents=[common], help="list documents that say the same in other words (needs headrace[semantic])")
     parser.add_argument("--version", type=positive_int, help="default: the newest")
-    parser.add_argument("--threshold", type=_cosine, default=DEFAULT_THRESHOLD, help="cosine from which two documents are the same (default 0.9)")
-    parser.add_argument("--model", metavar="DIR", help="a model in the layout of sentence-transformers; default: MiniLM, which reads English")
     parser.add_argument(
-        "--max-tokens", type=positive_int, metavar="N", help="read so many tokens of each document; default: what the model was made for"
+        "--threshold", type=_cosine, default=DEFAULT_THRESHOLD, help="two documents with at least this cosine are the same (default 0.9)"
     )
+    parser.add_argument("--model", metavar="DIR", help="a model in the layout of sentence-transformers; default: MiniLM, which reads English")
+    parser.add_argument("--max-tokens", type=positive_int, metavar="N", help="read N tokens of each document (default: the limit of the model)")
     parser.add_argument("--output", metavar="FILE.parquet", help="write a copy of the list here")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.set_defaults(run=run_semantic)

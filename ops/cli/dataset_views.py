@@ -55,12 +55,24 @@ def _add_view_actions(actions: "argparse._SubParsersAction[argparse.ArgumentPars
     making.add_argument(
         "--filter", metavar="FILTER", help="language=en,zh | domain!=spam | quality>=0.5 | num_tokens<=2000 | A&B (repeatable)", **many
     )
-    making.add_argument("--weight", metavar="FILTER:SHARE", help="domain=tech:0.3 or rest:0.4, in the order of who takes first (repeatable)", **many)
-    making.add_argument("--holdout", metavar="NAME:FILTER", help="news:source=news: never trained on, a split of that name (repeatable)", **many)
-    making.add_argument("--exclude", metavar="FILE.parquet", help="documents to leave out: a column doc_id (repeatable)", **many)
-    making.add_argument("--evaluation", metavar="PATH", help="evaluation set that nothing may have in common with (repeatable)", **many)
     making.add_argument(
-        "--min-passage-tokens", type=whole_number, metavar="N", help="tokens in a row of an evaluation document that are too many; 0: any"
+        "--weight",
+        metavar="FILTER:SHARE",
+        help="a group and its share: domain=tech:0.3; rest:0.4 for all others. A document is in the first group that fits (repeatable)",
+        **many,
+    )
+    making.add_argument(
+        "--holdout", metavar="NAME:FILTER", help="documents that are never trained on, as a split of that name: news:source=news (repeatable)", **many
+    )
+    making.add_argument("--exclude", metavar="FILE.parquet", help="documents to leave out: a column doc_id (repeatable)", **many)
+    making.add_argument(
+        "--evaluation", metavar="PATH", help="evaluation set: documents that repeat one of it, or a passage, are left out (repeatable)", **many
+    )
+    making.add_argument(
+        "--min-passage-tokens",
+        type=whole_number,
+        metavar="N",
+        help="leave out documents that repeat N tokens in a row of an evaluation document; 0: do not look for passages",
     )
     listing = actions.add_parser("list", parents=[common], help="all views")
     showing = actions.add_parser("show", parents=[common], help="documents, tokens, shares, and what is left out by which rule")
@@ -80,11 +92,11 @@ def run_create(args: argparse.Namespace, settings: Settings) -> int:
     evaluations = [_read_evaluation(path, settings) for path in spec.evaluation]
     root = Path(settings.root)
     view, is_new = create_view(root, args.name, spec, evaluations, settings.dedup, datetime.now(UTC))
-    say(f"view {view.label} is made" if is_new else f"view {view.label} says the same already; nothing was made")
+    say(f"made view {view.label}" if is_new else f"view {view.label} is the same already; no new version was made")
     total = sum(group.weight for group in view.groups)
     if view.groups and abs(total - 1) > 1e-6:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(view.group_names, view.shares, strict=True))
-        say(f"the weights sum to {total:g}, so they are taken relative to that: {shares}")
+        say(f"the weights sum to {total:g}; each is divided by that: {shares}")
     _print_view(open_view(root, view.label), as_json=args.json)
     return 0
 
@@ -135,7 +147,7 @@ def _read_evaluation(path: str, settings: Settings) -> "EvaluationTexts":
             doc_ids.append(str(finding.document.id))
             texts.append(finding.document.text)
         elif isinstance(finding, Skipped):
-            say(f"{finding.origin} is skipped: files like this cannot be read")
+            say(f"{finding.origin} is skipped: files of this kind cannot be read")
         else:
             raise SettingsError(f"the evaluation set cannot be read: {finding.origin}: {getattr(finding, 'error', 'it is too large')}")
     if not texts:
@@ -183,7 +195,7 @@ def _print_view(opened: "OpenView", *, as_json: bool) -> None:
         _warn_of(group)
     for holdout in opened.view.holdouts:
         if not told["splits"][holdout.name]["documents"]:
-            say(f"holdout {holdout.name} holds no document: nothing is held back by it")
+            say(f"holdout {holdout.name} holds no document")
     if as_json:
         print_json(told)
         return

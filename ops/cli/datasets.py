@@ -132,4 +132,4 @@ def _print_report(report: "Report", *, as_json: bool) -> None:
     for problem in report.problems:
         tell(f"version {problem.version}: {problem.path}: {problem.what}; {problem.fix}")
     checked = f"{report.versions:,} versions, {report.files:,} files, {report.size_bytes:,} bytes, {report.documents_decoded:,} documents decoded"
-    say(f"{checked}: {len(report.problems)} problems" if report.problems else f"{checked}: all as promised")
+    say(f"{checked}: {len(report.problems)} problems" if report.problems else f"{checked}: no problems")

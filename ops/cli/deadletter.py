@@ -1,4 +1,4 @@
-"""``headrace deadletter list | show | replay``: records that were no documents, and what to do about them."""
+"""``headrace deadletter list | show | replay``: records that could not be read as documents, and what to do about them."""
 
 import argparse
 import base64
@@ -26,19 +26,19 @@ BATCH, BATCH_BYTES = 1_000, 32 * 2**20
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("deadletter", help="list, show and replay records that were no documents")
+    parser = subparsers.add_parser("deadletter", help="list, show and replay records that could not be read")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = actions.add_parser("list", parents=[common], help="which records died, and of what")
+    listing = actions.add_parser("list", parents=[common], help="which records could not be read, and why")
     listing.add_argument("--rule", help="only those that broke this rule")
     listing.add_argument("--since", type=_moment, metavar="TIME", help="only those since then: 2026-01-31T12:00:00Z, or 90m, 12h, 7d ago")
-    listing.add_argument("--limit", type=_number, default=100, help="the newest so many (default: 100)")
+    listing.add_argument("--limit", type=_number, default=100, help="how many of the newest to list (default: 100)")
     showing = actions.add_parser("show", parents=[common], help="one record: its bytes, headers and error, and what became of it")
-    replaying = actions.add_parser("replay", parents=[common], help="publish records again, as they were or mended")
-    replaying.add_argument("--rule", help="all that broke this rule")
-    replaying.add_argument("--edit", metavar="FILE", help="the value to publish in place of the original's (-: standard input)")
+    replaying = actions.add_parser("replay", parents=[common], help="publish records again, unchanged or repaired")
+    replaying.add_argument("--rule", help="all records that broke this rule")
+    replaying.add_argument("--edit", metavar="FILE", help="file with the value to publish instead (-: standard input)")
     replaying.add_argument("--set-text", metavar="TEXT", help="publish the document with this text")
-    showing.add_argument("position", help="topic/partition/offset of the record that died")
-    replaying.add_argument("position", nargs="*", help="topic/partition/offset of the record that died")
+    showing.add_argument("position", help="topic/partition/offset of the record")
+    replaying.add_argument("position", nargs="*", help="topic/partition/offset of the record")
     for action, function in ((listing, run_list), (showing, run_show), (replaying, run_replay)):
         action.add_argument("--json", action="store_true", help="one JSON document on standard output")
         action.set_defaults(run=function)
@@ -53,13 +53,13 @@ def _moment(text: str) -> "datetime":
             return datetime.now(UTC) - timedelta(**{units[text[-1]]: float(text[:-1])})
         moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 2026-01-31T12:00:00Z, 90m, 12h or 7d") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time; write 2026-01-31T12:00:00Z, 90m, 12h or 7d") from error
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of letters; give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of letters; give 1 or more")
     return int(text)
 
 
@@ -147,7 +147,7 @@ def run_replay(args: argparse.Namespace, settings: Settings) -> int:
 
     mends = args.edit is not None or args.set_text is not None
     if bool(args.position) == bool(args.rule) or (mends and (len(args.position) != 1 or (args.edit is not None and args.set_text is not None))):
-        raise SettingsError("name the positions to replay, or --rule; --edit or --set-text mend one position at a time")
+        raise SettingsError("name the positions to replay, or --rule; --edit and --set-text take one position at a time")
     refused: list[dict[str, str]] = []
     replayed: list[dict[str, Any]] = []
     for batch in _batches(_letters(args, settings)):
@@ -208,7 +208,7 @@ def _print_replayed(topic: str, replayed: list[dict[str, Any]], refused: list[di
     for entry in replayed:
         tell(f"{entry['position']}: published again at {topic}/{entry['partition']}/{entry['offset']}")
     for entry in refused:
-        tell(f"{entry['position']}: not published, it would die again ({entry['rule']}): {entry['error']}")
+        tell(f"{entry['position']}: not published, because it still cannot be read ({entry['rule']}): {entry['error']}")
     hint = "; a document that is kept already will be a duplicate for the reason `replayed`" if replayed else ""
     say(f"{len(replayed):,} replayed, {len(refused):,} not{hint}")
 

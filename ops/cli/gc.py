@@ -9,11 +9,14 @@ from schemas.settings import Settings
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("gc", parents=[common], help="remove files that no dataset version lists nor ever can")
+    parser = subparsers.add_parser("gc", parents=[common], help="remove files that no dataset version lists or can still list")
     parser.add_argument(
-        "--grace-s", type=_seconds, metavar="SECONDS", help="spare what is younger (default: ingest.gc_grace_s); what is being written stays"
+        "--grace-s",
+        type=_seconds,
+        metavar="SECONDS",
+        help="keep files that are younger (default: ingest.gc_grace_s); a file that is being written always stays",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be removed")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.set_defaults(run=run)
 

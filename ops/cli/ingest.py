@@ -29,20 +29,20 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "ingest",
         parents=[common],
-        help="take documents from Kafka into the dataset, exactly once",
+        help="read documents from Kafka into the dataset, exactly once",
         epilog='examples: headrace ingest --once; after a loss, as the error says it: headrace ingest --accept-loss 0@1500 --reason "retention"',
     )
     mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--once", action="store_true", help="take in what is there now, then end")
+    mode.add_argument("--once", action="store_true", help="ingest what is there now, then end")
     mode.add_argument("--follow", action="store_true", help="go on until stopped (Ctrl-C or SIGTERM)")
     mode.add_argument(
         "--accept-loss",
         nargs="+",
         type=_resumption,
         metavar="PARTITION@OFFSET",
-        help="accept that records are lost: commit a version that says so; ingest goes on at these offsets (@gone: the partition is gone)",
+        help="accept that records are lost: commit a version that records it, and go on at these offsets (@gone: the partition is gone)",
     )
-    parser.add_argument("--reason", help="with --accept-loss: why; stands in the version beside your user name")
+    parser.add_argument("--reason", help="with --accept-loss: why you accept it; the version records it with your user name")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output at the end: the versions that were committed")
     parser.set_defaults(run=run)
 
@@ -81,7 +81,7 @@ def _held(settings: Settings) -> "list[Held]":
     try:
         return held_back(settings, topic_names(settings).documents)
     except HeadraceError as error:
-        say(f"whether open transactions hold records back is not known: {error}")
+        say(f"it is not known whether open transactions hold back records: {error}")
         return []
 
 
@@ -100,7 +100,7 @@ def _accept_loss(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     for sentence in loss_sentences(manifest):
         tell(f"version {manifest.version}: {sentence}")
-    say("ingest goes on behind it: `headrace ingest --once` or `--follow`; `headrace datasets show` keeps telling of it")
+    say("run `headrace ingest --once` or `--follow` to go on after the gap; `headrace datasets show` shows the gap")
     return 0
 
 
@@ -177,7 +177,7 @@ def _print(manifests: "list[DatasetManifest]", told: dict[int, dict[str, Any]], 
 
     versions: list[dict[str, Any]] = [summary(manifest) | {"times": told.get(manifest.version)} for manifest in manifests]
     for one in held:
-        say(f"{sentence(one)}; they are taken in when it ends")
+        say(f"{sentence(one)}; they are ingested when it ends")
     if as_json:
         print_json({"versions": versions, "held": [_held_as_json(one) for one in held]})
     elif not versions:

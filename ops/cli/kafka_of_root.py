@@ -1,8 +1,8 @@
 """Which Kafka a command uses: one rule for all of them.
 
 (1) The one that is named (``--bootstrap-servers``, ``kafka.bootstrap_servers``). (2) Else the one that a running ``up`` or ``broker``
-of this root uses. (3) Else, for a command that cannot do without, the embedded broker of this root, started for as long as the command runs; for one
-that only tells others what it did, none.
+of this root uses. (3) Else, for a command that needs one, the embedded broker of this root, started for as long as the command runs; for one
+that only publishes what it did, none.
 """
 
 import time
@@ -65,7 +65,7 @@ def _broker_of_our_own(settings: Settings) -> Iterator[str]:
     from pipelines.runtime.child import Child
     from ray_apps.loop.commands import child_environment, headrace
 
-    say(f"no Kafka is named and none runs for {settings.root}: the embedded broker runs as long as this command")
+    say(f"no Kafka is named and none runs for {settings.root}: this command starts the embedded broker and stops it at its end")
     log = Path(settings.root) / "logs" / "broker.log"
     child = Child(headrace(settings, "broker", "--listen", "127.0.0.1:0"), log, environment=child_environment(settings))
     try:
@@ -76,7 +76,7 @@ def _broker_of_our_own(settings: Settings) -> Iterator[str]:
 
 
 def _listening(child: "Child", root: Path) -> str:
-    """Wait for the address that the broker tells. Raises BrokerUnavailable."""
+    """Wait until the broker says its address. Raises BrokerUnavailable."""
     from pipelines.runtime.child import tail
 
     deadline = time.monotonic() + START_TIMEOUT_S

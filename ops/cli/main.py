@@ -35,7 +35,11 @@ def common_flags() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", metavar="FILE", help=f"settings file (default: {DEFAULT_CONFIG} if it is there)")
     common.add_argument("--root", metavar="DIR", help="folder in which everything durable lives")
-    common.add_argument("--bootstrap-servers", metavar="HOST:PORT", help="Kafka to use; without it, the embedded broker")
+    common.add_argument(
+        "--bootstrap-servers",
+        metavar="HOST:PORT",
+        help="Kafka to use (default: that of the running `up` or `broker` of the root, else the embedded broker)",
+    )
     common.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any setting (repeatable)")
     return common
 
@@ -57,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="headrace",
-        description="A Kafka stream of raw documents in, a served language model out.",
+        description="Headrace turns a Kafka stream of raw documents into a served language model.",
         usage="headrace COMMAND … (headrace COMMAND --help shows its flags and an example)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -177,7 +181,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         logging.getLogger(__name__).debug("an operating-system error", exc_info=True)
         place = f"{error.filename}: " if error.filename else ""
-        say(f"headrace {args.command}: {place}{error.strerror}; give another path (--root for what is durable) or mend its rights")
+        say(f"headrace {args.command}: {place}{error.strerror}; name another path (--root) or change its permissions")
         return 1
 
 

@@ -19,16 +19,16 @@ WIDE_COLUMNS = ("model", "aliases", "data", "view", "parameters", "steps", "trai
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Define the command and its actions."""
-    parser = subparsers.add_parser("models", help="registered model versions")
+    parser = subparsers.add_parser("models", help="list, show and evaluate registered models")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = _add_action(actions, common, "list", "all versions", show_list)
-    listing.add_argument("--wide", action="store_true", help="more columns than 80 characters hold")
+    listing.add_argument("--wide", action="store_true", help="show all columns (wider than 80 characters)")
     _add_version(_add_action(actions, common, "show", "one version's manifest", show))
     _add_version(_add_action(actions, common, "lineage", "from a version back to shards and Kafka offsets", show_lineage))
     evaluate = _add_action(actions, common, "evaluate", "validation loss and perplexity on a dataset version", evaluate_version)
     _add_version(evaluate)
     evaluate.add_argument("--dataset", type=positive_int, metavar="N", help="dataset version (default: the newest)")
-    evaluate.add_argument("--view", metavar="NAME[@N]", help="on a split of this view instead of the validation rows")
+    evaluate.add_argument("--view", metavar="NAME[@N]", help="use a split of this view instead of the validation rows")
     evaluate.add_argument("--split", default="validation", help="which split of the view: validation (default), train, or a holdout")
 
 

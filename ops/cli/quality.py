@@ -26,7 +26,7 @@ UNDETERMINED = "und"
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser("quality", help="fit, show and try out models of quality")
+    parser = subparsers.add_parser("quality", help="fit, show and try quality models")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     fit = actions.add_parser("fit", parents=[common], help="fit models to trusted documents, and to good and bad examples", description=_FIT)
     _add_fit_flags(fit)
@@ -91,7 +91,7 @@ def run_fit(args: argparse.Namespace, settings: Settings) -> int:
         raise SettingsError("a classifier needs both --good and --bad")
     fitted = _fit_all(args, settings)
     if not fitted:
-        say("headrace quality: no language has 50 different documents of each kind that was given: nothing was fitted")
+        say("headrace quality: nothing was fitted: no language has 50 different documents of each kind that was given")
         return 1
     sha256 = write_model(Path(settings.root), fitted)
     cards = {language: model.card for language, model in fitted.items()}
@@ -125,7 +125,7 @@ def _warn(language: str, card: "LanguageCard") -> None:
     counts = [part.num_held_out for part in (card.perplexity, card.informativeness) if part]
     counts += [card.classifier.held_out_good] if card.classifier else []
     if min(counts) < ENOUGH_HELD_OUT:
-        say(f"{language}: thresholds rest on {min(counts)} held-out documents only: fit more documents, or set absolute thresholds")
+        say(f"{language}: only {min(counts)} held-out documents determine the thresholds: fit more documents, or set absolute thresholds")
 
 
 def _by_language(paths: list[str], args: argparse.Namespace, settings: Settings) -> "dict[str, pa.Array]":

@@ -1,4 +1,4 @@
-"""``headrace retract ID…``: publish that documents must not be in later dataset versions.
+"""``headrace retract ID…``: publish retractions, which remove documents from all later dataset versions.
 
 A retraction takes out what was published under the id before it. Whoever publishes the id again afterwards brings the document back: ingest
 warns of that, and ``headrace trace`` says it. Documents that were dropped as duplicates of a retracted one are lost with it: they are listed
@@ -23,9 +23,9 @@ RESTORED_AT_ONCE = 100
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("retract", parents=[common], help="take documents out of all later dataset versions")
+    parser = subparsers.add_parser("retract", parents=[common], help="remove documents from all later dataset versions")
     parser.add_argument("document", nargs="+", help="a document id; `headrace trace` finds it by URL or by place")
-    parser.add_argument("--reason", help="why, for people; stands in the event")
+    parser.add_argument("--reason", help="why; the event records it")
     parser.add_argument(
         "--restore-duplicates", action="store_true", help="publish again what was dropped as a duplicate of these documents (near or exact)"
     )
@@ -67,7 +67,7 @@ def _tell(topic: str, told: list[dict[str, Any]], *, are_restored: bool) -> None
             elif are_restored:
                 fate += f", published again at {topic}/{document['restored']['partition']}/{document['restored']['offset']}"
             tell(f"  {document['id']} ({document['position']}): {fate}")
-    say("it takes effect with the next version: `headrace ingest`; models that were trained before stay what they are: `headrace trace ID`")
+    say("it takes effect with the next version (`headrace ingest`); models that were trained before do not change (`headrace trace ID` lists them)")
     say("it acts on what was published before it: whoever publishes the id again brings the document back, and ingest warns of that")
     if not are_restored and any(entry["lost_duplicates"] for entry in told):
         say("the documents that were dropped as duplicates are lost with it; --restore-duplicates publishes them again, texts like the retracted one")

@@ -18,7 +18,7 @@ EVIDENCE_TIMEOUT_S = 5.0
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Define the command and its actions."""
-    parser = subparsers.add_parser("rollout", help="which models answer, and how the trial stands")
+    parser = subparsers.add_parser("rollout", help="show and change which models answer")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add(actions, common, "show", "the state in force, the evidence so far, and what the next step waits for", show)
     by_hand = _add(actions, common, "set", "set versions and shares by hand, and hold them: see hold", set_versions)
@@ -32,7 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     freed = "the loop decides again, also about versions and shares that were set by hand"
     _add(actions, common, "release", freed, release).add_argument("--reason", default="the loop decides again", help="for the log")
     _add(actions, common, "promote", "make the challenger champion now", promote)
-    _add(actions, common, "abort", "withdraw the challenger", abort).add_argument("--reason", default="a person said so", help="for the log")
+    _add(actions, common, "abort", "withdraw the challenger", abort).add_argument("--reason", default="no reason was given", help="for the log")
 
 
 def _add(
@@ -120,7 +120,7 @@ def _evidence(state: "RolloutState", settings: Settings) -> "Evidence":
     try:
         tally = read_tally(state, settings, EVIDENCE_TIMEOUT_S)
     except (BrokerError, SourceError) as error:
-        say(f"headrace rollout: the traffic is not known: {error}")
+        say(f"headrace rollout: the traffic of the trial could not be read: {error}")
         tally = TrialTally(state)
     validation = Evaluations(Path(settings.root), settings.training.evaluate_rows).validation(state)
     return tally.evidence(validation)
@@ -220,7 +220,7 @@ def _apply(args: argparse.Namespace, settings: Settings, change: "Callable[[Roll
         with EventProducer(settings) as events:
             announce(state, events, Path(settings.root))
     else:
-        say(f"no Kafka runs for {settings.root}, so no event tells of it; what is served follows the root")
+        say(f"no Kafka runs for {settings.root}, so no event was published; the change takes effect all the same")
     if args.json:
         print_json(state.model_dump(mode="json"))
     else:

@@ -1,4 +1,4 @@
-"""``headrace tokenizer fit | import | list | show | inspect | switch``: the life of a tokenizer, from its texts to the dataset after the next."""
+"""``headrace tokenizer fit | import | list | show | inspect | switch``: make, compare and change tokenizers."""
 
 import argparse
 import tempfile

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("trace", parents=[common], help="tell a document's fate, from offset to model")
+    parser = subparsers.add_parser("trace", parents=[common], help="show what became of a document, from offset to model")
     parser.add_argument("document", help="a document id, the URL that it came from, or topic/partition/offset")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.set_defaults(run=run)
@@ -119,5 +119,5 @@ def _models(fate: "Fate") -> str:
         return "held out for validation, no model trained on it"
     if not fate.models:
         return "no model has trained on it" + ("" if fate.retracted_in else " yet")
-    heirs = f"; grown out of these: {', '.join(map(str, fate.heirs))}" if fate.heirs else ""
+    heirs = f"; models that started from these: {', '.join(map(str, fate.heirs))}" if fate.heirs else ""
     return "trained into model version" + ("s " if len(fate.models) > 1 else " ") + ", ".join(map(str, fate.models)) + heirs

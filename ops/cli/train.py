@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     except BaseException:
         if not interrupted.is_set():
             raise
-        say("headrace train: interrupted; run the same command again to go on from the newest checkpoint")
+        say("headrace train: interrupted; run the same command again to continue from the newest checkpoint")
         return 130
     if manifest.version in known:
         say(f"this run was registered before as model version {manifest.version}; nothing was trained")

@@ -1,1 +1,1 @@
-"""``headrace demo``: the whole loop on one machine in a few minutes, told as it happens."""
+"""``headrace demo``: the whole loop on one machine in a few minutes, with a line for each step."""

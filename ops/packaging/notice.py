@@ -1,4 +1,4 @@
-"""Renders ``NOTICE``: whose work Headrace stands on, and under which licences, from what the locked packages say of themselves.
+"""Renders ``NOTICE``: the packages that Headrace needs and their licences, from the metadata of the locked packages.
 
 Run by ``make lock`` in an environment that holds the lock; a test compares the names with the lock.
 """

@@ -1,4 +1,4 @@
-"""What reading a source can come up with, and how a document without a name of its own gets one.
+"""The results of reading a source, and the id of a document that has none.
 
 A document's id is its own, else it says where the document was found: machine, full path, number of the record. So the same file has the same id
 however its path is typed, and files of two people, or of two machines, never share one. Lines of standard input have no place that lasts:

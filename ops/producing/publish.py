@@ -1,4 +1,4 @@
-"""Findings -> CloudEvents on the documents topic, with every one of them accounted for.
+"""Findings -> CloudEvents on the documents topic, and a count of each kind of finding.
 
 A document that would make a record larger than ``formats.max_inline_bytes`` goes to the blob store (a file under the name of its SHA-256,
 durable before its event is sent), and its event names it: Kafka takes 1 MB by default.

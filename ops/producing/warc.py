@@ -27,7 +27,7 @@ from pipelines.steps.formats.charset import decode_text
 from pipelines.steps.formats.html import looks_like_page, page_title
 from schemas.errors import EnvelopeError
 from schemas.events import DocumentReceived
-from schemas.urls import told_url
+from schemas.urls import public_url
 
 OK = 200
 _STARTS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", "": b"WARC/1."}
@@ -88,7 +88,7 @@ def _next_readable(stream: BinaryIO, position: int, start: bytes) -> int | None:
 
 def _finding(place: str, record: WarcRecord, max_bytes: int) -> Finding:
     url = _url(record)
-    origin = f"{place} ({told_url(url)[:SHOWN_URL_CHARS]})" if url else place
+    origin = f"{place} ({public_url(url)[:SHOWN_URL_CHARS]})" if url else place
     if not record.record_type & _KINDS:
         return Skipped(origin, f"{_shown((record.headers.get('WARC-Type') or 'unnamed').lower())} record")
     if record.content_length > max_bytes:

@@ -1,6 +1,6 @@
 """A Ray head of our own, for one machine: its command line, its environment, its folder.
 
-Token authentication is on: Ray binds all interfaces whatever it is told, so without a token everyone on the network could run code
+Token authentication is on: Ray binds all interfaces whatever its options say, so without a token everyone on the network could run code
 here. The token is the user's (``~/.ray/auth_token``), made if there is none; other Ray commands find it by themselves when they are run
 with ``RAY_AUTH_MODE=token``. ``--block`` ties Ray's processes to the one that we watch: it ends when one of them dies, and they
 end with it. All ports are given, so that two heads on one machine do not meet on Ray's defaults.

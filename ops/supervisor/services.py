@@ -99,7 +99,7 @@ def _headrace_service(settings: Settings, name: str, needs: tuple[str, ...], por
 
 
 def _always() -> bool:
-    """Ingest has no door to knock at: it is ready when it runs."""
+    """Ingest listens on no port that must answer: it is ready when its process runs."""
     return True
 
 

@@ -223,7 +223,7 @@ class Supervisor:
         try:
             self._listener(running.service.name, status, detail)
         except Exception:  # noqa: BLE001  a terminal that is gone, for example: whoever listens must not be able to stop the services
-            _log.exception("a change of %s could not be told", running.service.name)
+            _log.exception("a change of %s could not be reported", running.service.name)
 
 
 def _ending(code: int, log: Path) -> str:

@@ -1,4 +1,4 @@
-"""Everything at once: ``run_up`` keeps the services alive and turns the loop, until it is told to stop.
+"""``run_up`` keeps the services alive and runs the loop, until it gets a signal to stop.
 
 Two threads: one supervises the services and never touches Kafka, so that a broker that hangs cannot keep itself from being
 restarted; this one runs the loop. (1) Lock the root, (2) start the services, (3) create the topics as soon as the broker answers,

@@ -52,7 +52,7 @@ def collect_garbage(root: Path, *, grace_s: float, by_hand: bool = False, dry_ru
     """Remove the orphans that no manifest can list any more, once they are older than the grace period; returns their paths.
 
     ``by_hand``: also tokenizers that nothing names, and temporary files beside the versions, which only a person can tell from those that are
-    to be used next. ``dry_run`` only tells. What somebody writes stays, whatever the grace period.
+    to be used next. ``dry_run`` only lists. What is being written stays, whatever the grace period.
     """
     oldest = time.time() - grace_s
     newest = latest_version(root)  # before the orphans are listed: what is committed in between stays

@@ -112,7 +112,7 @@ def _joins(before: DatasetManifest | None, manifest: DatasetManifest) -> Iterato
                 if loss.expected != span.end:  # where it goes on from there, the manifest itself checks
                     yield (
                         path,
-                        f"{topic}[{partition}] is said to be lost from {loss.expected} on, but version {before.version} ended at {span.end}",
+                        f"a loss of {topic}[{partition}] is recorded from {loss.expected} on, but version {before.version} ended at {span.end}",
                         START_AGAIN,
                     )
             elif topic in manifest.offsets and (found is None or found.start != span.end):

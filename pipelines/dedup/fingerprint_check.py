@@ -1,4 +1,4 @@
-"""Fingerprints are not trusted: a share of them is computed again by the ``simhash`` package while ingest works.
+"""A share of the fingerprints is computed again by the ``simhash`` package while ingest works; a difference stops it.
 
 The kernels of fingerprint.py and features.py are compiled on the machine where they run. One that computes something else there would find other
 duplicates than the index was made for, in silence; so a difference stops ingest before anything is committed. Which documents are checked follows

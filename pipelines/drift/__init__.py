@@ -1,1 +1,1 @@
-"""Drift: how unlike new documents are to those before, and who was told."""
+"""Drift: how much new documents differ from those before, and the alert about it."""

@@ -1,4 +1,4 @@
-"""Drift: how unlike a sample of the stream is to what came before, feature by feature. Pure functions of statistics.
+"""Drift: how much a sample of the stream differs from what came before, feature by feature. Pure functions of statistics.
 
 ``compare`` gives two values per feature over the union of its bins, each bin's count raised by SMOOTHING (Jeffreys), so that a bin which is
 empty on one side costs a finite amount:

@@ -1,4 +1,4 @@
-"""Where the judging of a log stood, so that whoever comes later need not read the statistics of months: ``<root>/drift/state.json``.
+"""The state of drift after a version, so that a later start does not read the statistics of months: ``<root>/drift/state.json``.
 
 It is never the truth: it follows from the manifests up to its version, the releases up to it and the settings, and it names all three; where they
 are others now, or it cannot be read, judging begins with version 1. It may be removed at any time.

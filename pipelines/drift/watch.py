@@ -77,7 +77,7 @@ class Watch:
         try:
             save_state(self._root, FOLDER, version, self._judge, self._settings, released)
         except OSError as error:
-            _log.warning("where drift stands after version %d could not be kept under %s: %s", version, self._root / FOLDER, error)
+            _log.warning("the state of drift after version %d could not be written under %s: %s", version, self._root / FOLDER, error)
 
     def _statistics(self, version: int) -> VersionStatistics:
         return version_statistics(self._root, read_manifest(self._root, version))

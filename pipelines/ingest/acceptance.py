@@ -49,7 +49,7 @@ def accept_loss(settings: Settings, resumed: Mapping[int, int | None], *, by: st
 def _check(topic: str, lost: list[LostOffsets], resumed: Mapping[int, int | None]) -> None:
     """Refuse to accept what is not lost, or not all of it."""
     if not lost:
-        raise SettingsError(f"nothing of {topic!r} is lost: all of it can be read on from where the dataset ended; leave --accept-loss out")
+        raise SettingsError(f"no records of {topic!r} are lost: ingest can go on where the dataset ends; run it without --accept-loss")
     if {loss.partition: loss.resumed for loss in lost} != dict(resumed):
         raise SettingsError(f"what --accept-loss names is not what is lost: {'; '.join(map(told, lost))}. Nothing was committed. {advice(lost)}")
 

@@ -48,7 +48,7 @@ class Announcer:
         try:
             publish_group_offsets(self._settings, group_id(self._settings), topic, dataset.next_offsets(topic))
         except BrokerError as error:
-            _log.warning("version %d is committed, but lag monitors could not be told its offsets: %s", dataset.version, error)
+            _log.warning("version %d is committed, but its offsets could not be published for lag monitors: %s", dataset.version, error)
         crash_point("offsets_published")
         if self._events is None:
             self._events = EventProducer(self._settings).__enter__()

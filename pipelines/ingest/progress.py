@@ -1,4 +1,4 @@
-"""What an ingest tells whoever watches. This one says nothing; the command line draws bars."""
+"""The progress that an ingest reports. This class reports nothing; the command line draws bars."""
 
 from pipelines.ingest.freshness import VersionTimes
 from schemas.manifest import DatasetManifest

@@ -1,7 +1,7 @@
 """The exactly-once micro-batch: from committed offsets to the next dataset version. The only place that orders the steps.
 
 The commit protocol. Its order is the argument for correctness: everything that a version consists of is durable before the one atomic
-act that makes it real, and everything that merely tells others comes after.
+act that makes it visible, and whatever only informs others comes after.
 
  Step 0.  If the duplicate index has grown enough, compact it: a version of its own, without documents (dataset/compaction.py).
  Step 1.  Read the newest manifest N: its ``next`` offsets are where reading goes on. Kafka's own group offsets are never read.

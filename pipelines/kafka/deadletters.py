@@ -1,4 +1,4 @@
-"""Dead letters: records that are no documents, published again with the reason, so that nobody has to search for them.
+"""Dead letters: records that cannot be read as documents, published to a topic of their own with the reason.
 
 A dead letter is the original value and headers, under the key ``topic/partition/offset``, followed by our headers (OURS below). Key and
 id follow from where the record stood, so publishing twice (a crash between this and the commit) gives two equal letters, and a reader

@@ -153,7 +153,7 @@ class EventReader:
             return decode_event(record.value, record.headers)
         except EnvelopeError as error:
             self.skipped += 1
-            _log.warning("%s[%d] offset %d is no event: %s", record.topic, record.partition, record.offset, error)
+            _log.warning("%s[%d] offset %d is not an event: %s", record.topic, record.partition, record.offset, error)
             return None
 
 

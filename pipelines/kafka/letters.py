@@ -1,4 +1,4 @@
-"""Reading the dead-letter topic for a person: which records died, of what, and what they held.
+"""Reading the dead-letter topic for a person: which records could not be read, why, and what they hold.
 
 A letter that was published twice, by a commit that was tried again, is shown once: letters are told apart by their key, the place
 where the record stood. Reads from the first letter, or from a time on, to the end as it is when reading begins; holds one poll.

@@ -1,4 +1,4 @@
-"""Publishing to the documents topic on behalf of a person: dead letters again, as they were or mended, duplicates that were lost with a
+"""Publishing to the documents topic on behalf of a person: dead letters again, unchanged or repaired, duplicates that were lost with a
 retracted document (pipelines/ingest/restoring.py), and retractions.
 
 A replayed document enters once, however often it is replayed and whatever dies in between, because who it is does not depend on the

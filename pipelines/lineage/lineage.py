@@ -1,4 +1,4 @@
-"""The fate of a document: from its id, its URL, or from where it stood in Kafka, to its outcome, its tokens and the models that trained on them.
+"""What became of a document: from its id, its URL or its place in Kafka to its outcome, its tokens and the models that trained on them.
 
 A model that was trained on a view has seen what the view holds: its rules are applied to the document's row of the audit trail.
 
@@ -27,7 +27,7 @@ from pipelines.views.selection import OpenView, holds, open_view
 from schemas.arrow import DOCUMENTS, Outcome, Split
 from schemas.errors import DatasetError, DatasetNotFound, ManifestCorrupt, ViewNotFound
 from schemas.manifest import DatasetRef
-from schemas.urls import told_url
+from schemas.urls import public_url
 
 _POSITION = re.compile(r"^(?P<topic>.+)/(?P<partition>\d{1,9})/(?P<offset>\d{1,18})\Z")
 
@@ -119,9 +119,8 @@ def trace(root: Path, query: str, *, deadletter_topic: str) -> list[Fate]:
     rows = _rows(dataset, query)
     if rows.is_empty():
         raise DatasetError(
-            f"no document, URL or position {query!r} in versions 1 to {dataset.version} of {root}: give a document id, the URL that a document came "
-            "from, letter by letter, or topic/partition/offset; "
-            "what was published after the last ingest is not known yet"
+            f"no document, URL or position {query!r} in versions 1 to {dataset.version} of {root}: give a document id, the exact URL of a "
+            "document, or topic/partition/offset; what was published after the last ingest is not known yet"
         )
     models = _trained_models(root)
     masks = _masks(dataset, rows)
@@ -148,7 +147,7 @@ def replays(root: Path, places: Collection[str]) -> dict[str, list[Replay]]:
 
 
 def _rows(dataset: Dataset, query: str) -> pl.DataFrame:
-    is_meant = (pl.col("doc_id") == query) | (pl.col("replay_of") == query) | (pl.col("url") == told_url(query))
+    is_meant = (pl.col("doc_id") == query) | (pl.col("replay_of") == query) | (pl.col("url") == public_url(query))
     if match := _POSITION.match(query):
         topic, partition, offset = match["topic"], int(match["partition"]), int(match["offset"])
         is_meant |= (pl.col("topic") == topic) & (pl.col("partition") == partition) & (pl.col("offset") == offset)

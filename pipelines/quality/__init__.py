@@ -1,1 +1,1 @@
-"""Fitted models of quality: how a document reads (perplexity), what it tells (informativeness), and which examples it is like (classifier)."""
+"""Fitted quality models: perplexity, informativeness, and a classifier of good and bad examples."""

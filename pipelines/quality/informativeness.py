@@ -1,4 +1,4 @@
-"""How much a document tells: TF-IDF of its terms for each term that it spends, in nats.
+"""How informative a document is: the mean TF-IDF of its terms, in nats.
 
     score = sum over distinct terms t of (1 + ln tf(t)) * idf(t)  /  number of terms
     idf(t) = ln((1 + D) / (1 + df(t))), and 0 for a term that fewer than MIN_DOCUMENTS of the D reference documents use

@@ -1,7 +1,7 @@
 """Joining or starting Ray: one way for every command.
 
 ``ray.address = "local"`` starts a private Ray that ends with this process; ``auto`` or ``host:port`` joins a running cluster. A private Ray's
-processes are told its address (``RAY_ADDRESS``): helpers of Ray Train ask for "the" Ray of the machine, and fail where two run.
+processes get its address (``RAY_ADDRESS``): helpers of Ray Train ask for "the" Ray of the machine, and fail where two run.
 """
 
 import contextlib

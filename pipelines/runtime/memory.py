@@ -1,4 +1,4 @@
-"""Memory that was freed goes back to the machine.
+"""Returning freed memory to the operating system.
 
 The C library keeps freed memory for later, in pieces that the next block rarely fits into, and one store of them per thread: a process
 that takes in a long backlog would grow by half in the first gigabyte, though it holds no more. And the first large block that is freed teaches it

@@ -116,12 +116,14 @@ class Embedder:
 def _check(folder: Path) -> None:
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
-        raise SettingsError(f"{folder} is no embedding model in the layout of sentence-transformers with safetensors: it lacks {', '.join(missing)}")
+        raise SettingsError(
+            f"{folder} is not an embedding model in the layout of sentence-transformers with safetensors: it lacks {', '.join(missing)}"
+        )
     if _pooling(folder) not in (["mean"], ["cls"]):
-        raise SettingsError(f"{folder} pools by {', '.join(_pooling(folder)) or 'nothing'}; mean or cls is what is understood here")
+        raise SettingsError(f"{folder} pools by {', '.join(_pooling(folder)) or 'nothing'}; only mean and cls are supported")
     kinds = [str(module["type"]).rpartition(".")[2] for module in _json(folder / "modules.json")]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise SettingsError(f"{folder} consists of {', '.join(kinds)}; Transformer, Pooling and Normalize are what is understood here")
+        raise SettingsError(f"{folder} consists of {', '.join(kinds)}; only Transformer, Pooling and Normalize are supported")
 
 
 def _pooling(folder: Path) -> list[str]:
@@ -150,4 +152,4 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise SettingsError(f"{path} is no JSON: {error}") from error
+        raise SettingsError(f"{path} is not JSON: {error}") from error

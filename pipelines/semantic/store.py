@@ -106,4 +106,4 @@ def read_made_from(path: Path) -> SemanticList:
         metadata = pq.read_schema(path).metadata or {}
         return SemanticList.model_validate_json(metadata[METADATA_KEY])
     except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise ManifestCorrupt(f"{path} is no list of semantic duplicates: {error}") from error
+        raise ManifestCorrupt(f"{path} is not a list of semantic duplicates: {error}") from error

@@ -24,7 +24,7 @@ from schemas.envelope import DataReference, Headers
 from schemas.errors import BlockTooLarge, EnvelopeError
 from schemas.headers import BAD_NAME, BROKEN_RECORD, REPLAY_HEADER, headers_from_arrow
 from schemas.settings import Settings
-from schemas.urls import told_url
+from schemas.urls import public_url
 
 NO_CONTENT = "html/no_content"
 """The rule that rejects a page of which nothing is left."""
@@ -197,7 +197,7 @@ def _check_marks(headers: Headers) -> None:
 def _document(found: Document, settings: Settings) -> Verdict:
     """The verdict on a document, its text decoded and taken out of its page where that is needed."""
     domain = found.domain or (_host(found.url) if found.url else None)
-    url = told_url(found.url) if found.url else None
+    url = public_url(found.url) if found.url else None
     text = found.text
     if found.raw is not None:
         text = decode_text(found.raw.data, found.raw.charset, settings.formats.max_damaged_fraction)

@@ -1,1 +1,1 @@
-"""Files that are absent or whole, and append-only logs of numbered documents: the two primitives under everything durable."""
+"""Files that are absent or whole, and append-only logs of numbered documents: everything durable is built on these two."""

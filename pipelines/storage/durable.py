@@ -180,7 +180,7 @@ def _link(temporary: Path, path: Path, file: IO[bytes]) -> None:
         if error.errno not in _NO_LINKS:
             raise
         raise SettingsError(
-            f"the file system of {path.parent} makes no hard links ({error.strerror}), by which exactly one of several writers commits; "
+            f"the file system of {path.parent} has no hard links ({error.strerror}), and Headrace commits with them; "
             "put the root on one that does, such as ext4, XFS, Btrfs, ZFS or NFS (exFAT, most SMB and object-store mounts do not)"
         ) from error
 

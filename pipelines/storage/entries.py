@@ -1,4 +1,4 @@
-"""What an entry of a log says: one that this Headrace does not understand because a newer one wrote it is told from one that is damaged."""
+"""Reading an entry of a log: an entry that a newer Headrace wrote gives another error than a damaged one."""
 
 import json
 from pathlib import Path

@@ -18,8 +18,8 @@ def check_present(root: Path, entries: Iterable[FileEntry]) -> None:
     for path, entry in ((root / entry.path, entry) for entry in entries):
         if not path.is_file() or path.stat().st_size != entry.size_bytes:
             raise ShardCorrupt(
-                f"{path} is not there any more with its {entry.size_bytes:,} bytes, so no manifest can list it: nothing was published. "
-                "Start again, and look for what else removes files under the root"
+                f"{path} is gone, or no longer has its {entry.size_bytes:,} bytes, so no manifest may list it. Nothing was published. "
+                "Find out what else removes files under the root, then start again"
             )
 
 

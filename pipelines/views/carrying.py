@@ -87,6 +87,6 @@ def _encoded_anew(source: Dataset, target: Dataset, name: str, parts: Decontamin
 
 
 def _copy(root: Path, new_root: Path, entry: FileEntry) -> None:
-    """The name tells the contents: a file of that name is the same file."""
+    """The name is a hash of the contents: a file of that name is the same file."""
     with suppress(FileExistsError):
         create_durably(new_root / entry.path, checked_file(root, entry))

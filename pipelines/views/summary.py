@@ -21,7 +21,7 @@ def open_any(root: Path, label: str) -> OpenView:
 
 
 def describe(opened: OpenView) -> dict[str, Any]:
-    """Everything that ``datasets view show`` tells, as plain JSON values. ``available`` is a group's part of the train tokens that there are."""
+    """Everything that ``datasets view show`` prints, as plain JSON values. ``available`` is a group's part of the train tokens that there are."""
     documents = opened.documents
     chosen = documents.filter(pl.col("rule").is_null())
     return {

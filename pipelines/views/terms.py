@@ -44,7 +44,7 @@ def parse_weight(text: str) -> dict[str, Any]:
     try:
         weight = float(number.rstrip("%")) / (100 if number.endswith("%") else 1)
     except ValueError as error:
-        raise SettingsError(f"{text!r} is no weight; write FIELD=VALUE:SHARE, such as domain=tech:0.3, or rest:0.4") from error
+        raise SettingsError(f"{text!r} is not a weight; write FIELD=VALUE:SHARE, such as domain=tech:0.3, or rest:0.4") from error
     if condition.strip() == REST:
         return {"name": REST, "weight": weight}
     wanted = parse_filter(condition)
@@ -55,7 +55,7 @@ def parse_holdout(text: str) -> dict[str, Any]:
     """Fields of a Holdout, ``NAME:FILTER``. Raises SettingsError."""
     name, _, condition = text.partition(":")
     if not condition:
-        raise SettingsError(f"{text!r} is no holdout; write NAME:FILTER, such as news:source=news")
+        raise SettingsError(f"{text!r} is not a holdout; write NAME:FILTER, such as news:source=news")
     return {"name": name.strip(), **parse_filter(condition)}
 
 
@@ -70,10 +70,10 @@ def _name_of(wanted: dict[str, Any]) -> str:
 def _parse_term(term: str) -> tuple[str, Any]:
     match = _TERM.match(term)
     if match is None:
-        raise SettingsError(f"{term!r} is no filter; write FIELD=VALUE,VALUE or FIELD!=VALUE ({', '.join(LABELS)}), FIELD>=N or FIELD<=N")
+        raise SettingsError(f"{term!r} is not a filter; write FIELD=VALUE,VALUE or FIELD!=VALUE ({', '.join(LABELS)}), FIELD>=N or FIELD<=N")
     field, operator, value = match.groups()
     if field in LABELS and operator in ("=", "!="):
         return ("" if operator == "=" else "not_") + field, [part.strip() for part in value.split(",")]
     if field in SCORES and operator in (">=", "<="):
         return ("min_" if operator == ">=" else "max_") + field, value
-    raise SettingsError(f"{term.strip()!r} cannot be asked: {', '.join(LABELS)} take = and !=; {', '.join(SCORES)} take >= and <=")
+    raise SettingsError(f"{term.strip()!r} is not a filter: {', '.join(LABELS)} take = and !=; {', '.join(SCORES)} take >= and <=")

@@ -2,7 +2,7 @@
 
 It looks at what is on disk (``plan.LoopFacts``), asks ``plan`` what to do, and does it; then it lets the rollout controller weigh the evidence.
 Everything it decides is on disk before it acts on it, so a SIGKILL at any moment costs only the time since. One loop runs per root.
-Whatever goes wrong in a round is told, and tried again after a pause that grows: the loop never ends by itself, and nothing else with it.
+An error in a round is reported, and the round is tried again after a pause that grows. The loop never ends by itself and ends nothing else.
 """
 
 import contextlib

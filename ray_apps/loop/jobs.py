@@ -1,4 +1,4 @@
-"""The two things that the loop has done by child processes, one at a time each: training runs and evaluations.
+"""The two kinds of child processes that the loop starts, one of each kind at a time: training runs and evaluations.
 
 A job is started only when nothing of its kind runs, is tried again with growing pauses when it fails, and leaves its result on disk:
 a child that is killed at any moment costs time, never a model or a number.

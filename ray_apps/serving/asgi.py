@@ -82,7 +82,7 @@ class Surroundings:
             await self._app(scope, receive, send_and_note)
 
     def _is_let_in(self, scope: Scope) -> bool:
-        """Every key is compared, each in constant time, so that time tells nothing."""
+        """Every key is compared, each in constant time, so that the time reveals nothing."""
         if not self._digests:
             return True
         scheme, _, token = _header(scope, b"authorization").partition(" ")

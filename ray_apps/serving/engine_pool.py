@@ -213,6 +213,6 @@ async def _next(events: AsyncGenerator[Events, None], version: int, limit_s: flo
     except ApiError:
         raise
     except Exception as error:
-        _log.exception("the engine of model version %d raised what no engine should", version)
+        _log.exception("the engine of model version %d raised an unexpected error", version)
         message = f"the engine of model version {version} failed ({type(error).__name__}); the log of the gateway has more"
         raise ApiError(500, message, type="server_error", code="internal_error") from error

@@ -1,7 +1,7 @@
-"""What one engine did for one request, and where that is told: an ``inference.completed`` event, the metrics and a span.
+"""The record of what one engine did for one request: an ``inference.completed`` event, the metrics and a span.
 
-Invariants: every request that an engine was given, primary or shadow, is told exactly once, whatever ends it, under an id of its own, with one
-outcome: ok, error, refused, cancelled. ``ok`` means that every sequence came to its end. The time that is told as the engine's is the
+Invariants: every request that an engine was given, primary or shadow, is recorded exactly once, whatever ends it, under an id of its own, with one
+outcome: ok, error, refused, cancelled. ``ok`` means that every sequence came to its end. The recorded engine time is the
 engine's own measure, or, of an engine that has none, the time that we waited for it: the client's reading and earlier attempts are in neither.
 Telling costs microseconds and waits for nobody: the event goes to a bounded queue, and is dropped and counted when a broker does not keep up.
 """

@@ -32,7 +32,7 @@ def _keyed(salt: str, purpose: str, sticky_key: str) -> bytes:
 
 
 def user_hash(salt: str, sticky_key: str) -> str:
-    """What a trial tells users apart by: the same for a key within a trial, another in the next one."""
+    """A user's pseudonym within a trial: the same for a key within a trial, another in the next one."""
     return f"{xxhash.xxh3_64_intdigest(_keyed(salt, 'user', sticky_key)):016x}"
 
 

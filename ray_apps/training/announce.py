@@ -1,4 +1,4 @@
-"""Says on Kafka what training does, when a Kafka is named. For people and for the loop's log only: nothing that counts depends on it.
+"""Publishes training events to Kafka, when a Kafka is named. They are for people and for the loop's log; nothing depends on them.
 
 Event ids follow from the run, so that a run that was interrupted and started again repeats itself recognizably.
 """

@@ -144,7 +144,7 @@ def _check_resources(settings: Settings) -> None:
     wanted = settings.training.num_workers * settings.training.threads_per_worker
     if settings.ray.address == "local" and not settings.training.use_gpu and wanted > settings.ray.num_cpus:
         raise SettingsError(
-            f"{settings.training.num_workers} workers with {settings.training.threads_per_worker} threads want {wanted} CPUs, "
+            f"{settings.training.num_workers} workers with {settings.training.threads_per_worker} threads need {wanted} CPUs, but "
             f"ray.num_cpus is {settings.ray.num_cpus}; raise it, or lower training.num_workers"
         )
 

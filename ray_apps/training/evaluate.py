@@ -98,7 +98,7 @@ def evaluate_model(
     spoken = registry.manifest(model_version).tokenizer.sha256
     if spoken != dataset.tokenizer.sha256:
         raise TokenizerMismatch(
-            f"model version {model_version} speaks tokenizer {spoken[:12]}, dataset version {dataset.version} {dataset.tokenizer.sha256[:12]}; "
+            f"model version {model_version} uses tokenizer {spoken[:12]}, dataset version {dataset.version} uses {dataset.tokenizer.sha256[:12]}; "
             f"its loss there would mean nothing"
         )
     device = torch.device("cuda" if settings.training.use_gpu and torch.cuda.is_available() else "cpu")

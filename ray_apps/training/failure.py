@@ -1,4 +1,4 @@
-"""Why a run cannot succeed, told once by whichever worker finds out.
+"""Why a run cannot succeed, written once by the worker that finds out.
 
 Ray starts the workers again when one fails, which helps when a worker or a device was lost, and costs time when the next attempt must fail alike. So
 what would come again is written to ``failure.json`` in the run's folder first: workers that find it there end at once, and ``headrace train`` raises

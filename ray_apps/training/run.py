@@ -141,7 +141,7 @@ def _check_parent(settings: Settings, dataset: Dataset, parent_model: int) -> No
     parent = Registry(Path(settings.root)).manifest(parent_model)
     if parent.tokenizer.sha256 != dataset.tokenizer.sha256:
         raise TokenizerMismatch(
-            f"model version {parent_model} speaks tokenizer {parent.tokenizer.sha256[:12]}, dataset version {dataset.version} "
+            f"model version {parent_model} uses tokenizer {parent.tokenizer.sha256[:12]}, dataset version {dataset.version} uses "
             f"{dataset.tokenizer.sha256[:12]}; train without a parent model"
         )
 

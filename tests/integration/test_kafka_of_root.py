@@ -62,7 +62,7 @@ def test_commands_use_the_broker_that_runs_for_their_root(tmp_path: Path, lines:
         address = kafka_of(tmp_path / "root")
         assert address is not None
         assert answer(capsys, "produce", lines, *root)["published"] == 3
-        assert "embedded broker runs as long" not in capsys.readouterr().err
+        assert "starts the embedded broker" not in capsys.readouterr().err
         (version,) = answer(capsys, "ingest", "--once", "--bootstrap-servers", address, *root, *SMALL)["versions"]
         assert version["num_records"] == 3
     finally:

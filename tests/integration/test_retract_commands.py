@@ -160,9 +160,9 @@ def test_dead_letters_are_listed_shown_mended_and_enter_once(ingest: Ingest, hea
     assert "\x1b" not in shown
     assert "not_utf8" in shown
     assert headrace.json("deadletter", "show", place)["size_bytes"] == len(broken)
-    assert "would die again (not_utf8)" in headrace("deadletter", "replay", place, code=1)
+    assert "still cannot be read (not_utf8)" in headrace("deadletter", "replay", place, code=1)
     assert "no dead letter" in headrace("deadletter", "show", f"{ingest.topic}/0/99", code=1)
-    assert "mend one position" in headrace("deadletter", "replay", "--rule", "bad_json", "--set-text", "x", code=2)
+    assert "take one position" in headrace("deadletter", "replay", "--rule", "bad_json", "--set-text", "x", code=2)
     for _ in range(2):
         headrace("deadletter", "replay", place, "--set-text", f"{ENGLISH} mended")
         headrace("deadletter", "replay", f"{ingest.topic}/0/2", "--set-text", " ".join(reversed(TEXT.split())))

@@ -77,7 +77,7 @@ def test_training_goes_on_when_no_broker_answers(tmp_path: Path) -> None:
 
 def test_workers_that_want_more_cpus_than_a_private_ray_has_are_refused_at_once(tmp_path: Path) -> None:
     tiny_dataset(tmp_path)
-    with pytest.raises(SettingsError, match="want 12 CPUs"):
+    with pytest.raises(SettingsError, match="need 12 CPUs"):
         train(tiny_settings(tmp_path, num_workers=4, threads_per_worker=3))
 
 

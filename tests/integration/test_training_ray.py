@@ -175,7 +175,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     finally:
         command.kill()
     assert (code, out) == (130, "")
-    assert "run the same command again to go on" in err
+    assert "run the same command again to continue" in err
     assert not any(line.startswith("Traceback") for line in err.splitlines())  # of ours: Ray's actors may log what they like
     wait_for(lambda: all_gone(workers), "the workers end")
     assert run.checkpoints(tmp_path).steps()

@@ -149,7 +149,7 @@ def test_a_plain_marker_inside_of_lines_is_refused_by_name(tmp_path: Path) -> No
 
 
 def test_a_role_is_a_word(tmp_path: Path) -> None:
-    with pytest.raises(ApiError, match="is no role"):
+    with pytest.raises(ApiError, match="is not a role"):
         PromptEncoder(files(tmp_path), 512).chat((Message(f"user\nx{TURN_END}", "hi"),))
 
 

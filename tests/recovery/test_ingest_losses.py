@@ -127,7 +127,7 @@ def test_a_gap_that_nobody_accepted_is_found_by_verify(ingest: Ingest) -> None:
     assert ingest.run("--accept-loss", "0@13", "--reason", WHY).returncode == 0
     path = ingest.root / "log" / "00000002.json"
     path.write_text(path.read_text().replace('"expected": 10', '"expected": 9'))
-    assert any("is said to be lost from 9 on" in problem.what for problem in verify(ingest.root).problems)
+    assert any("is recorded from 9 on" in problem.what for problem in verify(ingest.root).problems)
 
 
 def test_the_leader_epoch_of_every_end_is_recorded_and_an_epoch_that_ends_below_it_stops_the_plan(ingest: Ingest) -> None:

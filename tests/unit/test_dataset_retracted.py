@@ -133,7 +133,7 @@ def test_trace_tells_which_versions_and_models_saw_a_retracted_document_and_what
     assert (last.retracted_in, last.dataset_versions) == (None, {"first": 2, "last": None})
     if first.split == "train":
         assert (first.models, first.heirs) == ([1], [2, 4])
-        assert "trained into model version 1; grown out of these: 2, 4" in sentence(first)
+        assert "trained into model version 1; models that started from these: 2, 4" in sentence(first)
     assert "retracted in version 2" in sentence(first)
 
 

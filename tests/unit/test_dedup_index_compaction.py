@@ -153,7 +153,7 @@ def test_no_manifest_lists_a_file_that_is_gone_whatever_its_kind(tmp_path: Path,
     dataset_log(tmp_path).path(manifest.version).unlink()
     gone = tmp_path / getattr(manifest, kind)[0].path
     gone.unlink()
-    with pytest.raises(ShardCorrupt, match=f"{gone.name} is not there any more"):
+    with pytest.raises(ShardCorrupt, match=f"{gone.name} is gone, or no longer has its"):
         publish(tmp_path, manifest)
     assert latest_version(tmp_path) == manifest.version - 1
 

@@ -166,7 +166,7 @@ def test_a_state_that_cannot_be_kept_ends_nothing(tmp_path: Path, monkeypatch: p
     (tmp_path / "drift" / STATE_FILE).mkdir(parents=True)
     commit_records(tmp_path, batch("a", 0.2))
     found = Watch(tmp_path, DriftSettings(min_documents=40), is_writer=True).verdicts()
-    assert [report.version for report in found.reports] == [1] and "could not be kept" in caplog.text
+    assert [report.version for report in found.reports] == [1] and "could not be written" in caplog.text
     assert [path.name for path in (tmp_path / "drift").iterdir()] == [STATE_FILE], "no temporary file stays"
 
 

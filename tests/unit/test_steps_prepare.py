@@ -18,7 +18,7 @@ from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer, write
 from schemas.arrow import MAX_URL_CHARS, RECORDS, Outcome, prepared
 from schemas.settings import Settings
 from schemas.settings_data import IngestSettings, TokenizerSettings
-from schemas.urls import told_url
+from schemas.urls import public_url
 
 REPOSITORY = Path(__file__).parents[2]
 CORPUS = REPOSITORY.parent / "shared" / "corpus" / "documents.jsonl.zst"
@@ -116,7 +116,7 @@ def test_a_url_is_told_without_credentials_and_cannot_steer_a_terminal() -> None
     }
     rows = clean(records([document(ENGLISH, url=url) for url in told]), Settings())
     assert rows["url"].to_pylist() == list(told.values())
-    assert [told_url(url) for url in told.values()] == list(told.values()), "so that what was told is found again"
+    assert [public_url(url) for url in told.values()] == list(told.values()), "so that what was told is found again"
 
 
 def test_a_replay_is_one_whatever_its_header_says() -> None:

@@ -56,9 +56,9 @@ def test_a_file_system_without_hard_links_is_refused_before_any_work_and_at_a_co
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(SettingsError, match=r"makes no hard links.*put the root on one that does"):
+    with pytest.raises(SettingsError, match=r"has no hard links.*put the root on one that does"):
         check_root(tmp_path / "data")
-    with pytest.raises(SettingsError, match="makes no hard links"):
+    with pytest.raises(SettingsError, match="has no hard links"):
         CommitLog(tmp_path / "log").publish(1, b"ours")
     assert list((tmp_path / "data").iterdir()) == list((tmp_path / "log").iterdir()) == []
 

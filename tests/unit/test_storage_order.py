@@ -109,7 +109,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event
 def test_nothing_that_was_promised_is_lost_in_a_power_cut(recorded: tuple[Path, list[Event]]) -> None:
     root, events = recorded
     kinds = {Path(event["path"]).relative_to(root).parts[0] for event in events if event.get("path", "").startswith(f"{root}/")}
-    assert kinds >= {"log", "shards", "documents", "dedup", "boilerplate", "masks", "tokenizer", "history", "views", "drift", "quality", "semantic"}
+    assert kinds >= {"log", "shards", "documents", "dedup", "boilerplate", "masks", "tokenizer", "views", "drift", "quality", "semantic"}
     assert kinds >= {"training", "models"}
     assert lost_in(events, root) == []
 

@@ -75,7 +75,7 @@ def kept(root: Path, version: int | None = None) -> pl.DataFrame:
 
 def test_a_view_with_weights_tells_what_each_group_wants_and_has(headrace: Run, root: Path) -> None:
     told = headrace.json("datasets", "view", "create", "mix", "--weight", "domain=tech:30", "--weight", "domain=humanities:25", "--weight", "rest:20")
-    assert "view mix@1 is made" in headrace.err and "sum to 75" in headrace.err and "tech 40.0%" in headrace.err
+    assert "made view mix@1" in headrace.err and "sum to 75" in headrace.err and "tech 40.0%" in headrace.err
     assert [group["name"] for group in told["groups"]] == ["tech", "humanities", "rest"]
     assert [round(group["wanted"], 3) for group in told["groups"]] == [0.4, 0.333, 0.267]
     train = kept(root).filter(pl.col("shard").str.contains("-train-"))
@@ -87,7 +87,7 @@ def test_a_view_with_weights_tells_what_each_group_wants_and_has(headrace: Run, 
         "retracted": {"documents": 2, "tokens": told["excluded"]["retracted"]["tokens"]}
     }
     again = headrace("datasets", "view", "create", "mix", "--weight", "domain=tech:30", "--weight", "domain=humanities:25", "--weight", "rest:20")
-    assert "says the same already" in headrace.err and "tech" in again
+    assert "is the same already" in headrace.err and "tech" in again
     assert [view["version"] for view in headrace.json("datasets", "view", "list")["views"] if view["name"] == "mix"] == [1]
 
 
@@ -174,11 +174,11 @@ def test_the_difference_of_versions_and_views_is_told_by_language(headrace: Run,
     ("arguments", "said"),
     [
         (("view", "create", "Bad Name"), "cannot be the name of a view"),
-        (("view", "create", "x", "--filter", "colour=red"), "cannot be asked"),
-        (("view", "create", "x", "--filter", "quality"), "is no filter"),
+        (("view", "create", "x", "--filter", "colour=red"), "is not a filter"),
+        (("view", "create", "x", "--filter", "quality"), "is not a filter"),
         (("view", "create", "x", "--filter", "quality>=good"), "min_quality"),
         (("view", "create", "x", "--filter", "num_tokens>=9&num_tokens<=2"), "nothing lies between"),
-        (("view", "create", "x", "--weight", "domain=tech"), "is no weight"),
+        (("view", "create", "x", "--weight", "domain=tech"), "is not a weight"),
         (("view", "create", "x", "--weight", "domain=tech:-1"), "greater than 0"),
         (("view", "create", "x", "--weight", "domain=a:1", "--weight", "source=a:1"), "two groups are called 'a'"),
         (("view", "create", "x", "--weight", "domain=a:1", "--weight", "rest:9999"), "the smallest is one row in 1,000"),

@@ -58,7 +58,7 @@ def _checked(step: Step, records: pa.Table) -> pa.Table:
             raise
         raise StepFailed(
             f"preparing fails on any document, also on one that has nothing unusual in it: {described(error)}{_place(error)}; nothing was committed "
-            "or dead-lettered. Mend the installation or the step, and start again"
+            "or dead-lettered. Repair the installation or the step, and start again"
         ) from error
 
 
@@ -100,8 +100,8 @@ class _Allowance:
         self._left -= 1
         if self._left < 0:
             raise StepFailed(
-                f"preparing fails on more than {self._most} records of one block, the last time with {described(error)}: that is not the records' "
-                "fault; nothing was committed or dead-lettered. Mend the installation or the step, and start again"
+                f"preparing fails on more than {self._most} records of one block, the last time with {described(error)}. So the step is at "
+                "fault and not the records; nothing was committed or dead-lettered. Repair the installation or the step, and start again"
             ) from error
 
 

@@ -223,4 +223,4 @@ def _refuse(data: bytes, name: str, why: str) -> NoReturn:
         where = "the bytes are valid, but what they say is nonsense"
     if name == "utf-8":
         raise EnvelopeError("not_utf8", f"the text is not UTF-8 ({where}), and {why}; name its charset in the content type")
-    raise EnvelopeError("bad_charset", f"the text is not {name}, which it is said to be ({where}), and {why}")
+    raise EnvelopeError("bad_charset", f"the text is declared as {name} but does not fit it ({where}), and {why}")

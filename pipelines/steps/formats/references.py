@@ -71,12 +71,12 @@ def _read(path: Path, reference: DataReference, settings: Settings) -> bytes:
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise EnvelopeError("dataref_forbidden", f"{_shown(reference.uri)} is no regular file")
+                raise EnvelopeError("dataref_forbidden", f"{_shown(reference.uri)} is not a regular file")
             _check_size(status.st_size, settings)
             return file.read(settings.formats.max_dataref_bytes)
     except OSError as error:
         if error.errno in (errno.EISDIR, errno.ENXIO):
-            raise EnvelopeError("dataref_forbidden", f"{_shown(reference.uri)} is no regular file") from error
+            raise EnvelopeError("dataref_forbidden", f"{_shown(reference.uri)} is not a regular file") from error
         away = [folder for folder in settings.formats.dataref_roots if not Path(folder).is_dir()]
         if error.errno in _BAD_NAMES and not any(path.is_relative_to(os.path.realpath(folder)) for folder in away):
             raise EnvelopeError("dataref_missing", f"there is nothing at {_shown(reference.uri)}") from error

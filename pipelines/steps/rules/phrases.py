@@ -1,4 +1,4 @@
-"""Phrases that betray a line: one automaton (Aho and Corasick 1975) finds all of them in one pass over the bytes.
+"""Phrases that mark a line as boilerplate: one automaton (Aho and Corasick 1975) finds all of them in one pass over the bytes.
 
 ASCII letters match whatever their case. C4's phrases are those of its published code; the others are our own list, English, Chinese and Japanese.
 Invariant: no phrase holds a newline, so what a line matches depends on that line alone.

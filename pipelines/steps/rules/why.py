@@ -1,4 +1,4 @@
-"""What a person is told of a rule that rejected a document: what it saw, and which setting says so."""
+"""Why a rule rejected a document, for a person: what the rule measured, and the setting that applies."""
 
 from schemas.settings_quality import RULE_SETS
 

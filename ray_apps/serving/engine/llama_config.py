@@ -46,7 +46,7 @@ def read_config(folder: Path) -> LlamaConfig:
             raise RegistryError(f"{folder} holds a {kind} model (rotary {rope['rope_type']}, {value.get('hidden_act', 'silu')}); {computed}")
         return _config(value, rope)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RegistryError(f"{path} is no configuration of a model ({type(error).__name__}: {error}); restore it from a copy") from error
+        raise RegistryError(f"{path} is not the configuration of a model ({type(error).__name__}: {error}); restore it from a copy") from error
 
 
 def _config(value: dict[str, Any], rope: dict[str, Any]) -> LlamaConfig:

@@ -1,4 +1,4 @@
-"""What people send, as token ids: prompts and chats.
+"""Prompts and chats as token ids.
 
 Invariant: no text that a person sends makes a special token, nor another added token that the chat template uses as a marker. Such ids come
 from token ids in a request, from the template's own text, and from what the tokenizer puts before every text (its post-processor). A document
@@ -71,7 +71,7 @@ class PromptEncoder:
             raise _refusal("this model has no chat template; use /v1/completions", "messages", "no_chat_template")
         for message in messages:
             if not message.role.isidentifier():
-                raise _refusal(f"{message.role[:40]!r} is no role", "messages")
+                raise _refusal(f"{message.role[:40]!r} is not a role", "messages")
         self._check_size(sum(len(message.content.encode("utf-8", "surrogatepass")) for message in messages), "messages")
         text = self._template.render(messages, self._mark)
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
