@@ -50,9 +50,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add_fit_flags(parser: argparse.ArgumentParser) -> None:
     _add_text_flags(parser)
     parser.add_argument("--vocab-size", type=positive_int, metavar="N", help="ids, special tokens included (default: tokenizer.vocab_size)")
-    parser.add_argument(
-        "--balance", action="store_true", help="the same weight for every language, as far as it has text"
-    )
+    parser.add_argument("--balance", action="store_true", help="the same weight for every language, as far as it has text")
     parser.add_argument("--output", metavar="DIR", help="folder to write (default: tokenizer/SHA256 under the root)")
     parser.add_argument("--name", help="what you call it")
 
