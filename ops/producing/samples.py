@@ -102,7 +102,7 @@ def _packages() -> Iterator[_Source]:
 
 
 def _description(distribution: Distribution) -> str:
-    payload = distribution.metadata.get_payload() or distribution.metadata["Description"]  # type: ignore[attr-defined]
+    payload = distribution.metadata.get_payload() or distribution.metadata.get("Description")  # type: ignore[attr-defined]
     return str(payload or "")
 
 

@@ -60,7 +60,8 @@ def register_run(run: TrainingRun, root: Path, now: Callable[[], datetime], trac
     summary = summarize(run, root).model_copy(update={"precision": result.precision})
     model = trained_model(run, root)
     model.generation_config.pad_token_id = run.tokenizer.pad_token_id
-    model.generation_config.eos_token_id = end_tokens(root, run.tokenizer)
+    ends = end_tokens(root, run.tokenizer)
+    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     staging = registry.new_staging(run.run_id)
     model.save_pretrained(staging)
     _copy_tokenizer(root, run.tokenizer, staging)

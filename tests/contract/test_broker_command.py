@@ -66,6 +66,6 @@ def test_a_root_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with start("--listen", "127.0.0.1:0", "--root", str(tmp_path / "file")) as process:
         _, log = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "another --root" in log.splitlines()[-1]
     assert "Traceback" not in log

@@ -128,7 +128,7 @@ def test_kills_at_random_moments_on_ray_change_nothing(source: Ingest, tmp_path:
     ingest = on_ray(source, tmp_path / "data")
     rng = random.Random(seed := time.time_ns())
     print(f"seed {seed}")
-    killed = []
+    killed: list[int] = []
     while len(killed) < 4 and len(state(ingest.root)) < len(state(source.root)):
         child = ingest.start()
         try:

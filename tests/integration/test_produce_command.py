@@ -15,6 +15,7 @@ from kafka import TopicPartition
 
 from ops.cli import produce
 from ops.cli.main import common_flags, settings_from
+from ops.producing.findings import file_id
 from pipelines.kafka.clients import open_admin, open_consumer
 from schemas.documents import Document, decode_document
 from schemas.envelope import decode_event
@@ -79,7 +80,7 @@ def test_files_become_cloud_events_keyed_by_document_id(
     documents = {decoded(record).doc_id: decoded(record) for record in records}
     assert {document.text for document in documents.values()} == {"水车", "second", "<title>Page</title><p>third"}
     assert documents["own"].lang == "zh"
-    assert documents[f"{(tmp_path / 'b.html').as_posix()}"].title == "Page"
+    assert documents[file_id(str(tmp_path / "b.html"))].title == "Page"
     for record in records:
         event = decode_event(record.value, record.headers)
         assert record.key.decode() == event.subject == decoded(record).doc_id
@@ -196,12 +197,10 @@ def wait_for_records(broker: BrokerProcess, prefix: str, num_records: int) -> No
             assert time.monotonic() < deadline
 
 
-def test_without_a_broker_the_error_says_what_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broker_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     parser = argparse.ArgumentParser()
     produce.add_parser(parser.add_subparsers(dest="command"), common_flags())
     args = parser.parse_args(["produce", "--sample"])
-    with pytest.raises(SettingsError, match="headrace broker"):
-        args.run(args, Settings())
     with pytest.raises(SettingsError, match="either paths"):
         args.run(argparse.Namespace(**{**vars(args), "sample": False}), Settings())
     unreachable = Settings.model_validate({"kafka": {"bootstrap_servers": "127.0.0.1:1", "request_timeout_s": 1}})

@@ -61,7 +61,7 @@ def ingest(source: Ingest, tmp_path: Path) -> Ingest:
 
 
 def manifests(ingest: Ingest) -> list[DatasetManifest]:
-    return Dataset(ingest.root).manifests()
+    return list(Dataset(ingest.root).manifests())
 
 
 def kept_texts(root: Path, manifest: DatasetManifest) -> list[str]:

@@ -72,7 +72,7 @@ def test_what_is_not_lost_cannot_be_accepted(ingest: Ingest) -> None:
     ingest.publish(documents(20, 4))
     refused = ingest.run("--accept-loss", "0@12", "--reason", WHY)
     assert refused.returncode == 2
-    assert "nothing of" in refused.stderr
+    assert "no records of" in refused.stderr
     assert sum(manifest.num_records for manifest in ingest.once()) == 4
 
 

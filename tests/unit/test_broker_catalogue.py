@@ -129,9 +129,9 @@ DOCUMENTS = topic_names(SETTINGS).documents
 DAY_MS = 24 * 3_600_000
 
 
-def kept_from(tmp_path: Path, name: str, committed: int | None, configs: dict[str, str] | None = None, **limits: int) -> int:
+def kept_from(tmp_path: Path, name: str, committed: int | None, configs: dict[str, str] | None = None, limits: dict[str, int] | None = None) -> int:
     """Log start of a topic with ten records of eight days ago, one per segment, after retention."""
-    catalogue = Catalogue(tmp_path, BrokerSettings.model_validate(limits))
+    catalogue = Catalogue(tmp_path, BrokerSettings.model_validate(limits or {}))
     catalogue.create(name, 1, configs or {})
     old_ms = int(time.time() * 1000) - 8 * DAY_MS
     for _ in range(10):
@@ -149,9 +149,9 @@ def kept_from(tmp_path: Path, name: str, committed: int | None, configs: dict[st
 
 @pytest.mark.parametrize("limits", [{}, {"retention_bytes": 1, "retention_ms": -1}], ids=["by age", "by size"])
 def test_documents_that_no_version_has_read_are_never_deleted_by_the_brokers_own_limits(tmp_path: Path, limits: dict[str, int]) -> None:
-    assert kept_from(tmp_path / "unread", DOCUMENTS, None, **limits) == 0
-    assert kept_from(tmp_path / "half", DOCUMENTS, 4, **limits) == 4
-    assert kept_from(tmp_path / "read", DOCUMENTS, 10, **limits) >= 9
+    assert kept_from(tmp_path / "unread", DOCUMENTS, None, limits=limits) == 0
+    assert kept_from(tmp_path / "half", DOCUMENTS, 4, limits=limits) == 4
+    assert kept_from(tmp_path / "read", DOCUMENTS, 10, limits=limits) >= 9
 
 
 def test_other_topics_and_documents_topics_with_limits_of_their_own_are_kept_as_long_as_these_say(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pipelines.dataset.retractions.masks import retracted_ordinals, span_masks
 from pipelines.runtime.crash import CHECKPOINT_CRASH_POINTS, VARIABLE
 from schemas.arrow import FILE_LISTS, VERSIONS, Outcome, Split
 from schemas.errors import DatasetNotFound
-from schemas.manifest import AcceptedLoss, DatasetManifest, LostOffsets, OffsetRange
+from schemas.manifest import AcceptedLoss, DatasetManifest, LossKind, LostOffsets, OffsetRange
 from tests.factories import make_dataset
 
 NUM_VERSIONS = 7
@@ -224,7 +224,7 @@ def test_the_offsets_of_all_versions_come_from_those_where_partitions_began_and_
 
 def test_the_offsets_of_all_versions_hold_what_was_read_before_a_loss_that_was_accepted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = read_manifest(root, 1)
-    loss = LostOffsets.model_construct(topic="a", partition=0)
+    loss = LostOffsets.model_construct(topic="a", partition=0, kind=LossKind.RECREATED, expected=30)
     accepted = AcceptedLoss.model_construct(by="ann", reason="retention", lost=[loss])
     manifests = [with_offsets(first, a=[end]) for end in (10, 20, 30, 0, 5, 7, 8)]  # the topic was created again after version 3
     manifests[3] = manifests[3].model_copy(update={"accepted_loss": accepted})

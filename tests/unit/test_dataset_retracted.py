@@ -261,7 +261,7 @@ def test_a_lost_duplicate_is_published_under_its_own_id_and_only_if_its_record_i
 
     record = restored("/wiki#7")
     assert (record.key, record.value, record.headers[-1]) == (b"/wiki#7", row["value"], (REPLAY_HEADER, b"t/1/42"))
-    assert decode_document(*record, "t", 0, 7, max_bytes=MAX_BYTES).doc_id == "/wiki#7"
+    assert decode_document(record.key, record.value, record.headers, "t", 0, 7, max_bytes=MAX_BYTES).doc_id == "/wiki#7"
     again = restored("/wiki#7", headers=record.headers)
     assert again.headers[-1] == (REPLAY_HEADER, b"t/1/42")
     assert "stands '/wiki#7' now: the topic is another one" in restored("b")

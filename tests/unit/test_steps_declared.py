@@ -23,8 +23,11 @@ ALL = {"title": "Die Mühle", "license": "cc-by-4.0", "created_at": "2026-01-31T
 
 
 def cleaned(*documents: dict[str, Any], **pii: str) -> list[dict[str, Any]]:
-    values = [(None, json.dumps({"text": f"{ENGLISH} {CHINESE}", **document}).encode()) for document in documents]
-    return clean(records_table(values), Settings.model_validate({"pii": pii})).to_pylist()
+    values: list[tuple[bytes | None, bytes | None]] = [
+        (None, json.dumps({"text": f"{ENGLISH} {CHINESE}", **document}).encode()) for document in documents
+    ]
+    rows: list[dict[str, Any]] = clean(records_table(values), Settings.model_validate({"pii": pii})).to_pylist()
+    return rows
 
 
 def test_all_four_are_kept_as_they_came() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
+from gigatoken import gigatoken_rs
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from pipelines.tokenizers.engine import checked, fast
@@ -190,8 +191,8 @@ class Panicking:
 
 def test_an_engine_that_breaks_down_costs_nothing_but_speed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(checked, "_refused", set())
-    load = fast.load_hf_json
-    monkeypatch.setattr(fast, "load_hf_json", lambda data: Panicking(load(data)))
+    load = gigatoken_rs.load_hf_json
+    monkeypatch.setattr(gigatoken_rs, "load_hf_json", lambda data: Panicking(load(data)))
     tokenizer = trained(())
     encoder = wrapped(tokenizer, "9", check_fraction=0.0)
     assert encoder.has_engine
@@ -217,8 +218,13 @@ def test_large_documents_are_always_checked(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_memory_of_words_is_given_back_and_the_ids_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[int] = []
-    load = fast.load_hf_json
-    monkeypatch.setattr(fast, "load_hf_json", lambda data: loaded.append(1) or load(data))
+    load = gigatoken_rs.load_hf_json
+
+    def noted(data: str) -> Any:
+        loaded.append(1)
+        return load(data)
+
+    monkeypatch.setattr(gigatoken_rs, "load_hf_json", noted)
     monkeypatch.setattr(fast, "MAX_GROWTH_BYTES", 2**20)
     engine = Engine(train_tokenizer(PROSE, TokenizerSettings(vocab_size=400))["tokenizer.json"].decode())
     rng = np.random.default_rng(0)

@@ -135,12 +135,14 @@ def open_checked(tokenizer_json: str, reference: Reference, name: str, check_fra
     try:
         mine = engine.encode(probes, np.uint32)
     except Unsupported as error:
-        return _not_used(name, str(error))
+        _refuse_engine(name, str(error))
+        return None
     if not (np.array_equal(mine.offsets, theirs.offsets) and np.array_equal(mine.ids, theirs.ids)):
-        return _not_used(name, "it differs from the tokenizers package on a probe")
+        _refuse_engine(name, "it differs from the tokenizers package on a probe")
+        return None
     return CheckedEngine(engine, reference, name, check_fraction)
 
 
-def _not_used(name: str, why: str) -> None:
+def _refuse_engine(name: str, why: str) -> None:
     _refused.add(name)
     _log.warning("tokenizer %s: the fast engine is not used: %s; the tokenizers package is (slower)", name[:12], why)

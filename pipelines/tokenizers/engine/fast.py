@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from gigatoken.gigatoken_rs import load_hf_json
+from gigatoken import gigatoken_rs
 
 from pipelines.text.buffers import utf8_views
 from pipelines.tokenizers.engine.reference import Tokens
@@ -46,16 +46,16 @@ class Engine:
         self.searched = tuple(token["content"] for token in added if not token["special"])
         """Texts that hold one of these must be encoded by the tokenizers package: it looks for them before it splits."""
         self._json = json.dumps(_without_added(value))
-        self._backend = _guarded(lambda: load_hf_json(self._json))
+        self._backend = _guarded(lambda: gigatoken_rs.load_hf_json(self._json))
         self._growth_bytes = 0
 
     def encode(self, texts: pa.Array, dtype: npt.DTypeLike) -> Tokens:
         """Ids of each text of a ``string`` or ``large_string`` array; a null has none. Raises Unsupported."""
         if self._growth_bytes > MAX_GROWTH_BYTES:
-            self._backend, self._growth_bytes = _guarded(lambda: load_hf_json(self._json)), 0
+            self._backend, self._growth_bytes = _guarded(lambda: gigatoken_rs.load_hf_json(self._json)), 0
         data, offsets = utf8_views(texts)
         before, bounds = _resident_bytes(), offsets.tolist()
-        view = memoryview(data) if len(data) else memoryview(b"")
+        view = data.data if len(data) else memoryview(b"")
         rows = _guarded(lambda: [self._backend.encode(bytes(view[start:end])) for start, end in itertools.pairwise(bounds)])
         own_bytes = sum(row.nbytes for row in rows)
         self._growth_bytes += _growth(before, own_bytes, bounds[-1] - bounds[0])
