@@ -151,7 +151,8 @@ def test_a_model_ends_its_answers_at_the_end_of_a_turn_where_its_tokenizer_has_a
 ) -> None:
     root, manifest = trained
     folder = Registry(root).verified_folder(manifest.version)
-    assert json.loads((folder / "generation_config.json").read_bytes())["eos_token_id"] == end_tokens(root, manifest.tokenizer) == [0]
+    assert json.loads((folder / "generation_config.json").read_bytes())["eos_token_id"] == 0
+    assert end_tokens(root, manifest.tokenizer) == [0]
     assert end_tokens(tmp_path, write_tokenizer(tmp_path, [], TokenizerSettings())) == [0, 3]
 
 
