@@ -1,5 +1,6 @@
 """Readers hold a bounded number of shards mapped, and what they gave out stays valid."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,15 +55,14 @@ def test_a_reader_of_more_shards_than_it_may_map_reads_every_row(root: Path, vie
 
 
 def maps(root: Path) -> ShardMaps:
-    shards = Dataset(root).shards(Split.TRAIN)
-    return ShardMaps(root, [entry.path for entry in shards], [entry.rows for entry in shards], 32)
+    return ShardMaps(Dataset(root))
 
 
 def test_a_view_stays_valid_after_its_shard_gave_way(root: Path) -> None:
     shards = maps(root)
     view = shards[0]
     expected = view.copy()
-    for number in range(len(shards)):
+    for number in range(NUM_SHARDS):
         shards[number]
     assert mapped(root) == 3
     assert np.array_equal(view, expected)
@@ -70,12 +70,13 @@ def test_a_view_stays_valid_after_its_shard_gave_way(root: Path) -> None:
     assert mapped(root) == 2
 
 
-def test_a_missing_shard_is_told_when_the_reader_is_opened_and_one_of_another_shape_when_it_is_read(root: Path) -> None:
-    path = Dataset(root).shards(Split.TRAIN)[0].path
-    with pytest.raises(ShardCorrupt, match="is missing"):
-        ShardMaps(root, [path, "shards/nothing.arrow"], [NUM_ROWS, 1], 32)
-    with pytest.raises(ShardCorrupt, match="manifest promised"):
-        ShardMaps(root, [path], [NUM_ROWS + 1], 32)[0]
+@pytest.mark.parametrize("view", [False, True])
+def test_a_missing_shard_is_told_when_the_reader_is_opened(root: Path, tmp_path: Path, view: bool) -> None:
+    other = Path(shutil.copytree(root, tmp_path / "root"))
+    path = other / Dataset(other).shards(Split.TRAIN)[3].path
+    path.unlink()
+    with pytest.raises(ShardCorrupt, match=f"{path} is missing"):
+        ViewRows(whole(Dataset(other))) if view else TokenRows(other, None, Split.TRAIN)
 
 
 READ_WITHOUT_FILES = """
