@@ -63,7 +63,7 @@ def _what_it_did(row: dict[str, Any]) -> str:
     if row["num_losses"]:
         return f"accepted a loss in {row['num_losses']} partitions"
     if row["merged"]:
-        return f"merged small shards into {len(row['merged'])} files"
+        return f"merged small shards into {len(row['merged'])} larger"
     return "compacted the duplicate index" if row["dedup_base"] else outcome_counts(row["outcomes"])
 
 

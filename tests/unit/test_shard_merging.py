@@ -236,7 +236,7 @@ def test_commands_say_where_the_rows_of_a_merged_shard_lie(root: Path, capsys: p
     (fate,) = trace(root, "d6", deadletter_topic="dead")
     assert fate.file in {entry.path for entry in manifest.merged} and fate.file != fate.shard and fate.file_row is not None
     for command, said in (
-        (["datasets", "list"], f"merged small shards into {len(manifest.merged)} files"),
+        (["datasets", "list"], f"merged small shards into {len(manifest.merged)} larger"),
         (["datasets", "show", "1"], "from row"),
         (["datasets", "verify"], "no problems"),
         (["trace", "d6"], f"of {fate.file})"),
