@@ -210,6 +210,7 @@ def _version(root: Path, manifest: DatasetManifest) -> dict[str, Any]:
         "segments": [entry.sha256 for entry in manifest.dedup_segments],
         "masks": [row | {"shard": _ATTEMPT.sub("", row["shard"])} for row in read_masks(root, manifest).to_pylist()],
         "boilerplate": [(manifest.boilerplate_first_version, entry.sha256) for entry in manifest.boilerplate],
+        "merged": [(entry.split, entry.first_row, entry.rows, entry.copies, entry.sha256) for entry in manifest.merged],
         "base": [entry.sha256 for entry in manifest.dedup_base],
         "documents": pl.concat(files).with_columns(attempt_free).to_dicts() if files else [],
     }

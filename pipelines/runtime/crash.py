@@ -35,6 +35,14 @@ COMPACTION_CRASH_POINTS = (
 )
 """Every step of a compaction of the duplicate index (pipelines/dataset/compaction.py), in its order."""
 
+MERGE_CRASH_POINTS = (
+    "merge_begun",  # nothing is written
+    "merged_shard_written",  # one file has its final name, no manifest lists it, and it was not compared yet
+    "merge_written",
+    "merge_published",
+)
+"""Every step of a merge of small shards (pipelines/dataset/merging.py), in its order."""
+
 CHECKPOINT_CRASH_POINTS = (
     "checkpoint_written",  # and those that it stands for are there too
     "checkpoint_removed",  # one of those that it stands for

@@ -16,6 +16,7 @@ import polars as pl
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.retractions.masks import retracted_ordinals
+from pipelines.dataset.shard_maps import FEW_MAPS, ShardMaps
 from pipelines.dataset.texts import SPAN, read_texts
 from pipelines.dataset.trail import read_kept
 from pipelines.semantic.cluster import Duplicates, find_duplicates
@@ -83,10 +84,10 @@ def _embed_new(
 ) -> int:
     is_new = pl.Series([content_hash not in store for content_hash in documents["content_hash"].to_list()], dtype=pl.Boolean)
     new = documents.filter(is_new).unique("content_hash", keep="first", maintain_order=True)
-    tokenizer = load_tokenizer(dataset.root, dataset.tokenizer)
+    tokenizer, maps = load_tokenizer(dataset.root, dataset.tokenizer), ShardMaps(dataset, FEW_MAPS)
     for first in range(0, len(new), CHUNK):
         chunk = new.slice(first, CHUNK)
-        texts = read_texts(dataset.root, tokenizer, chunk, max_tokens=BYTES_PER_TOKEN * embedder.max_tokens)
+        texts = read_texts(maps, tokenizer, chunk, max_tokens=BYTES_PER_TOKEN * embedder.max_tokens)
         store.add(chunk["content_hash"].to_list(), embedder.embed(texts))
         if on_embedded is not None:
             on_embedded(first + len(chunk), len(new))

@@ -14,7 +14,7 @@ from pipelines.kafka.planning import check_not_cut, plan_ranges
 from pipelines.kafka.topics import topic_ids
 from schemas.arrow import Outcome
 from schemas.errors import OffsetsLost, SourceError, TopicRecreated
-from schemas.manifest import LossKind
+from schemas.lost_offsets import LossKind
 from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, Record, document, state, wait_until
 

@@ -9,7 +9,6 @@ from pipelines.dataset.compaction import (
     GROWTH,
     MANY_ROWS,
     MAX_SEGMENTS_FACTOR,
-    BackgroundBase,
     compact,
     index_files,
     is_due,
@@ -23,6 +22,7 @@ from pipelines.dataset.loader import TokenRows
 from pipelines.dataset.verify import verify
 from pipelines.dataset.writer import publish
 from pipelines.lineage.lineage import trace
+from pipelines.runtime.background import Background
 from schemas.arrow import Outcome, Split
 from schemas.errors import CommitConflict, ShardCorrupt
 from schemas.settings import data_fingerprint
@@ -107,7 +107,8 @@ def test_versions_keep_the_files_that_they_list(compacted: Path) -> None:
 def test_a_base_written_in_the_background_covers_the_versions_before_it_and_those_after_stay_segments(tmp_path: Path) -> None:
     settings = text_settings(tmp_path)
     commit_records(tmp_path, [document("d1", story(1)), document("d2", story(2))])
-    background = BackgroundBase(Dataset(tmp_path), settings.dedup.max_hamming)
+    dataset = Dataset(tmp_path)
+    background = Background(lambda: write_new_base(dataset, settings.dedup.max_hamming), "compaction")
     commit_records(tmp_path, [document("d7", story(7))])
     manifest = publish_base(Dataset(tmp_path), background.result(), settings, now=clock())
     assert (manifest.version, manifest.dedup_base_version, background.is_done()) == (3, 1, True)
@@ -162,7 +163,7 @@ def test_what_went_wrong_in_the_background_is_raised(tmp_path: Path) -> None:
     manifest = commit_records(tmp_path, [document("d1", story(1))])
     (tmp_path / manifest.dedup_segments[0].path).unlink()
     with pytest.raises(FileNotFoundError):
-        BackgroundBase(Dataset(tmp_path), 6).result()
+        Background(lambda: write_new_base(Dataset(tmp_path), 6), "compaction").result()
 
 
 def test_a_second_compaction_of_the_same_version_is_fenced_and_leaves_garbage(tmp_path: Path) -> None:
