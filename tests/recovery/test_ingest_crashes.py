@@ -20,7 +20,7 @@ from pipelines.dataset.verify import verify
 from pipelines.runtime.crash import CRASH_POINTS
 from schemas.arrow import Outcome
 from tests.broker_process import BrokerProcess
-from tests.ingest_harness import Ingest, assert_recovered, finish, finish_overtaken, is_stopped, sample_records, state, wait_until
+from tests.ingest_harness import Ingest, assert_recovered, finish, finish_overtaken, sample_records, state, wait_until_stopped
 
 NUM_RECORDS = 220
 NUM_VERSIONS = 2
@@ -120,7 +120,7 @@ def test_a_writer_that_was_overtaken_is_fenced_and_changes_nothing(ingest: Inges
 def test_of_two_writers_at_once_one_commits_each_version_and_the_other_is_fenced(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
     """Both are suspended while they make the same version, so that neither can be done before the other begins; then both go on."""
     children = [ingest.start(crash_at="stop@shards_written") for _ in range(2)]
-    wait_until(lambda: all(is_stopped(child.pid) for child in children), "both writers to have written shards of the same version")
+    wait_until_stopped(*children)
     before = len(state(ingest.root))
     for child in children:
         child.send_signal(signal.SIGCONT)
