@@ -268,3 +268,17 @@ def test_the_median_is_right_to_five_percent_and_ignores_answers_without_tokens(
     median = seen.median_s_per_token()
     assert median is not None and abs(median / 0.051 - 1) < 0.05
     assert ArmCounts().median_s_per_token() is None
+
+
+@pytest.mark.parametrize("order", [(100, 1, 10), (1, 10, 100), (10, 100, 10, 1), (100, 10, 1, 1000)])
+def test_the_median_is_the_middle_answer_in_whatever_order_they_came_and_of_two_the_faster(order: tuple[int, ...]) -> None:
+    seen = ArmCounts()
+    for milliseconds in order:
+        seen.add_answer(milliseconds / 1000, 1)
+    median = seen.median_s_per_token()
+    assert median is not None and abs(median / 0.01 - 1) < 0.05
+
+
+def test_users_beyond_what_is_asked_for_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_apps.rollout.evidence.MAX_USERS", 3)
+    assert len(tally(10).users) == 3

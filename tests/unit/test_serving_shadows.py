@@ -1,25 +1,20 @@
 """Who answers and who gets a copy: shares, and shadow copies that nobody sees, waits for or suffers from."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
 from ray_apps.serving.dispatch import MAX_SHADOWS
 from ray_apps.serving.engine.interface import Engine
+from ray_apps.serving.engine.torch_engine import TorchEngine
 from schemas.settings import ServingSettings
-from tests.misbehaving import (
-    ASK,
-    Buggy,
-    Dead,
-    DiesMidway,
-    Failing,
-    Misbehaving,
-    Stuck,
-    two_engines,
-)
+from tests.misbehaving import ASK, Buggy, Dead, DiesMidway, Failing, Misbehaving, Stuck, two_engines
+from tests.model_factory import make_model
 from tests.serving_harness import EventList, publish_state, ready, running_gateway, until
 
 pytestmark = pytest.mark.anyio
@@ -98,3 +93,42 @@ async def test_a_client_that_goes_away_does_not_take_the_shadow_copy_with_it(eng
         task.cancel()
         await until(lambda: len(sink.data) == 2)
         assert {(data.shadow, data.finish_reason) for data in sink.data} == {(False, "cancelled"), (True, "length")}
+
+
+HEAVY = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4}
+"""Some thirty times the work per token of the models that tests use."""
+
+
+async def test_the_champions_answers_do_not_wait_for_a_shadow_that_eats_the_processor(tmp_path: Path) -> None:
+    """Each answer comes while its copy is still being made, and its time is nearer to that without a shadow than to one that waits for it."""
+    make_model(tmp_path, version=1, seed=1)
+    make_model(tmp_path, version=2, seed=2, shape=HEAVY)
+    engines: dict[int, Engine] = {version: TorchEngine(tmp_path / "models" / f"{version:08d}", ServingSettings()) for version in (1, 2)}
+    publish_state(tmp_path, champion=1, challenger=2, shadow_fraction=1.0)
+    sink = EventList()
+    alone: list[float] = []
+    beside: list[float] = []
+    try:
+        async with running_gateway(tmp_path, engines, sink=sink) as client:
+            await until(lambda: ready(client))
+
+            async def timed(model: str) -> tuple[float, str]:
+                begun_s = time.perf_counter()
+                response = await client.post("/v1/completions", json=ASK | {"model": model, "max_tokens": 16})
+                assert response.status_code == 200
+                return time.perf_counter() - begun_s, response.headers["x-request-id"]
+
+            await timed("headrace-v2")  # the first answer of an engine warms it up
+            for _ in range(7):
+                alone.append((await timed("headrace-v1"))[0])  # who names a version gets no copy
+            for number in range(7):
+                took_s, request_id = await timed("headrace")
+                beside.append(took_s)
+                assert request_id not in {data.request_id for data in sink.data if data.shadow}
+                await until(lambda wanted=number + 1: sum(data.shadow for data in sink.data) == wanted)
+    finally:
+        for engine in engines.values():
+            engine.close()
+    copies = [data.engine_s for data in sink.data if data.shadow and data.engine_s is not None]
+    assert len(copies) == 7
+    assert median(beside) < (median(alone) + median(copies)) / 2, (alone, beside, copies)
