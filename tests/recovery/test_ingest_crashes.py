@@ -17,6 +17,7 @@ import pytest
 
 from pipelines.dataset.gc import orphans
 from pipelines.dataset.verify import verify
+from pipelines.ingest.stream import Stream
 from pipelines.runtime.crash import CRASH_POINTS
 from schemas.arrow import Outcome
 from tests.broker_process import BrokerProcess
@@ -136,9 +137,13 @@ def test_what_crashes_leave_behind_is_removed_when_its_grace_is_over(source: Ing
     impatient = Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix, {"ingest.gc_grace_s": 0})
     assert patient.run(crash_at="segment_written").returncode == -signal.SIGKILL
     left_behind = orphans(patient.root)
+    with Stream(patient.settings):
+        assert orphans(patient.root) == left_behind
     assert {path.split("/")[0] for path in left_behind} == {"shards", "documents", "dedup", "masks"}
     patient.once()
     assert orphans(patient.root) == left_behind
+    with Stream(impatient.settings):
+        assert orphans(patient.root) == [], "before it reads anything: it may crash again and again"
     impatient.once()
     assert orphans(patient.root) == []
     assert_recovered(patient, reference)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from kafka import TopicPartition
 
+from pipelines.dataset import checkpoints
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
 from pipelines.ingest.announcer import group_id
 from pipelines.kafka.clients import open_admin, open_consumer
@@ -153,6 +154,14 @@ def test_ingest_once_takes_in_no_more_than_was_there_at_its_start(ingest: Ingest
     versions = json.loads(done.stdout)["versions"]
     assert [version["num_records"] for version in versions] == [120, 120, 20]
     assert sum(manifest.num_records for manifest in ingest.once()) == 40
+
+
+def test_a_writer_leaves_checkpoints_of_the_log_behind(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "GROWTH", 2)
+    for first in (0, 4, 8):
+        ingest.publish(documents(first, 4))
+        ingest.once()
+    assert [(found.first, found.last) for found in checkpoints.listed(ingest.root)] == [(1, 2)]
 
 
 def test_nothing_new_publishes_no_version(ingest: Ingest) -> None:
