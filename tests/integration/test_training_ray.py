@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from ops.cli.main import main
 from pipelines.dataset.dataset import Dataset
 from pipelines.runtime.crash import VARIABLE
 from ray_apps.models.registry import Registry
@@ -47,10 +48,8 @@ class Command:
     """`headrace train` as a child process, in a session of its own so that Ctrl-C can be sent to all of it."""
 
     def __init__(self, root: Path, crash_at: str | None = None) -> None:
-        flags = [f"--set=training.{name}={value}" for name, value in {**tiny_overrides(), **SETTINGS}.items()]
-        arguments = ["train", "--json", "--root", str(root), "--set=ray.dashboard_port=0", *flags]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", TRAIN_ONLY, *arguments],
+            [sys.executable, "-c", TRAIN_ONLY, *arguments(root)],
             cwd=REPOSITORY,
             env=os.environ | ({VARIABLE: crash_at} if crash_at else {}),
             stdout=subprocess.PIPE,
@@ -124,8 +123,17 @@ def go_on(pids: list[int]) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
-def tiny_overrides() -> dict[str, object]:
-    return tiny_settings(Path()).training.model_dump(exclude_unset=True)
+def arguments(root: Path) -> list[str]:
+    """Of the tiny run under this root."""
+    values = {**tiny_settings(Path()).training.model_dump(exclude_unset=True), **SETTINGS}
+    return [
+        "train",
+        "--json",
+        "--root",
+        str(root),
+        "--set=ray.dashboard_port=0",
+        *(f"--set=training.{name}={value}" for name, value in values.items()),
+    ]
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
@@ -143,7 +151,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     yield root, plan_run(tiny_settings(root, **SETTINGS))
 
 
-def test_a_killed_worker_and_a_killed_command_leave_the_curve_of_an_undisturbed_run(tmp_path: Path, reference: tuple[Path, TrainingRun]) -> None:
+def test_a_killed_worker_and_a_killed_command_leave_the_curve_of_an_undisturbed_run(
+    tmp_path: Path, reference: tuple[Path, TrainingRun], capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny_dataset(tmp_path)
     run = plan_run(tiny_settings(tmp_path, **SETTINGS))
     losses = run.folder(tmp_path) / FILE_NAME
@@ -176,9 +186,10 @@ def test_a_killed_worker_and_a_killed_command_leave_the_curve_of_an_undisturbed_
     assert (manifest["version"], manifest["training"]["run_id"], manifest["training"]["steps"]) == (1, run.run_id, STEPS)
     assert f"step {STEPS}/{STEPS}" in err
     # Step 4: nothing is trained or registered twice.
-    code, out, err = Command(tmp_path).finish()
-    assert (code, json.loads(out)) == (0, manifest)
-    assert "registered before as model version 1" in err
+    assert main(arguments(tmp_path)) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == manifest
+    assert "registered before as model version 1" in said.err
     assert Registry(tmp_path).versions() == [1]
 
 
