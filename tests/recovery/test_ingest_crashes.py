@@ -25,6 +25,9 @@ from tests.ingest_harness import Ingest, assert_recovered, finish, finish_overta
 
 NUM_RECORDS = 220
 NUM_VERSIONS = 2
+"""The first version, which chooses the tokenizer, and one that has a parent: a third would go the way of the second.
+
+Of random kills four are in every run and thirty in the slow one; each of them lands (``kills_that_land``)."""
 
 
 @pytest.fixture(scope="module")
