@@ -21,8 +21,8 @@ CRASH_POINTS = (
     "documents_written",
     "masks_written",  # the retracted documents' spans, if there are any
     "segment_written",  # every file of the version has its final name
-    "dead_letters_acked",
-    "topic_checked",  # the next thing is the publication
+    "topic_checked",  # every file has its name, and the topic is the one that was read
+    "dead_letters_acked",  # the next thing is the publication
     "published",  # the version is committed, nobody has been told
     "offsets_published",
     "event_published",

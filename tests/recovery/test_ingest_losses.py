@@ -143,3 +143,15 @@ def test_the_leader_epoch_of_every_end_is_recorded_and_an_epoch_that_ends_below_
     check_not_cut(ingest.settings, ingest.topic, ends, epochs)
     with pytest.raises(SourceError, match=r"partitions \[1\] of .* were cut while they were read"):
         check_not_cut(ingest.settings, ingest.topic, ends, {**epochs, 1: 7})
+    ingest.publish([document("only", f"{TEXT} of one partition", 1)])
+    (after,) = ingest.once()
+    assert after.leader_epochs[ingest.topic] == epochs, "also those of partitions that gave nothing"
+
+
+def test_a_log_that_is_cut_while_it_is_read_commits_nothing(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch that the broker does not know any more: what was read may be gone, and other records be at its offsets."""
+    ingest.publish(documents(0, 20))
+    monkeypatch.setattr("pipelines.ingest.stream.leader_epochs", lambda settings, topic, ends: dict.fromkeys(ends, 7))
+    with pytest.raises(SourceError, match="were cut while they were read"):
+        ingest.once()
+    assert state(ingest.root) == []

@@ -25,7 +25,7 @@ from schemas.arrow import FILE_LISTS, VERSIONS, Outcome, Split
 from schemas.errors import DatasetNotFound
 from schemas.lost_offsets import AcceptedLoss, LossKind, LostOffsets
 from schemas.manifest import DatasetManifest, OffsetRange
-from tests.factories import make_dataset
+from tests.factories import make_dataset, make_seven_versions
 
 NUM_VERSIONS = 7
 SAVE = """
@@ -40,11 +40,7 @@ for version in map(int, sys.argv[2:]):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven versions, of which the third and sixth mask documents."""
-    root = tmp_path_factory.mktemp("made")
-    for version in range(1, NUM_VERSIONS + 1):
-        make_dataset(root, num_rows=2, mask=(lambda kept: kept.tail(1)) if version % 3 == 0 else None)
-    return root
+    return make_seven_versions(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
