@@ -17,6 +17,7 @@ from pipelines.ingest.isolation.poison import sizes
 from pipelines.ingest.progress import Progress
 from pipelines.ingest.stream import Abandoned, Stream
 from pipelines.kafka.reading import Slice, read_blocks
+from pipelines.kafka.transactions import HoldWatch, told
 from schemas.errors import BlobsUnavailable, BrokerUnavailable, NotEnoughText
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
@@ -26,6 +27,8 @@ MAX_REMEMBERED = 100
 PROBE_RECORDS = 1_000
 """What waits is measured in portions of this many offsets."""
 LOOK_AGAIN_AT = 1.1
+HOLDS_EVERY_S = 30.0
+"""How often open transactions are looked for that hold records back."""
 _log = logging.getLogger(__name__)
 
 
@@ -74,6 +77,7 @@ class Follower:
         self._settings = settings
         self._stop = stop
         self._tempo = Tempo(settings)
+        self._holds = HoldWatch(settings, stream.topic, HOLDS_EVERY_S)
         self._is_prepared = False
         self._enough_from = 0
         """Fewer records than this hold too little text."""
@@ -86,6 +90,8 @@ class Follower:
         self._stream.metrics.not_ready = None
         num_waiting = sum(len(span) for span in waiting.values())
         began_at = time.monotonic()
+        for held in self._holds.look(began_at):
+            self._progress.waiting(f"{told(held)}; they are ingested when it ends")
         wait_s = self._tempo.wait_s(num_waiting, began_at, has_text=self._has_text(waiting))
         if wait_s > 0:
             self._stop.wait(wait_s)
