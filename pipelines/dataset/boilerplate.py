@@ -64,12 +64,12 @@ def counts_files(dataset: Dataset | None) -> list[CountsFile]:
     return found[::-1]
 
 
-def carry_over(source: Dataset, root: Path, attempt: str) -> Written:
-    """The counts of versions 1..N as the file of a first version under another root, durably."""
+def carry_over(source: Dataset, root: Path, attempt: str, version: int) -> Written:
+    """The counts of versions 1..N as the file of a version under another root, for all versions up to it; durably."""
     counts = _sum([ParagraphCounts.load(verify_pinned(source.root, file.entry)) for file in counts_files(source)])
     if not len(counts.hashes):
         return NOTHING
-    path = root / boilerplate_path(1, attempt)
+    path = root / boilerplate_path(version, attempt)
     counts.save(path)
     return Written([file_entry(root, path, len(counts.hashes))], 1)
 
