@@ -1,7 +1,7 @@
-"""What a batch's documents are worth, and what of them is kept: normalize, language, known lines, mojibake, rules, personal data, models, in this order.
+"""What a batch's documents are worth, and what of them is kept: normalize, language, known lines, mojibake, rules, personal data, models.
 
-Each step sees what the one before let pass, as the one before left it; the first rule that a document breaks is its verdict. Invariant: a
-verdict depends on the document and the settings alone, not on its batch; no text raises.
+Each step, in this order, sees what the one before let pass, as the one before left it; the first rule that a document breaks is its verdict.
+Invariant: a verdict depends on the document and the settings alone, not on its batch; no text raises.
 """
 
 from typing import Any, NamedTuple
