@@ -119,27 +119,31 @@ class Follower:
     def _has_enough(self, waiting: Mapping[int, OffsetRange]) -> bool:
         """A guess by the size of the records; where their text was too little, it is looked at again once they are some more."""
         enough, num_waiting = self._settings.tokenizer.min_training_bytes, sum(len(span) for span in waiting.values())
-        if num_waiting >= self._enough_from:
-            if has_bytes(self._stream.topic, waiting, self._settings, enough):
-                return True
-            self._enough_from = num_waiting + 1
-        self._progress.waiting(
-            f"for more documents: those that wait hold less text than the {enough:,} bytes (tokenizer.min_training_bytes) that the tokenizer of a "
-            "new dataset is trained on. Nothing is lost: they stay in the topic; tokenizer.min_training_bytes=0 begins with what is there"
-        )
+        if num_waiting < self._enough_from:
+            return False
+        found = count_bytes(self._stream.topic, waiting, self._settings, enough)
+        if found >= enough:
+            return True
+        if not self._enough_from:  # once: the number grows with each document
+            self._progress.waiting(
+                f"for more documents: {num_waiting:,} records with {found:,} bytes are there, and the tokenizer of a new dataset is trained on "
+                f"{enough:,} bytes of text or more (tokenizer.min_training_bytes). Nothing is lost: they stay in the topic; "
+                "tokenizer.min_training_bytes=0 begins with what is there"
+            )
+        self._enough_from = num_waiting + 1
         return False
 
 
-def has_bytes(topic: str, waiting: Mapping[int, OffsetRange], settings: Settings, enough: int) -> bool:
-    """Whether the records that wait have so many bytes of keys and values together; reads no more than that."""
+def count_bytes(topic: str, waiting: Mapping[int, OffsetRange], settings: Settings, enough: int) -> int:
+    """Bytes of keys and values of the records that wait; reads no more than ``enough`` of them, and a portion."""
     found = 0
     for partition, span in waiting.items():
         for start in range(span.start, span.end, PROBE_RECORDS):
             if found >= enough:
-                return True
+                return found
             part = Slice(topic, partition, start, min(start + PROBE_RECORDS, span.end))
             found += sum(int(size) for block in read_blocks(part, settings) for size in sizes(block).to_numpy())
-    return found >= enough
+    return found
 
 
 def ingest_follow(settings: Settings, stop: threading.Event, progress: Progress | None = None) -> list[DatasetManifest]:
