@@ -206,7 +206,7 @@ class DatasetManifest(Record):
     totals: Totals
     """Sums over this version and all before."""
     derived_from: DerivedFrom | None = None
-    """Of a first version that began a new lineage (pipelines/dataset/switch.py): the dataset that it was made of."""
+    """Of the versions with which a new lineage began (pipelines/dataset/switch.py), one where no loss was accepted: the dataset they were made of."""
     code_version: str | None = None
     """Version of Headrace that wrote it, with the git commit where there is one; none: one that did not say so yet."""
     traceparent: str | None = None
@@ -240,8 +240,6 @@ class DatasetManifest(Record):
             raise ValueError(f"version {self.version} lists {len(self.boilerplate)} files of lines from version {self.boilerplate_first_version} on")
         if self.merged and (self.num_records or self.shards):
             raise ValueError(f"version {self.version} merges shards and reads {self.num_records} offsets; these are two versions")
-        if self.derived_from is not None and self.version != 1:
-            raise ValueError(f"version {self.version} says that it begins a lineage; only version 1 can")
         if self.accepted_loss is not None:
             self._check_loss(self.accepted_loss)
         if self.parent != self.version - 1:

@@ -24,9 +24,7 @@ ZSTD = 4
 TRANSACTIONAL_BIT = 0x10
 CONTROL_BIT = 0x20
 NO_PRODUCER = -1
-LEADER_EPOCH = 0
-"""One broker leads every partition for ever, so its epoch never changes."""
-_PLACE = struct.Struct(">q")
+_PLACE, _EPOCH = struct.Struct(">q"), struct.Struct(">i")
 
 
 class BatchHeader(NamedTuple):
@@ -67,9 +65,9 @@ def crc_matches(batch: bytes | bytearray | memoryview, header: BatchHeader) -> b
     return crc32c(memoryview(batch)[CRC_FROM : header.size_bytes]) == header.crc
 
 
-def place(batch: bytes, base_offset: int) -> tuple[bytes, memoryview]:
+def place(batch: bytes, base_offset: int, leader_epoch: int) -> tuple[bytes, memoryview]:
     """The batch at its offset in our log, as two buffers: its rewritten first 16 bytes, and the rest, uncopied."""
-    head = _PLACE.pack(base_offset) + batch[8:12] + LEADER_EPOCH.to_bytes(4, "big")
+    head = _PLACE.pack(base_offset) + batch[8:12] + _EPOCH.pack(leader_epoch)
     return head, memoryview(batch)[16:]
 
 

@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, NamedTuple
 
-from ops.broker.batch import LEADER_EPOCH
 from ops.broker.codes import ErrorCode, ProtocolError
 from ops.broker.dispatch import Body, RequestContext
 from ops.broker.fetch_response import FetchedPartition, FetchedTopic, encode_fetch
@@ -59,7 +58,7 @@ class FetchApi:
 
     def _log(self, topic: Any, wanted: Any) -> PartitionLog:
         log = self._catalogue.partition(topic.topic, topic.topic_id, wanted.partition)
-        check_leader_epoch(wanted.current_leader_epoch)
+        check_leader_epoch(wanted.current_leader_epoch, log)
         return log
 
     async def _wait(self, context: RequestContext, request: Any) -> Body:
@@ -107,7 +106,10 @@ class FetchApi:
         return FetchedPartition(wanted.partition, ErrorCode.NONE, log.next_offset, log.start_offset, records)
 
 
-def check_leader_epoch(epoch: int) -> None:
-    """Refuse a client that knows of another leader than this one; -1 means that it does not care."""
-    if epoch > LEADER_EPOCH:
-        raise ProtocolError(ErrorCode.UNKNOWN_LEADER_EPOCH, f"leader epoch {epoch} is newer than {LEADER_EPOCH}")
+def check_leader_epoch(epoch: int, log: PartitionLog) -> None:
+    """Refuse a client that knows of a start before or after this one; -1 means that it does not care."""
+    current = log.epochs.latest
+    if epoch > current:
+        raise ProtocolError(ErrorCode.UNKNOWN_LEADER_EPOCH, f"leader epoch {epoch} is newer than {current}")
+    if 0 <= epoch < current:
+        raise ProtocolError(ErrorCode.FENCED_LEADER_EPOCH, f"leader epoch {epoch} is over; this is {current}")

@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 from kafka.protocol.consumer import ListOffsetsResponse, OffsetForLeaderEpochResponse
 from kafka.record import MemoryRecords
 
-from ops.broker.batch import LEADER_EPOCH
 from ops.broker.codes import ErrorCode, ProtocolError
 from ops.broker.dispatch import Body, RequestContext
+from ops.broker.epochs import NOT_BEGUN, UNKNOWN
 from ops.broker.fetch import check_leader_epoch
 from ops.broker.log import PartitionLog
 from ops.broker.topics import Catalogue
 
 LATEST, EARLIEST, MAX_TIMESTAMP, EARLIEST_LOCAL, LATEST_TIERED = -1, -2, -3, -4, -5
-UNKNOWN = -1
 
 
 class _Found(NamedTuple):
@@ -48,7 +47,7 @@ class OffsetsApi:
         code, found = ErrorCode.NONE, NOT_FOUND
         try:
             log = self._catalogue.partition(name, None, wanted.partition_index)
-            check_leader_epoch(wanted.current_leader_epoch)
+            check_leader_epoch(wanted.current_leader_epoch, log)
             found = find_offset(log, wanted.timestamp)
         except ProtocolError as error:
             code = error.code
@@ -61,7 +60,7 @@ class OffsetsApi:
         )
 
     def offset_for_leader_epoch(self, _context: RequestContext, request: Any) -> Body:
-        """The one epoch there is ends where the log ends."""
+        """Where an epoch ends: where the next one begins, or the log ends."""
         topic_class = OffsetForLeaderEpochResponse.OffsetForLeaderTopicResult
         topics = [
             topic_class(topic=topic.topic, partitions=[self._end_of(topic.topic, wanted) for wanted in topic.partitions]) for topic in request.topics
@@ -69,25 +68,24 @@ class OffsetsApi:
         return OffsetForLeaderEpochResponse(throttle_time_ms=0, topics=topics)
 
     def _end_of(self, name: str, wanted: Any) -> Any:
-        code, epoch, end_offset = ErrorCode.NONE, UNKNOWN, UNKNOWN
+        code, end = ErrorCode.NONE, NOT_BEGUN
         try:
             log = self._catalogue.partition(name, None, wanted.partition)
-            check_leader_epoch(wanted.current_leader_epoch)
-            if wanted.leader_epoch == LEADER_EPOCH:
-                epoch, end_offset = LEADER_EPOCH, log.next_offset
+            check_leader_epoch(wanted.current_leader_epoch, log)
+            end = log.epochs.end_of(wanted.leader_epoch, log.next_offset)
         except ProtocolError as error:
             code = error.code
         return OffsetForLeaderEpochResponse.OffsetForLeaderTopicResult.EpochEndOffset(
-            error_code=int(code), partition=wanted.partition, leader_epoch=epoch, end_offset=end_offset
+            error_code=int(code), partition=wanted.partition, leader_epoch=end.epoch, end_offset=end.offset
         )
 
 
 def find_offset(log: PartitionLog, timestamp_ms: int) -> _Found:
     """Offset for a time, or for one of the protocol's special values."""
     special: dict[int, Callable[[PartitionLog], _Found]] = {
-        LATEST: lambda log: _Found(log.next_offset, UNKNOWN, LEADER_EPOCH),
-        EARLIEST: lambda log: _Found(log.start_offset, UNKNOWN, LEADER_EPOCH),
-        EARLIEST_LOCAL: lambda log: _Found(log.start_offset, UNKNOWN, LEADER_EPOCH),
+        LATEST: lambda log: _Found(log.next_offset, UNKNOWN, log.epochs.latest),
+        EARLIEST: lambda log: _Found(log.start_offset, UNKNOWN, log.epochs.of(log.start_offset)),
+        EARLIEST_LOCAL: lambda log: _Found(log.start_offset, UNKNOWN, log.epochs.of(log.start_offset)),
         MAX_TIMESTAMP: lambda log: _first_reaching(log, log.newest_ms),
         LATEST_TIERED: lambda _log: NOT_FOUND,
     }
@@ -103,5 +101,5 @@ def _first_reaching(log: PartitionLog, timestamp_ms: int) -> _Found:
     batches = log.batches_reaching(timestamp_ms) if timestamp_ms >= 0 else ()
     for record in chain.from_iterable(MemoryRecords(batch).next_batch() for batch in batches):
         if record.timestamp >= timestamp_ms and record.offset >= log.start_offset:
-            return _Found(record.offset, record.timestamp, LEADER_EPOCH)
+            return _Found(record.offset, record.timestamp, log.epochs.of(record.offset))
     return NOT_FOUND

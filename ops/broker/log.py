@@ -2,7 +2,8 @@
 
 Invariants: offsets are dense and never reused; a batch is acknowledged only after it is with the operating system (``Segment.append``);
 after a crash the log is the longest prefix of whole batches, which contains everything acknowledged. Log start moves up only, and is on
-disk before a producer gets its acknowledgement.
+disk before a producer gets its acknowledgement. Each opening writes under a newer leader epoch (epochs.py), so that a log which lost its
+end shows that, once it has grown again.
 """
 
 import logging
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from ops.broker.batch import BatchHeader
 from ops.broker.codes import ErrorCode, ProtocolError
+from ops.broker.epochs import Epochs
 from ops.broker.files import read_json, write_json
 from ops.broker.producers import ProducerStates
 from ops.broker.segment import Segment, segment_offsets
@@ -23,16 +25,18 @@ logger = logging.getLogger(__name__)
 
 
 class PartitionLog:
-    """One partition. Opening it recovers it."""
+    """One partition. Opening it recovers it, and begins a leader epoch."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, leader_epoch: int = 0) -> None:
         self.folder = folder
+        self.epochs = Epochs()
         self.producers = ProducerStates()
         self.start_offset = 0
         self.waiters: set[Callable[[], None]] = set()
         """Called after every change that a waiting fetch may be interested in."""
         self._segments: list[Segment] = []
         self._open()
+        self.epochs.begin(leader_epoch, self.next_offset)
 
     @property
     def next_offset(self) -> int:
@@ -61,13 +65,17 @@ class PartitionLog:
 
     def _recover(self, base_offset: int, *, is_last: bool) -> Segment:
         segment = Segment(self.folder, base_offset)
-        torn_bytes = segment.recover(verify_crc=is_last, on_batch=lambda header: self.producers.record(header, header.base_offset))
+        torn_bytes = segment.recover(verify_crc=is_last, on_batch=self._note)
         if torn_bytes and not is_last:
             raise BrokerError(f"{segment.path} is damaged at byte {segment.size_bytes}; restore it, or delete the topic's folder to lose the topic")
         if torn_bytes:
             logger.warning("cut %d bytes of an unfinished write off %s", torn_bytes, segment.path)
             segment.truncate()
         return segment
+
+    def _note(self, header: BatchHeader) -> None:
+        self.producers.record(header, header.base_offset)
+        self.epochs.begin(header.leader_epoch, header.base_offset)
 
     def append(self, batch: bytes, header: BatchHeader, segment_bytes: int) -> int:
         """Append a checked batch; returns its base offset (the old one for a repetition by an idempotent producer).
@@ -79,7 +87,7 @@ class PartitionLog:
             return original
         base_offset = self.next_offset
         try:
-            self._segment_for(len(batch), segment_bytes).append(batch, header)
+            self._segment_for(len(batch), segment_bytes).append(batch, header, self.epochs.latest)
         except OSError as error:
             logger.exception("append to %s failed", self.folder)
             raise ProtocolError(ErrorCode.KAFKA_STORAGE_ERROR, str(error)) from error

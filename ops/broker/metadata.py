@@ -9,7 +9,6 @@ from typing import Any
 from kafka.protocol.admin import DescribeClusterResponse
 from kafka.protocol.metadata import FindCoordinatorResponse, MetadataResponse
 
-from ops.broker.batch import LEADER_EPOCH
 from ops.broker.codes import ErrorCode, ProtocolError
 from ops.broker.dispatch import Body, RequestContext
 from ops.broker.topics import Catalogue, Topic
@@ -93,11 +92,11 @@ def _describe(topic: Topic) -> Any:
             error_code=0,
             partition_index=index,
             leader_id=NODE_ID,
-            leader_epoch=LEADER_EPOCH,
+            leader_epoch=log.epochs.latest,
             replica_nodes=[NODE_ID],
             isr_nodes=[NODE_ID],
             offline_replicas=[],
         )
-        for index in range(len(topic.partitions))
+        for index, log in enumerate(topic.partitions)
     ]
     return _Topic(error_code=0, name=topic.name, topic_id=topic.id, is_internal=False, partitions=partitions)

@@ -69,19 +69,19 @@ class Segment:
         self.size_bytes += header.size_bytes
         self.next_offset = header.base_offset + header.last_offset_delta + 1
 
-    def append(self, batch: bytes, header: BatchHeader) -> None:
-        """Write a batch at ``next_offset``: when this returns, the bytes are with the operating system and survive our SIGKILL.
+    def append(self, batch: bytes, header: BatchHeader, leader_epoch: int) -> None:
+        """Write a batch at ``next_offset`` under this epoch: when this returns, the bytes are with the operating system and survive our SIGKILL.
 
         Raises OSError with the file as it was before.
         """
         try:
-            written = os.writev(self._fd, place(batch, self.next_offset))
+            written = os.writev(self._fd, place(batch, self.next_offset, leader_epoch))
             if written != len(batch):
                 raise OSError(f"only {written} of {len(batch)} bytes fitted into {self.path}; is the disk full?")
         except OSError:
             self.truncate()
             raise
-        self._index(header._replace(base_offset=self.next_offset))
+        self._index(header._replace(base_offset=self.next_offset, leader_epoch=leader_epoch))
 
     def truncate(self) -> None:
         """Cut the file after its last whole batch."""

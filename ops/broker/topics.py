@@ -17,6 +17,7 @@ from typing import Any
 
 from ops.broker.codes import ErrorCode, ProtocolError
 from ops.broker.configs import TopicLimits
+from ops.broker.epochs import next_epoch
 from ops.broker.files import read_json, write_json
 from ops.broker.log import PartitionLog
 from pipelines.storage.durable import make_folder, sync_folder
@@ -31,17 +32,18 @@ MAX_PARTITIONS = 10_000
 class Topic:
     """A topic and its open partitions."""
 
-    def __init__(self, name: str, id: uuid.UUID, configs: Mapping[str, str], folder: Path) -> None:
+    def __init__(self, name: str, id: uuid.UUID, configs: Mapping[str, str], folder: Path, leader_epoch: int) -> None:
         self.name = name
         self.id = id
         self.configs = dict(configs)
         self.folder = folder
+        self.leader_epoch = leader_epoch
         self.partitions: list[PartitionLog] = []
 
     def open_partitions(self, num_partitions: int) -> None:
         """Open (and so recover) or create partitions up to this number."""
         for index in range(len(self.partitions), num_partitions):
-            self.partitions.append(PartitionLog(self.folder / str(index)))
+            self.partitions.append(PartitionLog(self.folder / str(index), self.leader_epoch))
 
     def create_partitions(self, num_partitions: int) -> None:
         """Make partitions up to this number; their folders are durable when this returns. Raises OSError with the topic as it was."""
@@ -68,7 +70,7 @@ class Topic:
 
 
 class Catalogue:
-    """All topics. Changes are on disk when a method returns."""
+    """All topics. Changes are on disk when a method returns. Opening it begins a leader epoch."""
 
     def __init__(self, folder: Path, settings: BrokerSettings) -> None:
         self.settings = settings
@@ -84,17 +86,26 @@ class Catalogue:
     def _load(self) -> None:
         stored = read_json(self._file, None)
         self.cluster_id = str(stored["cluster_id"]) if stored else _new_cluster_id()
+        self.leader_epoch = next_epoch(int(stored.get("leader_epoch", 0)) if stored else 0)
+        make_folder(self._topics_folder)
+        self._begin_epoch(stored)
         for entry in stored["topics"] if stored else ():
             topic_id = uuid.UUID(hex=entry["id"])
-            topic = Topic(entry["name"], topic_id, entry["configs"], self._topics_folder / topic_id.hex)
+            topic = Topic(entry["name"], topic_id, entry["configs"], self._topics_folder / topic_id.hex, self.leader_epoch)
             topic.open_partitions(entry["num_partitions"])
             self._add(topic)
         self._remove_orphans()
-        if not stored:
-            self._write([])
+
+    def _begin_epoch(self, stored: Any) -> None:
+        """Keep the epoch. On a full disk an old catalogue serves: whoever writes keeps it too, in each batch, and retention may make room."""
+        try:
+            self._write(stored["topics"] if stored else [])
+        except OSError:
+            if not stored:
+                raise
+            logger.exception("leader epoch %d could not be kept in %s", self.leader_epoch, self._file)
 
     def _remove_orphans(self) -> None:
-        make_folder(self._topics_folder)
         partitions = {topic.folder.name: len(topic.partitions) for topic in self}
         for folder in self._topics_folder.iterdir():
             if folder.name not in partitions:
@@ -109,7 +120,7 @@ class Catalogue:
         self._by_id[topic.id] = topic
 
     def _write(self, topics: list[dict[str, Any]]) -> None:
-        write_json(self._file, {"cluster_id": self.cluster_id, "topics": topics})
+        write_json(self._file, {"cluster_id": self.cluster_id, "leader_epoch": self.leader_epoch, "topics": topics})
 
     def __iter__(self) -> Iterator[Topic]:
         return iter(tuple(self._by_name.values()))
@@ -172,7 +183,7 @@ class Catalogue:
         """Create a topic under a new id."""
         self.check_new(name, num_partitions)
         topic_id = uuid.uuid4()
-        topic = Topic(name, topic_id, configs, self._topics_folder / topic_id.hex)
+        topic = Topic(name, topic_id, configs, self._topics_folder / topic_id.hex, self.leader_epoch)
         with self._change(f"create topic {name}"):
             try:
                 # Step 1: nothing that was kept under this name is left.

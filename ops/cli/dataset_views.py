@@ -140,7 +140,8 @@ def _read_evaluation(path: str, settings: Settings) -> "EvaluationTexts":
     from pipelines.views.lists import name_of
 
     doc_ids, texts = [], []
-    for finding in read_paths([path], ReadOptions(max_bytes=settings.ingest.max_document_bytes), sys.stdin.buffer):
+    options = ReadOptions(max_bytes=settings.ingest.max_document_bytes, max_damage=settings.formats.max_damaged_fraction)
+    for finding in read_paths([path], options, sys.stdin.buffer):
         if isinstance(finding, Found):
             if finding.document.format == "html":
                 raise SettingsError(f"{finding.origin} is an HTML page; give the evaluation set as text, JSON Lines or Parquet")

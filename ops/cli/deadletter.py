@@ -198,7 +198,8 @@ def _record(args: argparse.Namespace, settings: Settings, letter: "Letter") -> "
             value = sys.stdin.buffer.read() if args.edit == "-" else Path(args.edit).read_bytes()
         except OSError as error:
             raise SettingsError(f"cannot read {args.edit}: {error.strerror}") from error
-    return replay_record(letter, settings.ingest.max_document_bytes, value, partial(read_reference, settings=settings))
+    reading = partial(read_reference, settings=settings)
+    return replay_record(letter, settings.ingest.max_document_bytes, value, reading, settings.formats.max_damaged_fraction)
 
 
 def _print_replayed(topic: str, replayed: list[dict[str, Any]], refused: list[dict[str, str]], *, as_json: bool) -> None:

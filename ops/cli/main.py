@@ -11,7 +11,9 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -154,6 +156,7 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     name = " ".join(["headrace", *(sys.argv[1:] if argv is None else argv)[:1]])
+    _hear_interrupts()
     try:
         return _run(argv)
     except KeyboardInterrupt:
@@ -162,6 +165,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _hear_interrupts() -> None:
+    """A shell without job control starts what it puts into the background with SIGINT ignored, and Python leaves it so: no Ctrl-C, no `kill -INT`."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(argv: Sequence[str] | None) -> int:

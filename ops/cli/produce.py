@@ -72,7 +72,8 @@ def _findings(args: argparse.Namespace, settings: Settings) -> "Iterator[Finding
         return sample_documents(Share(*args.part) if args.part else WHOLE)
     from ops.producing.readers import ReadOptions, read_paths
 
-    options = ReadOptions(text_field=args.text_field, max_bytes=max(settings.kafka.max_request_bytes, settings.formats.max_dataref_bytes))
+    max_bytes = max(settings.kafka.max_request_bytes, settings.formats.max_dataref_bytes)
+    options = ReadOptions(args.text_field, max_bytes, settings.formats.max_damaged_fraction)
     return read_paths(args.paths, options, sys.stdin.buffer)
 
 

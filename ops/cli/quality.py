@@ -154,7 +154,7 @@ def _batches(paths: list[str], args: argparse.Namespace, settings: Settings) -> 
     from ops.producing.batches import read_batches
     from ops.producing.readers import ReadOptions
 
-    options = ReadOptions(text_field=args.text_field, max_bytes=settings.kafka.max_request_bytes)
+    options = ReadOptions(text_field=args.text_field, max_bytes=settings.kafka.max_request_bytes, max_damage=settings.formats.max_damaged_fraction)
     return read_batches(paths, options, args.language, lambda message: say(f"headrace quality: {message}"))
 
 

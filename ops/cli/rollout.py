@@ -191,10 +191,16 @@ def release(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def promote(args: argparse.Namespace, settings: Settings) -> int:
-    """Without waiting for more evidence."""
+    """Without waiting for more evidence. A challenger that could not answer any more, its files being damaged or gone, is refused."""
     from ray_apps.rollout import policy
     from ray_apps.rollout.controller import by_hand
+    from ray_apps.rollout.log import RolloutLog
 
+    state = RolloutLog(Path(settings.root)).latest()
+    if state is not None and state.challenger is not None:
+        from ray_apps.serving.loadable import check_loadable  # brings torch
+
+        check_loadable(Path(settings.root), state.challenger, settings.serving)
     return _apply(args, settings, lambda state: policy.promote(state, "a person asked for it", {}, by_hand()))
 
 

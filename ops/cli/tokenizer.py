@@ -283,6 +283,7 @@ def run_switch(args: argparse.Namespace, settings: Settings) -> int:
     from pipelines.dataset.switch import switch
     from pipelines.tokenizers.folders import find_tokenizer, read_files
     from pipelines.views.carrying import carry_views
+    from schemas.arrow import Outcome
 
     root, new_root = Path(settings.root).resolve(), Path(args.into).resolve()
     files = read_files(find_tokenizer(root, args.tokenizer))
@@ -290,15 +291,16 @@ def run_switch(args: argparse.Namespace, settings: Settings) -> int:
     with progress_bar() as bar:
         task = bar.add_task("switch", total=source.manifest.totals.num_records)
         switched = switch(source, files, new_root, settings, datetime.now(UTC), lambda number: bar.advance(task, number))
-    manifest, views = switched.manifest, carry_views(source, new_root)
+    manifest, views = switched.manifest, carry_views(source, Dataset(new_root, switched.manifest.version))
     if args.json:
         print_json({"root": str(new_root), "is_new": switched.is_new, "views": [view._asdict() for view in views]} | summary(manifest))
         return 0
     what = "was switched" if switched.is_new else "had been switched before"
     before = source.manifest.totals.num_tokens - source.manifest.totals.num_masked_tokens
     tell(
-        f"{root} {what} to tokenizer {manifest.tokenizer.sha256[:12]}: versions 1 to {source.version} are version 1 of {new_root}, "
-        f"{manifest.outcomes['kept']:,} documents, {before:,} tokens before, {manifest.num_tokens:,} now"  # type: ignore[index]
+        f"{root} {what} to tokenizer {manifest.tokenizer.sha256[:12]}: versions 1 to {source.version} are "
+        f"{'version 1' if manifest.version == 1 else f'versions 1 to {manifest.version}'} of {new_root}, "
+        f"{manifest.totals.outcomes[Outcome.KEPT]:,} documents, {before:,} tokens before, {manifest.totals.num_tokens:,} now"
     )
     for view in views:
         tell(_view_sentence(view, new_root))

@@ -38,7 +38,7 @@ class Source(NamedTuple):
         from ops.producing.batches import read_batches
         from ops.producing.readers import ReadOptions
 
-        options = ReadOptions(text_field=self.text_field, max_bytes=self.settings.kafka.max_request_bytes)
+        options = ReadOptions(self.text_field, self.settings.kafka.max_request_bytes, self.settings.formats.max_damaged_fraction)
         for batch in read_batches(self.paths, options, self.language, lambda message: say(f"headrace tokenizer: {message}")):
             yield Texts(batch.texts, batch.languages)
 

@@ -19,7 +19,7 @@ import zstandard
 
 from ops.producing.findings import FIELDS, Failed, Finding, Skipped, TooLarge, content_id, file_id, from_page, from_record, from_text, no_text_field
 from ops.producing.warc import read_warc
-from pipelines.steps.formats.charset import decode_text
+from pipelines.steps.formats.charset import MAX_DAMAGE, decode_text
 from schemas.errors import EnvelopeError
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".markdown", ".rst"})
@@ -42,6 +42,8 @@ class ReadOptions(NamedTuple):
     """Field of JSON Lines and Parquet records that holds the text."""
     max_bytes: int = 32 * 2**20
     """Text larger than this is not read to its end."""
+    max_damage: float = MAX_DAMAGE
+    """Share of a text's characters that may be bytes of no character set (formats.max_damaged_fraction)."""
 
 
 def read_paths(paths: Iterable[str], options: ReadOptions, standard_input: BinaryIO) -> Iterator[Finding]:
@@ -87,7 +89,7 @@ def _read_file(file: Path, options: ReadOptions) -> Iterator[Finding]:
             yield from _read_parquet(file, options)
             return
         if kind in WARC_SUFFIXES:
-            yield from read_warc(file, compression, options.max_bytes)
+            yield from read_warc(file, compression, options.max_bytes, options.max_damage)
             return
         with file.open("rb") as raw, _decompressed(raw, compression) as stream:
             yield from _READERS[kind](origin, stream, options)
@@ -116,7 +118,7 @@ def _read_text(origin: str, stream: BinaryIO, options: ReadOptions) -> Iterator[
         yield TooLarge(origin, len(data))
         return
     try:
-        text = decode_text(data, None)
+        text = decode_text(data, None, options.max_damage)
     except EnvelopeError:
         yield Failed(origin, "it is in no character set that is known; convert it to UTF-8 first")
         return
@@ -135,7 +137,7 @@ def _read_html(origin: str, stream: BinaryIO, options: ReadOptions) -> Iterator[
         yield TooLarge(origin, len(data))
         return
     try:
-        yield from_page(origin, decode_text(data, None), file_id(origin))
+        yield from_page(origin, decode_text(data, None, options.max_damage), file_id(origin))
     except EnvelopeError as error:
         yield Failed(origin, str(error))
 

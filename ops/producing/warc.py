@@ -51,7 +51,7 @@ class _Content(NamedTuple):
     body: bytes
 
 
-def read_warc(file: Path, compression: str, max_bytes: int) -> Iterator[Finding]:
+def read_warc(file: Path, compression: str, max_bytes: int, max_damage: float) -> Iterator[Finding]:
     """Findings of an archive in its order; ``compression`` is .gz, .zst or empty. Raises OSError if the file cannot be opened."""
     with file.open("rb") as stream:
         at: int | None = 0
@@ -61,7 +61,7 @@ def read_warc(file: Path, compression: str, max_bytes: int) -> Iterator[Finding]
             try:
                 for record in ArchiveIterator(stream, record_types=WarcRecordType.any_type, parse_http=False):
                     good_until = record.stream_pos
-                    yield _finding(f"{file.as_posix()} byte {good_until}", record, max_bytes)
+                    yield _finding(f"{file.as_posix()} byte {good_until}", record, max_bytes, max_damage)
                 return
             except (OSError, ValueError, EOFError) as error:
                 yield Failed(
@@ -86,7 +86,7 @@ def _next_readable(stream: BinaryIO, position: int, start: bytes) -> int | None:
     return None
 
 
-def _finding(place: str, record: WarcRecord, max_bytes: int) -> Finding:
+def _finding(place: str, record: WarcRecord, max_bytes: int, max_damage: float) -> Finding:
     url = _url(record)
     origin = f"{place} ({public_url(url)[:SHOWN_URL_CHARS]})" if url else place
     if not record.record_type & _KINDS:
@@ -102,14 +102,14 @@ def _finding(place: str, record: WarcRecord, max_bytes: int) -> Finding:
         if isinstance(content, str):
             return Skipped(origin, content)
         is_too_large = len(content.body) > max_bytes
-        return TooLarge(origin, len(content.body)) if is_too_large else _found(origin, place, record, content)
+        return TooLarge(origin, len(content.body)) if is_too_large else _found(origin, place, record, content, max_damage)
     except (OSError, ValueError, EOFError, zlib.error, brotli.error, zstandard.ZstdError, EnvelopeError) as error:
         return Failed(origin, f"{type(error).__name__}: {error}")
 
 
-def _found(origin: str, place: str, record: WarcRecord, content: _Content) -> Finding:
+def _found(origin: str, place: str, record: WarcRecord, content: _Content, max_damage: float) -> Finding:
     """The document that a record holds. Raises EnvelopeError."""
-    text = decode_text(content.body, content.charset)
+    text = decode_text(content.body, content.charset, max_damage)
     is_html = content.type in _HTML or (not content.type and looks_like_page(text))
     if not text.strip():
         return Skipped(origin, "empty text")

@@ -92,6 +92,7 @@ def _headrace_service(settings: Settings, name: str, needs: tuple[str, ...], por
         serves(health) if name == "serve" else _always,
         is_alive=answers(health) if name == "serve" else _always,
         needs=needs,
+        told="waiting: " if name == "ingest" else None,
         dies_with=("ray",) if ports else (),
         environment=child_environment(settings),
         stop_timeout_s=STOP_TIMEOUT_S + (settings.serving.drain_timeout_s if name == "serve" else 0.0),

@@ -54,6 +54,8 @@ class Service:
     """Services that must be ready before this one starts."""
     dies_with: tuple[str, ...] = ()
     """Services without whose very process this one is useless: when they go, it is stopped and started again after them."""
+    told: str | None = None
+    """How lines of its log begin that whoever listens should hear."""
     environment: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 180.0
     """A start that takes longer, and does not show that it is alive, is stopped and tried again."""
@@ -72,6 +74,8 @@ class _Running:
     alive_at: float = 0.0
     next_start: float = 0.0
     next_check: float = 0.0
+    log_read: int = 0
+    """Bytes of the log that were looked through for lines to tell."""
     failures: int = 0
     was_ready: bool = False
 
@@ -152,6 +156,23 @@ class Supervisor:
             self._maybe_start(running, now)
         elif running.status is Status.STARTING:
             self._maybe_ready(running, now)
+        if running.service.told is not None and running.child is not None:
+            self._pass_on(running, running.service.told)
+
+    def _pass_on(self, running: _Running, beginning: str) -> None:
+        """Tell the whole lines that came into the log and begin so."""
+        path = self._logs / f"{running.service.name}.log"
+        size = path.stat().st_size if path.exists() else 0
+        running.log_read = running.log_read if running.log_read <= size else 0  # it was rotated
+        if size == running.log_read:
+            return
+        with path.open("rb") as file:
+            file.seek(running.log_read)
+            new, newline, _ = file.read().rpartition(b"\n")
+        running.log_read += len(new) + len(newline)
+        for line in new.decode("utf-8", "replace").split("\n"):
+            if line.startswith(beginning):
+                self._change(running, running.status, line)
 
     def _troubled(self, running: _Running, error: Exception, now: float) -> None:
         """Something that is no exit of the service: try the step again after a pause."""
@@ -167,7 +188,9 @@ class Supervisor:
         if now < running.next_start or any(self._services[name].status is not Status.READY for name in needs):
             return
         service = running.service
-        running.child = Child(service.command, self._logs / f"{service.name}.log", environment=service.environment)
+        log = self._logs / f"{service.name}.log"
+        running.log_read = log.stat().st_size if log.exists() else 0
+        running.child = Child(service.command, log, environment=service.environment)
         running.started_at = now
         self._change(running, Status.STARTING, f"process {running.child.pid}")
 

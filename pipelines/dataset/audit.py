@@ -61,9 +61,14 @@ def _cut(block: pa.Table) -> Iterator[pa.Table]:
 class Live:
     """Says of each kept document, asked in commit order, whether versions 1..N still hold it."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, first: int = 0) -> None:
+        """``first``: how many kept documents stand before those that are asked about."""
         self._retracted = retracted_ordinals(dataset)
-        self._next = 0
+        self._next = first
+
+    def num_live(self, num_kept: int) -> int:
+        """How many of the next so many kept documents the versions still hold."""
+        return num_kept - int(np.count_nonzero((self._retracted >= self._next) & (self._retracted < self._next + num_kept)))
 
     def among(self, block: pa.Table) -> Mask:
         """One flag per row of the next block of the audit trail."""

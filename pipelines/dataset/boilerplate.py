@@ -23,6 +23,7 @@ from pipelines.dataset.history import Holds
 from pipelines.dataset.names import boilerplate_path
 from pipelines.dedup.paragraphs import EMPTY, ParagraphCounts
 from pipelines.storage.durable import file_entry
+from pipelines.storage.pinned import verify_pinned
 from schemas.arrow import Outcome
 from schemas.manifest import FileEntry
 from schemas.settings_dedup import DedupSettings
@@ -63,12 +64,12 @@ def counts_files(dataset: Dataset | None) -> list[CountsFile]:
     return found[::-1]
 
 
-def carry_over(source: Dataset, root: Path, attempt: str) -> Written:
-    """The counts of versions 1..N as the file of a first version under another root, durably."""
-    counts = _sum([ParagraphCounts.load(source.root / file.entry.path) for file in counts_files(source)])
+def carry_over(source: Dataset, root: Path, attempt: str, version: int) -> Written:
+    """The counts of versions 1..N as the file of a version under another root, for all versions up to it; durably."""
+    counts = _sum([ParagraphCounts.load(verify_pinned(source.root, file.entry)) for file in counts_files(source)])
     if not len(counts.hashes):
         return NOTHING
-    path = root / boilerplate_path(1, attempt)
+    path = root / boilerplate_path(version, attempt)
     counts.save(path)
     return Written([file_entry(root, path, len(counts.hashes))], 1)
 
@@ -98,7 +99,7 @@ class Boilerplate:
         files = counts_files(dataset)
         if files != self._state[0]:
             assert dataset is not None
-            self._state = (files, _sum([ParagraphCounts.load(dataset.root / file.entry.path) for file in files]))
+            self._state = (files, _sum([ParagraphCounts.load(verify_pinned(dataset.root, file.entry)) for file in files]))
         self._known = self._state[1].known(self._settings.boilerplate_min_documents)
 
     def add(self, block: pa.Table, outcomes: pa.Array) -> None:
@@ -122,7 +123,7 @@ class Boilerplate:
             files, total = [], total.pruned(self._settings.boilerplate_max_entries // 2)
             counts, first_version = total, 1
         while files and files[-1].entry.rows <= GROWTH * len(counts.hashes):
-            counts = counts.merge(ParagraphCounts.load(root / files[-1].entry.path))
+            counts = counts.merge(ParagraphCounts.load(verify_pinned(root, files[-1].entry)))
             files, first_version = files[:-1], files[-1].first_version
         path = root / boilerplate_path(self._version, attempt)
         counts.save(path)

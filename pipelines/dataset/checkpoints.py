@@ -33,7 +33,7 @@ HEADER_BYTES = 64
 """The SHA-256, and zeros up to where Arrow wants its buffers aligned."""
 MAX_LISTINGS = 5
 """A writer may remove checkpoints between their listing and their opening: so often they are listed again."""
-_NAME = re.compile(r"^(\d{8})-(\d{8})\.arrow$")
+_NAME = re.compile(r"^(\d{8})-(\d{8})\.arrow\Z")
 
 
 class Range(NamedTuple):

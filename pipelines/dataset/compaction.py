@@ -27,6 +27,7 @@ from pipelines.dedup.base import write_base
 from pipelines.dedup.opening import kept_parts
 from pipelines.runtime.crash import crash_point
 from pipelines.storage.durable import durable_file, file_entry
+from pipelines.storage.pinned import check_size, verify_pinned
 from schemas.errors import CommitConflict
 from schemas.manifest import DatasetManifest, FileEntry
 from schemas.settings import Settings
@@ -123,7 +124,7 @@ def publish_base(dataset: Dataset, base: NewBase, settings: Settings, *, now: da
 
 
 def _write_base(root: Path, files: IndexFiles, max_hamming: int, path: str) -> FileEntry:
-    parts = kept_parts(root / files.base.path if files.base else None, [root / entry.path for entry in files.segments])
+    parts = kept_parts(check_size(root, files.base) if files.base else None, [verify_pinned(root, entry) for entry in files.segments])
     with durable_file(root / path) as file:
         num_rows = write_base(file, parts, max_hamming)
     return file_entry(root, root / path, num_rows)

@@ -1,7 +1,9 @@
 """Another tokenizer for a dataset: a new lineage under another root, whose version 1 holds everything that versions 1..N held.
 
 Token ids of two tokenizers never stand in one dataset, so a changed tokenizer begins a new one. Its first version covers the same offsets of
-the same topics, [first read, next), so that ingest goes on under the new root where it stood; every offset keeps its row in the audit trail:
+the same topics, [first read, next), so that ingest goes on under the new root where it stood. Offsets do not go on over a loss that was accepted:
+there the new lineage has a version before it, one that records the loss as it was recorded, and one after it, all of them with ``derived_from``.
+Every offset keeps its row in the audit trail:
 
 - kept documents are decoded from the old shards, compared with the content hash that the duplicate index keeps (one that differs stops it all),
   encoded anew and packed again; train documents stay train documents, validation documents validation documents;
@@ -10,12 +12,14 @@ the same topics, [first read, next), so that ingest goes on under the new root w
 - everything else is as it was: rejected, duplicate of whom, dead, retraction. Fingerprints and the counts of lines go along, so duplicates
   of old documents are still found.
 
-Order: (1) the tokenizer's files; (2) shards, audit trail, fingerprints, under names of this attempt; (3) the manifest, by create-if-absent;
-(4) if the old duplicate index was compacted, the new one is too, which is a version of its own (dataset/compaction.py). A crash before (3)
-leaves a root without a dataset, which the same command completes; after it, the same command says that it is done. The old root is only read.
+Order: (1) the tokenizer's files; for each version of the new lineage (2) shards, audit trail, fingerprints, under names of this attempt; (3) the
+manifest, by create-if-absent; at the end (4) if the old duplicate index was compacted, the new one is too, which is a version of its own
+(dataset/compaction.py). A crash before the last (3) leaves what the same command completes; after it, the same command says that it is done. The
+old root is only read.
 Memory: a block, and one open shard per split. Cost on one core: 5 MB of text a second.
 """
 
+import itertools
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -30,14 +34,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.audit import Live, audit_blocks, decode_rows
-from pipelines.dataset.boilerplate import carry_over
+from pipelines.dataset.boilerplate import NOTHING, carry_over
+from pipelines.dataset.columns import Numbers, offset_versions, versions_of_topic
 from pipelines.dataset.compaction import compact, index_files
 from pipelines.dataset.dataset import Dataset, latest_version, read_manifest
 from pipelines.dataset.names import segment_path
 from pipelines.dataset.retractions.masks import Mask, is_train_shard
 from pipelines.dataset.shard_maps import FEW_MAPS, ShardMaps
 from pipelines.dataset.statistics import Statistics, merged
-from pipelines.dataset.writer import ResolvedBlock, VersionPlan, build_manifest, publish, write_version
+from pipelines.dataset.writer import (
+    ResolvedBlock,
+    VersionPlan,
+    build_manifest,
+    ends_of,
+    manifest_without_documents,
+    publish,
+    write_version,
+)
 from pipelines.dedup.fingerprint import content_hashes
 from pipelines.quality.models import FOLDER as QUALITY_FOLDER
 from pipelines.runtime.crash import crash_point
@@ -48,20 +61,33 @@ from pipelines.storage.pinned import verify_pinned
 from pipelines.tokenizers.tokenizer import load_tokenizer, ref_of, write_files
 from schemas.arrow import DOCUMENTS, MASKS, SEGMENT, Outcome, Split, prepared
 from schemas.errors import CommitConflict, DatasetError, ShardCorrupt
-from schemas.manifest import DatasetManifest, DerivedFrom, FileEntry
+from schemas.manifest import DatasetManifest, DerivedFrom, FileEntry, OffsetRange, TokenizerRef
 from schemas.settings import Settings
 from schemas.statistics import VersionStatistics
 
+_TAKEN_ALONG = ("topic_ids", "record_bytes", "leader_epochs")
+"""Fields of a manifest that say where and how reading goes on: those of the last version of a part."""
 WITHDRAWN = "withdrawn"
 """Reason of a document that had been taken out before the switch."""
 
 
 class Switched(NamedTuple):
-    """The first version of the new lineage."""
+    """The version of the new lineage that holds what versions 1..N held: the first one, where no loss was accepted."""
 
     manifest: DatasetManifest
     is_new: bool
     """Whether this call published it."""
+
+
+class _Part(NamedTuple):
+    """What becomes one version: versions of the source between two losses, or a loss."""
+
+    versions: range
+    is_loss: bool
+    num_kept_before: int
+    """Documents that the source's versions before these kept."""
+    num_kept: int
+    is_last_with_documents: bool
 
 
 def switch(
@@ -77,56 +103,127 @@ def switch(
     Packing is that of the settings. Raises DatasetError if there is another dataset already, or a document does not decode to what was ingested;
     ShardCorrupt for damaged files; CommitConflict if another switch into the same root was faster.
     """
-    if lossy := [manifest.version for manifest in source.manifests() if manifest.accepted_loss is not None]:
-        raise DatasetError(
-            f"versions {lossy} of {source.root} accept a loss of offsets, which one version over all of them cannot express; publish the documents "
-            "again and ingest them with the other tokenizer under another --root"
-        )
     derived = DerivedFrom(manifest_sha256=source.sha256, version=source.version, tokenizer_sha256=source.tokenizer.sha256)
-    found = _existing(new_root, derived, ref_of(tokenizer).sha256)
-    if found is not None:
-        _compact_too(source, new_root, settings, now)
-        return Switched(found, is_new=False)
+    parts = _parts(source)
+    made = _made(new_root, derived, ref_of(tokenizer).sha256, len(parts))
+    is_new = len(made) < len(parts)
     # Step 1.
-    ref = write_files(new_root, tokenizer)
+    ref = write_files(new_root, tokenizer) if is_new else made[0].tokenizer
     _take_quality_model(source.root, new_root, settings.quality_model.path)
     crash_point("tokenizer_written")
-    # Step 2.
-    plan = VersionPlan(1, secrets.token_hex(6), source.manifest.topic_ids, source.offsets(), ref)
-    with _Rewriting(source, new_root, plan, settings, on_rows) as rewriting:
-        files = write_version(new_root, plan, settings, rewriting.blocks(), SEGMENT.empty_table, lambda _: MASKS.empty_table())
-    files = replace(files, dedup_segments=rewriting.segments(), boilerplate=carry_over(source, new_root, plan.attempt))
-    manifest = build_manifest(plan, files, settings, parent=None, now=now)
-    taken = {"derived_from": derived, "statistics": rewriting.statistics(), "record_bytes": source.manifest.record_bytes}
-    taken["leader_epochs"] = source.manifest.leader_epochs
-    manifest = manifest.model_copy(update=taken)
-    crash_point("switch_written")
-    # Step 3.
-    publish(new_root, manifest)
-    crash_point("published")
+    for part in parts[len(made) :]:
+        # Step 2.
+        parent = made[-1] if made else None
+        if part.is_loss and parent is not None:
+            manifest = _lost(source.read(part.versions.start), parent, settings, now)
+        else:
+            manifest = _rewritten(source, part, new_root, ref, parent, settings, now, on_rows)
+        manifest = manifest.model_copy(update={"derived_from": derived})
+        crash_point("switch_written")
+        # Step 3.
+        publish(new_root, manifest)
+        crash_point("published")
+        made.append(manifest)
     # Step 4.
-    _compact_too(source, new_root, settings, now)
-    return Switched(manifest, is_new=True)
+    _compact_too(source, new_root, len(parts), settings, now)
+    return Switched(made[-1], is_new)
 
 
-def _compact_too(source: Dataset, root: Path, settings: Settings, now: datetime) -> None:
+def _parts(source: Dataset) -> list[_Part]:
+    """The source's versions, cut at its losses; those without records in between are left out."""
+    columns = source.columns
+    losses = (np.flatnonzero(columns["num_losses"].to_numpy()) + 1).tolist()
+    edges = [1, *(edge for version in losses for edge in (version, version + 1)), source.version + 1]
+    num_kept = pc.struct_field(columns["outcomes"], str(Outcome.KEPT)).to_numpy()
+    num_records = columns["num_records"].to_numpy()
+    taken = [
+        versions
+        for versions in itertools.starmap(range, itertools.pairwise(edges))
+        if versions and (versions.start in losses or num_records[versions.start - 1 : versions.stop - 1].sum())
+    ]
+    last = max(number for number, versions in enumerate(taken) if versions.start not in losses)
+    return [
+        _Part(
+            versions,
+            versions.start in losses,
+            int(num_kept[: versions.start - 1].sum()),
+            int(num_kept[versions.start - 1 : versions.stop - 1].sum()),
+            number == last,
+        )
+        for number, versions in enumerate(taken)
+    ]
+
+
+def _offsets(source: Dataset, versions: range) -> dict[str, dict[int, OffsetRange]]:
+    """Offsets [first read, next) of every topic and partition, of versions without a loss among them."""
+    wanted = set(offset_versions(source.columns))
+    for topic in source.manifest.topic_ids:
+        wanted.update(version for version in _ends(versions_of_topic(source.columns, topic), versions))
+    union: dict[str, dict[int, OffsetRange]] = {}
+    for version in sorted(wanted & set(versions)):
+        for topic, partitions in source.read(version).offsets.items():
+            covered = union.setdefault(topic, {})
+            for partition, span in partitions.items():
+                covered[partition] = OffsetRange(start=covered.get(partition, span).start, end=span.end)
+    return union
+
+
+def _ends(among: Numbers, versions: range) -> list[int]:
+    """The first and the last of these versions that are among those."""
+    found = among[(among >= versions.start) & (among < versions.stop)]
+    return [int(found[0]), int(found[-1])] if len(found) else []
+
+
+def _lost(before: DatasetManifest, parent: DatasetManifest, settings: Settings, now: datetime) -> DatasetManifest:
+    """The version that records a loss as the source's version before records it."""
+    assert before.accepted_loss is not None
+    num_lost = parent.totals.num_lost + sum(loss.num_unread or 0 for loss in before.accepted_loss.lost)
+    changes: dict[str, Any] = {name: getattr(before, name) for name in (*_TAKEN_ALONG, "accepted_loss")}
+    changes |= {"offsets": ends_of(parent) | before.offsets, "totals": parent.totals.model_copy(update={"num_lost": num_lost})}
+    return manifest_without_documents(parent, secrets.token_hex(6), settings, now, **changes)
+
+
+def _rewritten(
+    source: Dataset,
+    part: _Part,
+    new_root: Path,
+    ref: TokenizerRef,
+    parent: DatasetManifest | None,
+    settings: Settings,
+    now: datetime,
+    on_rows: Callable[[int], None],
+) -> DatasetManifest:
+    """The version that holds the documents of a part; its files are written."""
+    before, version = source.read(part.versions[-1]), parent.version + 1 if parent else 1
+    plan = VersionPlan(version, secrets.token_hex(6), before.topic_ids, _offsets(source, part.versions), ref)
+    with _Rewriting(source, part, new_root, plan, settings, on_rows) as rewriting:
+        files = write_version(new_root, plan, settings, rewriting.blocks(), SEGMENT.empty_table, lambda _: MASKS.empty_table())
+    boilerplate = carry_over(source, new_root, plan.attempt, version) if part.is_last_with_documents else NOTHING
+    files = replace(files, dedup_segments=rewriting.segments(), boilerplate=boilerplate)
+    taken = {name: getattr(before, name) for name in _TAKEN_ALONG} | {"statistics": rewriting.statistics()}
+    return build_manifest(plan, files, settings, parent=parent, now=now).model_copy(update=taken)
+
+
+def _compact_too(source: Dataset, root: Path, version: int, settings: Settings, now: datetime) -> None:
     """Give the new lineage a compacted index if the old one had one: opening many fingerprints otherwise means reading them all."""
-    if latest_version(root) == 1 and settings.dedup.compact_segments and index_files(source).base is not None:
+    if latest_version(root) == version and settings.dedup.compact_segments and index_files(source).base is not None:
         with suppress(CommitConflict):  # ingest goes on there already, and will compact when it is due
             compact(Dataset(root), settings, now=now)
 
 
-def _existing(root: Path, derived: DerivedFrom, tokenizer_sha256: str) -> DatasetManifest | None:
-    """What the same switch has published before."""
-    if not latest_version(root):
-        return None
-    first = read_manifest(root, 1)
-    if (first.derived_from, first.tokenizer.sha256) == (derived, tokenizer_sha256):
-        return first
-    origin = f"made of version {first.derived_from.version} of a dataset" if first.derived_from else "not made by a switch"
-    raise DatasetError(
-        f"{root} holds another dataset already ({origin}, tokenizer {first.tokenizer.sha256[:12]}); name a folder without one with --into"
-    )
+def _made(new_root: Path, derived: DerivedFrom, tokenizer_sha256: str, num_parts: int) -> list[DatasetManifest]:
+    """The versions that the same switch has published before. Raises DatasetError if there are others among them."""
+    newest = latest_version(new_root)
+    made = [read_manifest(new_root, version) for version in range(1, min(newest, num_parts) + 1)]
+    for manifest in made:
+        if (manifest.derived_from, manifest.tokenizer.sha256) != (derived, tokenizer_sha256):
+            before = manifest.derived_from
+            origin = f"made of version {before.version} of a dataset" if before else "not made by a switch"
+            raise DatasetError(
+                f"{new_root} holds another dataset already (version {manifest.version}: {origin}, tokenizer {manifest.tokenizer.sha256[:12]}); "
+                "name a folder without one with --into"
+            )
+    return made
 
 
 def _take_quality_model(root: Path, new_root: Path, path: str) -> None:
@@ -140,14 +237,15 @@ def _take_quality_model(root: Path, new_root: Path, path: str) -> None:
 class _Rewriting:
     """The blocks of the new version, and what comes with them; a ``with`` block around the writing."""
 
-    def __init__(self, source: Dataset, new_root: Path, plan: VersionPlan, settings: Settings, on_rows: Callable[[int], None]) -> None:
+    def __init__(self, source: Dataset, part: _Part, new_root: Path, plan: VersionPlan, settings: Settings, on_rows: Callable[[int], None]) -> None:
         self._source = source
+        self._part = part
         self._new_root = new_root
         self._plan = plan
         self._old = load_tokenizer(source.root, source.tokenizer)
         self._new = load_tokenizer(new_root, plan.tokenizer, settings.tokenizer)
         self._schema = prepared(plan.tokenizer.vocab_size)
-        self._live = Live(source)
+        self._live = Live(source, part.num_kept_before)
         self._maps = ShardMaps(source, FEW_MAPS)
         self._on_rows = on_rows
         self._statistics: list[VersionStatistics] = []
@@ -155,9 +253,8 @@ class _Rewriting:
         self._resources = ExitStack()
 
     def __enter__(self) -> "_Rewriting":
-        totals = self._source.manifest.totals
-        if totals.outcomes.get(Outcome.KEPT, 0) > totals.num_masked_documents:
-            file = self._resources.enter_context(durable_file(self._new_root / segment_path(1, self._plan.attempt)))
+        if self._live.num_live(self._part.num_kept):
+            file = self._resources.enter_context(durable_file(self._new_root / segment_path(self._plan.version, self._plan.attempt)))
             self._segment = self._resources.enter_context(pa.ipc.new_file(file, SEGMENT))
         return self
 
@@ -165,8 +262,8 @@ class _Rewriting:
         self._resources.__exit__(*error)
 
     def blocks(self) -> Iterator[ResolvedBlock]:
-        """All offsets of versions 1..N in commit order, kept documents with their new ids, duplicates with their verdicts."""
-        for manifest in self._source.manifests():
+        """All offsets of the part in commit order, kept documents with their new ids, duplicates with their verdicts."""
+        for manifest in map(self._source.read, self._part.versions):
             if not manifest.documents:
                 continue
             statistics, fingerprints, taken = Statistics(), self._fingerprints(manifest), 0
@@ -185,11 +282,11 @@ class _Rewriting:
 
     def segments(self) -> list[FileEntry]:
         """The file of fingerprints, finished; none if there is no document."""
-        path = self._new_root / segment_path(1, self._plan.attempt)
+        path = self._new_root / segment_path(self._plan.version, self._plan.attempt)
         return [file_entry(self._new_root, path, self._num_fingerprints)] if self._num_fingerprints else []
 
     def statistics(self) -> VersionStatistics:
-        """Of all versions together; freshness is that of the versions' own commits."""
+        """Of all versions of the part together; freshness is that of the versions' own commits."""
         return merged(self._statistics)
 
     def _encoded(self, documents: pa.Table, fingerprints: pa.Table) -> pa.LargeListArray:

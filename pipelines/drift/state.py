@@ -8,6 +8,7 @@ one and the newest one that drifted and that no release has settled since.
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from schemas.statistics import VersionStatistics
 FILE = "state.json"
 SAVE_EVERY = 64
 """Versions between two states: what has to be read again at most."""
+_log = logging.getLogger(__name__)
 StatisticsOf = Callable[[int], VersionStatistics]
 
 
@@ -41,6 +43,12 @@ class DriftState(Record):
     """Versions that do not make up a sample yet."""
     reports: tuple[DriftReport, ...]
     """The reports that later questions can be about."""
+    sha256: str | None = None
+    """Of the other fields, as JSON; none: a state of before it was kept."""
+
+    def digest(self) -> str:
+        """What ``sha256`` must be."""
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
 
 
 def save_state(root: Path, folder: str, version: int, judge: Judge, settings: DriftSettings, released: frozenset[int]) -> None:
@@ -52,7 +60,7 @@ def save_state(root: Path, folder: str, version: int, judge: Judge, settings: Dr
         waiting=judge.verdicts().waiting,
         reports=judge.verdicts().reports,
     )
-    replace_durably(root / folder / FILE, state.model_dump_json().encode())
+    replace_durably(root / folder / FILE, state.model_copy(update={"sha256": state.digest()}).model_dump_json().encode())
 
 
 def load_state(
@@ -61,6 +69,9 @@ def load_state(
     """The version and a judge that stands behind it; none if nothing usable is there, or only about later versions than ``newest``."""
     try:
         state = DriftState.model_validate_json((root / folder / FILE).read_bytes())
+        if state.sha256 not in (None, state.digest()):
+            _log.warning("%s is damaged; judging begins at the first version again", root / folder / FILE)
+            return None
         if state.version > newest or state.of != _fingerprint(root, state.version, settings, released):
             return None
     except (OSError, ValidationError, DatasetNotFound):

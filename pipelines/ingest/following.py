@@ -17,6 +17,7 @@ from pipelines.ingest.isolation.poison import sizes
 from pipelines.ingest.progress import Progress
 from pipelines.ingest.stream import Abandoned, Stream
 from pipelines.kafka.reading import Slice, read_blocks
+from pipelines.kafka.transactions import HoldWatch, told
 from schemas.errors import BlobsUnavailable, BrokerUnavailable, NotEnoughText
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
@@ -26,6 +27,8 @@ MAX_REMEMBERED = 100
 PROBE_RECORDS = 1_000
 """What waits is measured in portions of this many offsets."""
 LOOK_AGAIN_AT = 1.1
+HOLDS_EVERY_S = 30.0
+"""How often open transactions are looked for that hold records back."""
 _log = logging.getLogger(__name__)
 
 
@@ -74,6 +77,7 @@ class Follower:
         self._settings = settings
         self._stop = stop
         self._tempo = Tempo(settings)
+        self._holds = HoldWatch(settings, stream.topic, HOLDS_EVERY_S)
         self._is_prepared = False
         self._enough_from = 0
         """Fewer records than this hold too little text."""
@@ -86,6 +90,8 @@ class Follower:
         self._stream.metrics.not_ready = None
         num_waiting = sum(len(span) for span in waiting.values())
         began_at = time.monotonic()
+        for held in self._holds.look(began_at):
+            self._progress.waiting(f"{told(held)}; they are ingested when it ends")
         wait_s = self._tempo.wait_s(num_waiting, began_at, has_text=self._has_text(waiting))
         if wait_s > 0:
             self._stop.wait(wait_s)
@@ -113,27 +119,31 @@ class Follower:
     def _has_enough(self, waiting: Mapping[int, OffsetRange]) -> bool:
         """A guess by the size of the records; where their text was too little, it is looked at again once they are some more."""
         enough, num_waiting = self._settings.tokenizer.min_training_bytes, sum(len(span) for span in waiting.values())
-        if num_waiting >= self._enough_from:
-            if has_bytes(self._stream.topic, waiting, self._settings, enough):
-                return True
-            self._enough_from = num_waiting + 1
-        self._progress.waiting(
-            f"for more documents: those that wait hold less text than the {enough:,} bytes (tokenizer.min_training_bytes) that the tokenizer of a "
-            "new dataset is trained on. Nothing is lost: they stay in the topic; tokenizer.min_training_bytes=0 begins with what is there"
-        )
+        if num_waiting < self._enough_from:
+            return False
+        found = count_bytes(self._stream.topic, waiting, self._settings, enough)
+        if found >= enough:
+            return True
+        if not self._enough_from:  # once: the number grows with each document
+            self._progress.waiting(
+                f"for more documents: {num_waiting:,} records with {found:,} bytes are there, and the tokenizer of a new dataset is trained on "
+                f"{enough:,} bytes of text or more (tokenizer.min_training_bytes). Nothing is lost: they stay in the topic; "
+                "tokenizer.min_training_bytes=0 begins with what is there"
+            )
+        self._enough_from = num_waiting + 1
         return False
 
 
-def has_bytes(topic: str, waiting: Mapping[int, OffsetRange], settings: Settings, enough: int) -> bool:
-    """Whether the records that wait have so many bytes of keys and values together; reads no more than that."""
+def count_bytes(topic: str, waiting: Mapping[int, OffsetRange], settings: Settings, enough: int) -> int:
+    """Bytes of keys and values of the records that wait; reads no more than ``enough`` of them, and a portion."""
     found = 0
     for partition, span in waiting.items():
         for start in range(span.start, span.end, PROBE_RECORDS):
             if found >= enough:
-                return True
+                return found
             part = Slice(topic, partition, start, min(start + PROBE_RECORDS, span.end))
             found += sum(int(size) for block in read_blocks(part, settings) for size in sizes(block).to_numpy())
-    return found >= enough
+    return found
 
 
 def ingest_follow(settings: Settings, stop: threading.Event, progress: Progress | None = None) -> list[DatasetManifest]:

@@ -76,6 +76,6 @@ def restored_record(document: Lost, row: dict[str, Any] | None, settings: Settin
         letter = Letter(document.place, "", "", datetime.now(UTC), document.doc_id.encode(), row["value"], list(headers), None)
         if found.doc_id != document.doc_id and letter.first_place == document.place:
             return f"at {document.place} stands {found.doc_id!r} now: the topic is another one"
-        return replay_record(letter, max_bytes, read_reference=read)
+        return replay_record(letter, max_bytes, read_reference=read, max_damage=settings.formats.max_damaged_fraction)
     except EnvelopeError as error:
         return f"it would be a dead letter ({error.rule}): {error}"

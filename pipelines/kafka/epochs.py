@@ -47,10 +47,11 @@ def epoch_ends(admin: KafkaAdminClient, topic: str, leaders: Mapping[int, Leader
 
 
 def epochs_before(admin: KafkaAdminClient, topic: str, leaders: Mapping[int, Leader], offsets: Mapping[int, int]) -> dict[int, int]:
-    """The epoch of the record before each of these offsets, none of which lies beyond the end of its log: the smallest that ends there or behind.
+    """The epoch of the record before each of these offsets, none of which lies beyond the end of its log: one that ends there or behind.
 
-    Goes down from the epoch of now, so it asks once for each epoch that began since, and twice more. A partition whose leader does not know
-    its own epoch (there are brokers that keep none) is left out: later it would look like one that was cut.
+    Goes down from the epoch of now, so it asks once for each epoch that began since, and twice more; not below one that ends at the offset, which
+    says as well where the log was cut: brokers forget epochs whose records are deleted, and answer for all of those alike. A partition whose
+    leader does not know its own epoch (there are brokers that keep none) is left out: later it would look like one that was cut.
     """
     found: dict[int, int] = {}
     asked = {partition: leaders[partition].epoch for partition in offsets if leaders[partition].epoch >= 0}
@@ -58,7 +59,11 @@ def epochs_before(admin: KafkaAdminClient, topic: str, leaders: Mapping[int, Lea
         ends = epoch_ends(admin, topic, leaders, asked)
         older = {partition: end.epoch for partition, end in ends.items() if end.epoch >= 0 and end.offset >= offsets[partition]}
         found |= older
-        asked = {partition: epoch - 1 for partition, epoch in older.items() if 0 < epoch <= asked[partition]}
+        asked = {
+            partition: epoch - 1
+            for partition, epoch in older.items()
+            if 0 < epoch <= asked[partition] and ends[partition].offset > offsets[partition]
+        }
     return found
 
 

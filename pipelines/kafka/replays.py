@@ -21,7 +21,7 @@ from pipelines.kafka.clients import broker_errors, open_producer
 from pipelines.kafka.letters import Letter
 from pipelines.kafka.sizes import size_of
 from pipelines.kafka.topics import topic_names
-from pipelines.steps.formats.charset import decode_text
+from pipelines.steps.formats.charset import MAX_DAMAGE, decode_text
 from schemas.documents import Document, decode_document
 from schemas.envelope import DataReference, KafkaRecord, encode, refuse_reference
 from schemas.errors import EnvelopeError, RecordTooLarge
@@ -42,13 +42,17 @@ class Placed(NamedTuple):
 
 
 def replay_record(
-    letter: Letter, max_bytes: int, value: bytes | None = None, read_reference: Callable[[DataReference], bytes] = refuse_reference
+    letter: Letter,
+    max_bytes: int,
+    value: bytes | None = None,
+    read_reference: Callable[[DataReference], bytes] = refuse_reference,
+    max_damage: float = MAX_DAMAGE,
 ) -> KafkaRecord:
     """The record to publish: the original without headers whose names were not UTF-8, or ``value`` in its place, which may be a plain
     JSON document where the original was an event.
 
-    Raises EnvelopeError if it would die again (``max_bytes`` is ingest.max_document_bytes), or if there is nothing to publish, and what
-    ``read_reference`` raises.
+    Raises EnvelopeError if it would die again (``max_bytes`` is ingest.max_document_bytes, ``max_damage`` formats.max_damaged_fraction), or if
+    there is nothing to publish, and what ``read_reference`` raises.
     """
     first = letter.first_place.encode()
     headers = [(name, text or b"") for name, text in letter.headers if name.lower() != REPLAY_HEADER and not name.startswith(BAD_NAME)]
@@ -56,12 +60,12 @@ def replay_record(
         raise EnvelopeError("nothing_to_replay", f"{letter.place}: {missing}; give a value with --edit or --set-text")
     record = KafkaRecord(_key(letter, first), letter.value if value is None else value, [*headers, (REPLAY_HEADER, first)])
     try:
-        doc_id = _doc_id(record, max_bytes, read_reference)
+        doc_id = _doc_id(record, max_bytes, max_damage, read_reference)
     except EnvelopeError:
         if value is None:
             raise
         record = record._replace(headers=[pair for pair in record.headers if not _is_envelope(pair[0])])
-        doc_id = _doc_id(record, max_bytes, read_reference)
+        doc_id = _doc_id(record, max_bytes, max_damage, read_reference)
     return record._replace(key=doc_id.encode())
 
 
@@ -134,11 +138,11 @@ def _missing(letter: Letter) -> str | None:
     return None
 
 
-def _doc_id(record: KafkaRecord, max_bytes: int, read_reference: Callable[[DataReference], bytes]) -> str:
+def _doc_id(record: KafkaRecord, max_bytes: int, max_damage: float, read_reference: Callable[[DataReference], bytes]) -> str:
     """The id that ingest would give it; raises what ingest would find wrong."""
     found = decode_document(record.key, record.value, record.headers, "replay", 0, 0, max_bytes=max_bytes, read_reference=read_reference)
     if isinstance(found, Document) and found.raw is not None:
-        decode_text(found.raw.data, found.raw.charset)
+        decode_text(found.raw.data, found.raw.charset, max_damage)
     return found.doc_id
 
 

@@ -3,9 +3,10 @@
 A reader of committed records stops before the first record of an open transaction, whatever is committed behind it. A producer that died without
 its coordinator noticing holds a partition until its transaction times out (by default after a minute; a hanging one for ever). Nothing here
 decides anything: it explains why there is nothing new.
-Cost: one bootstrap, a metadata and two ListOffsets requests; three more requests where something is held. Source: KIP-98, KIP-664.
+Cost of a look: one bootstrap, a metadata and two ListOffsets requests; three more requests where something is held. Source: KIP-98, KIP-664.
 """
 
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
 from pipelines.kafka.clients import broker_errors, open_admin
 from pipelines.kafka.topics import described
+from schemas.errors import HeadraceError
 from schemas.settings import Settings
 
 
@@ -53,6 +55,33 @@ def held_back(settings: Settings, topic: str) -> list[Held]:
         held = [key for key in keys if stable[key].offset < ends[key].offset]
         holders = _holders(admin, held)
         return [Held(topic, key.partition, stable[key].offset, ends[key].offset - stable[key].offset, tuple(holders.get(key, ()))) for key in held]
+
+
+class HoldWatch:
+    """Looks for transactions that stay open while a stream is followed. One that is seen twice is told, once: short ones hold records too."""
+
+    def __init__(self, settings: Settings, topic: str, every_s: float) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._every_s = every_s
+        self._next_look = -math.inf
+        self._seen: set[tuple[int, int]] = set()
+        """Partition and first offset of each hold of the last look."""
+        self._told: set[tuple[int, int]] = set()
+
+    def look(self, now: float) -> list[Held]:
+        """Holds to tell of; ``now`` in seconds. None until the next look is due, or while the brokers do not answer."""
+        if now < self._next_look:
+            return []
+        self._next_look = now + self._every_s
+        try:
+            held = {(one.partition, one.stable_offset): one for one in held_back(self._settings, self._topic)}
+        except HeadraceError:
+            return []
+        lasting = [one for key, one in held.items() if key in self._seen and key not in self._told]
+        self._seen = set(held)
+        self._told = (self._told & self._seen) | {(one.partition, one.stable_offset) for one in lasting}
+        return lasting
 
 
 def _holders(admin: KafkaAdminClient, held: Iterable[TopicPartition]) -> dict[TopicPartition, list[Holder]]:

@@ -4,6 +4,8 @@ Each event is a file ``<root>/lineage/00000012-<attempt>-start.json`` and, with 
 them: whatever goes wrong here is logged and the commit goes on. A receiver that fails is left alone for PAUSE_S, so that it costs at most
 TIMEOUT_S in that time. A killed attempt leaves a START without an end; the next attempt has another run id.
 
+Built and sent by hand: openlineage-python (1.54) adds 0.4 s and 400 modules to the start of ingest, and its transport tries five times while the
+commit waits. The tests validate every event with it.
 The run id follows from the attempt, so that events told twice are recognisable. Offsets are the facet ``headrace_kafkaOffsets`` of the topic.
 Source: https://openlineage.io/spec/2-0-2/OpenLineage.json
 """

@@ -3,14 +3,15 @@
     <root>/semantic/embeddings/<model sha256>/<sha256>.arrow   content_hash, embedding (float16): a text is embedded once per model
     <root>/semantic/<sha256>.parquet                           schemas.semantic.DUPLICATES, with what they follow from
 
-Both are immutable; a list is for a view to name (headrace datasets view). Embeddings may be deleted at any time, to be computed again; like the
-shards they go on holding what belongs to retracted documents, which no list names any more. Cosines are taken of the stored
-float16 numbers: the same list again, whatever was embedded before. (Another root may have embedded its texts in other batches, which
-moves cosines by some 0.0001.)
+Both are immutable and named after what is in them, which is compared when they are read. A list is for a view to name (headrace datasets view).
+Embeddings may be deleted at any time, to be computed again; like the shards they go on holding what belongs to retracted documents, which no list
+names any more. Cosines are taken of the stored float16 numbers: the same list again, whatever was embedded before. (Another root may have embedded
+its texts in other batches, which moves cosines by some 0.0001.)
 """
 
 import hashlib
 import io
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.storage.durable import create_durably
+from pipelines.storage.durable import create_durably, sha256_file
 from schemas.arrow import CONTENT_HASH_BYTES
 from schemas.errors import ManifestCorrupt
 from schemas.semantic import DUPLICATES, METADATA_KEY, SemanticList
@@ -70,8 +71,9 @@ class EmbeddingStore:
 
     def _read(self, path: Path) -> pa.Table:
         try:
+            _check_name(path)
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError) as error:
             raise ManifestCorrupt(f"{path} holds no embeddings: {error}; delete it, and its texts are embedded again") from error
         if table.schema != self._schema:
             raise ManifestCorrupt(f"{path} has other columns than {self._schema.names}; delete it, and its texts are embedded again")
@@ -100,9 +102,17 @@ def write_list(root: Path, rows: Mapping[str, object], made_from: SemanticList) 
     return path
 
 
+def _check_name(path: Path) -> None:
+    """Raise ValueError unless the file is named after what is in it."""
+    if (found := sha256_file(path)) != path.stem:
+        raise ValueError(f"its SHA-256 is {found}, its name says another")
+
+
 def read_made_from(path: Path) -> SemanticList:
-    """What a list was made from. Raises ManifestCorrupt for another file."""
+    """What a list was made from. Raises ManifestCorrupt for another file, and for one whose name is a hash of something else."""
     try:
+        if re.fullmatch("[0-9a-f]{64}", path.stem):
+            _check_name(path)
         metadata = pq.read_schema(path).metadata or {}
         return SemanticList.model_validate_json(metadata[METADATA_KEY])
     except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""What a batch's documents are worth, and what of them is kept: normalize, language, known lines, rules, personal data, models, in this order.
+"""What a batch's documents are worth, and what of them is kept: normalize, language, known lines, mojibake, rules, personal data, models.
 
-Each step sees what the one before let pass, as the one before left it; the first rule that a document breaks is its verdict. Invariant: a
-verdict depends on the document and the settings alone, not on its batch; no text raises.
+Each step, in this order, sees what the one before let pass, as the one before left it; the first rule that a document breaks is its verdict.
+Invariant: a verdict depends on the document and the settings alone, not on its batch; no text raises.
 """
 
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from pipelines.steps.language import UNDETERMINED, detect_languages
 from pipelines.steps.normalize import normalize
 from pipelines.steps.pii import redact
 from pipelines.steps.quality import judge
+from pipelines.steps.unreadable import MOJIBAKE, find_unreadable
 from schemas.arrow import PARAGRAPHS
 from schemas.settings import Settings
 
@@ -52,6 +53,7 @@ def assess(texts: pa.Array, declared_languages: pa.ChunkedArray, settings: Setti
     languages = _languages(normalized.texts, declared_languages)
     cleaned, paragraphs = _without_boilerplate(normalized.texts, known, settings)
     judged = judge(cleaned, languages, normalized.num_controls, settings)
+    judged = judged._replace(rules=pc.if_else(pa.array(find_unreadable(normalized.texts)), MOJIBAKE, judged.rules))
     accepted = np.flatnonzero(judged.rules.is_null())
     redacted = redact(judged.texts.take(pa.array(accepted)), settings.pii)
     clean = accepted[redacted.rules.is_null()]

@@ -2,7 +2,7 @@
 
 Invariant: every row in gives exactly one row out, in the same order, and nothing in a row can raise: what cannot be used is dead with
 a rule (broken outside) or rejected with a rule (poor inside). Only dead rows carry their bytes along, for the dead-letter topic.
-Cost per core: tokenizing 2.7 MB/s (Hugging Face), everything before it together about 10 MB/s.
+Cost per core: docs/performance.md (benchmarks/pipeline.py and benchmarks/tokenizer.py measure it).
 """
 
 from typing import Any

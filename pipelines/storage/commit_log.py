@@ -13,7 +13,7 @@ from pathlib import Path
 from pipelines.storage.durable import create_durably
 from schemas.errors import CommitConflict, DatasetNotFound
 
-_ENTRY = re.compile(r"^(\d{8})\.json$")
+_ENTRY = re.compile(r"^(\d{8})\.json\Z")
 LOOKS_BEYOND = 10
 """So many entries, at distances that double, are looked for behind one that seems to be the newest: if one is there, the log has a hole."""
 

@@ -15,19 +15,22 @@ _UNKNOWN = {"extra_forbidden", "less_than_equal", "enum", "literal_error"}
 """Kinds of pydantic's errors for what is well-formed and not known here: a new field, a later format, another value of a list."""
 
 
-def parse_entry(kind: type[_Entry], data: bytes, path: Path) -> _Entry:
-    """The entry at ``path``. Raises ManifestNewer if another Headrace wrote what this one does not know, else ManifestCorrupt if it is not valid."""
+def parse_entry(kind: type[_Entry], data: bytes, path: Path, what: str = "manifest", advice: str = "restore it from a copy") -> _Entry:
+    """The entry at ``path``; ``what`` it is and ``advice`` are for the message.
+
+    Raises ManifestNewer if another Headrace wrote what this one does not know, else ManifestCorrupt if it is not valid.
+    """
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        writer, what = _writer(data), error.errors()[0]
-        place = ".".join(map(str, what["loc"])) or "it"
+        writer, problem = _writer(data), error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "it"
         if writer not in (None, code_version()) and {found["type"] for found in error.errors()} <= _UNKNOWN:
             raise ManifestNewer(
-                f"{path} was written by Headrace {writer}; this is Headrace {code_version()}, which does not know {place!r} ({what['msg']}): "
+                f"{path} was written by Headrace {writer}; this is Headrace {code_version()}, which does not know {place!r} ({problem['msg']}): "
                 f"use Headrace {writer} or a later one"
             ) from error
-        raise ManifestCorrupt(f"{path} is not a valid manifest: {place}: {what['msg']}; restore it from a copy") from error
+        raise ManifestCorrupt(f"{path} is not a valid {what}: {place}: {problem['msg']}; {advice}") from error
 
 
 def _writer(data: bytes) -> str | None:

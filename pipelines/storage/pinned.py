@@ -28,16 +28,14 @@ def check_present(root: Path, entries: Iterable[FileEntry]) -> None:
 
 def verify_pinned(root: Path, entry: FileEntry) -> Path:
     """Path of the file, once its bytes were compared with the entry. Raises ShardCorrupt."""
-    path = root / entry.path
-    _check_size(path, entry)
+    path = check_size(root, entry)
     _check(path, entry, sha256_file(path))
     return path
 
 
 def verify_once(root: Path, entry: FileEntry) -> Path:
     """``verify_pinned``, but for a file that this process has verified already and that is the same file still."""
-    path = root / entry.path
-    _check_size(path, entry)
+    path = check_size(root, entry)
     found = path.stat()
     mark = (str(path), entry.sha256, found.st_ino, found.st_mtime_ns)
     if mark not in _verified:
@@ -48,18 +46,20 @@ def verify_once(root: Path, entry: FileEntry) -> Path:
 
 def read_pinned(root: Path, entry: FileEntry) -> bytes:
     """Bytes of the file; it is read once, so nobody can change it between the check and the use. Raises ShardCorrupt."""
-    path = root / entry.path
-    _check_size(path, entry)
+    path = check_size(root, entry)
     data = path.read_bytes()
     _check(path, entry, hashlib.sha256(data).hexdigest())
     return data
 
 
-def _check_size(path: Path, entry: FileEntry) -> None:
+def check_size(root: Path, entry: FileEntry) -> Path:
+    """Path of the file, if it is there with its size: for what is too large to be read as a whole. Raises ShardCorrupt."""
+    path = root / entry.path
     if not path.is_file():
         raise ShardCorrupt(f"{path} is missing, but a manifest lists it ({entry.size_bytes:,} bytes); restore it from a copy")
     if path.stat().st_size != entry.size_bytes:
         raise ShardCorrupt(f"{path} has {path.stat().st_size:,} bytes, its manifest says {entry.size_bytes:,}; restore it from a copy")
+    return path
 
 
 def _check(path: Path, entry: FileEntry, sha256: str) -> None:

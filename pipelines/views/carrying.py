@@ -3,7 +3,7 @@
 A view is rules over documents, and those are the same there. What it rests on goes along: lists of documents as they are, and the fingerprints
 of its evaluation sets; their passages, which are token ids, are decoded and encoded anew, and compared with the hashes of the texts; how many
 tokens in a row make one stays as it was asked for.
-A view that is bound to a dataset version goes along if that is the version that was switched, which is version 1 now. Nothing is taken along by
+A view that is bound to a dataset version goes along if that is the version that was switched. Nothing is taken along by
 halves, and a view that is there under the new root already is never changed: calling it again completes what a crash cut off.
 """
 
@@ -39,9 +39,9 @@ class _LeftBehindError(Exception):
     """Says why a view cannot go along."""
 
 
-def carry_views(source: Dataset, new_root: Path) -> list[Carried]:
-    """Publish the newest version of each of the source's views under the new root, whose version 1 the source became; by name."""
-    return [_carry(source, Dataset(new_root, 1), read_view(source.root, name)[0]) for name in view_names(source.root)]
+def carry_views(source: Dataset, target: Dataset) -> list[Carried]:
+    """Publish the newest version of each of the source's views under the root of the version that the source became; by name."""
+    return [_carry(source, target, read_view(source.root, name)[0]) for name in view_names(source.root)]
 
 
 def _carry(source: Dataset, target: Dataset, view: View) -> Carried:
@@ -57,7 +57,7 @@ def _carry(source: Dataset, target: Dataset, view: View) -> Carried:
 
 
 def _translated(source: Dataset, target: Dataset, view: View) -> View:
-    """The view as version 1 under the new root, where the files are that it rests on."""
+    """The view as its version 1 under the new root, where the files are that it rests on."""
     if view.dataset_version not in (None, source.version):
         raise _LeftBehindError(f"it is bound to dataset version {view.dataset_version}, and version {source.version} is what was switched")
     for entry in view.exclusions:
@@ -65,7 +65,7 @@ def _translated(source: Dataset, target: Dataset, view: View) -> View:
     parts = view.decontamination
     changed = {
         "version": 1,
-        "dataset_version": None if view.dataset_version is None else 1,
+        "dataset_version": None if view.dataset_version is None else target.version,
         "decontamination": _encoded_anew(source, target, view.name, parts) if parts else None,
     }
     return view.model_copy(update=changed)

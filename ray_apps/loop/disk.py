@@ -9,16 +9,15 @@ grows with the dataset's log, and two small files.
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pipelines.dataset.dataset import latest_version, read_manifest
 from pipelines.drift.watch import Watch
 from pipelines.storage.durable import replace_durably
+from pipelines.storage.entries import parse_entry
 from pipelines.views.store import parse_label, read_view
 from ray_apps.loop.plan import GivenUp, LoopFacts, TrainingOrder
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
-from schemas.errors import DatasetError, ManifestCorrupt
+from schemas.errors import DatasetError
 from schemas.manifest import DatasetManifest, ModelManifest
 from schemas.settings_drift import DriftSettings
 
@@ -107,11 +106,9 @@ class Disk:
     def given_up(self) -> GivenUp | None:
         """The last order that was given up, unless its model was registered since. Raises ManifestCorrupt."""
         try:
-            given_up = GivenUp.model_validate_json(self._given_up_path.read_bytes())
+            given_up = parse_entry(GivenUp, self._given_up_path.read_bytes(), self._given_up_path, "order that was given up", "remove it")
         except FileNotFoundError:
             return None
-        except ValidationError as error:
-            raise ManifestCorrupt(f"{self._given_up_path} is not an order that was given up: {error}; remove it") from error
         newest = self._newest_model()
         return None if newest is not None and newest.dataset.version >= given_up.order.dataset_version else given_up
 
@@ -122,11 +119,9 @@ class Disk:
 
     def _open_order(self, newest: ModelManifest | None, given_up: GivenUp | None) -> TrainingOrder | None:
         try:
-            order = TrainingOrder.model_validate_json(self._order_path.read_bytes())
+            order = parse_entry(TrainingOrder, self._order_path.read_bytes(), self._order_path, "order to train", "remove it")
         except FileNotFoundError:
             return None
-        except ValidationError as error:
-            raise ManifestCorrupt(f"{self._order_path} is not an order to train: {error}; remove it") from error
         done = newest is not None and newest.dataset.version >= order.dataset_version
         return None if done or (given_up is not None and given_up.order == order) else order
 

@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pipelines.runtime.crash import crash_point
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import TEMPORARY_PREFIX, create_durably, file_entry, held_folder, make_folder, sync_folder, sync_tree
+from pipelines.storage.entries import parse_entry
 from pipelines.storage.model_log import read_model_manifest
 from pipelines.storage.pinned import check_present, verify_pinned
 from ray_apps.models.card import CARD_FILE, model_card
@@ -95,15 +94,12 @@ class Registry:
         return None
 
     def rollout(self) -> RolloutState | None:
-        """The newest rollout state. Raises ManifestCorrupt if it does not parse."""
+        """The newest rollout state. Raises ManifestCorrupt if it does not parse, ManifestNewer if another Headrace wrote it."""
         log = CommitLog(self.root / "rollout")
         number = log.latest()
         if number == 0:
             return None
-        try:
-            return RolloutState.model_validate_json(log.read(number))
-        except ValidationError as error:
-            raise ManifestCorrupt(f"{log.path(number)} is not a valid rollout state: {error.errors()[0]['msg']}") from error
+        return parse_entry(RolloutState, log.read(number), log.path(number), "rollout state")
 
     def aliases(self) -> dict[str, int]:
         """Alias -> version: champion and challenger where a rollout set them, latest where there is a model."""

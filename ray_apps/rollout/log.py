@@ -7,9 +7,8 @@ create-if-absent; whoever loses reads the log again and decides anew, so every e
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pipelines.storage.commit_log import CommitLog
+from pipelines.storage.entries import parse_entry
 from schemas.errors import CommitConflict, ManifestCorrupt
 from schemas.rollout import RolloutState
 
@@ -29,11 +28,8 @@ class RolloutLog:
         return self.read(number) if number else None
 
     def read(self, number: int) -> RolloutState:
-        """One entry. Raises DatasetNotFound, ManifestCorrupt."""
-        try:
-            state = RolloutState.model_validate_json(self._log.read(number))
-        except ValidationError as error:
-            raise ManifestCorrupt(f"{self._log.path(number)} is not a rollout state: {error}; restore it from a backup") from error
+        """One entry. Raises DatasetNotFound, ManifestCorrupt, ManifestNewer."""
+        state = parse_entry(RolloutState, self._log.read(number), self._log.path(number), "rollout state")
         if state.number != number:
             raise ManifestCorrupt(f"{self._log.path(number)} says that its number is {state.number}; restore it from a backup")
         return state

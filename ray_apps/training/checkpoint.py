@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 MODEL_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
-_MANIFEST = re.compile(r"^(\d{8})\.json$")
-_FILES = re.compile(r"^(\d{8})-[0-9a-f]{12}$")
+_MANIFEST = re.compile(r"^(\d{8})\.json\Z")
+_FILES = re.compile(r"^(\d{8})-[0-9a-f]{12}\Z")
 
 
 class CheckpointManifest(Record):
@@ -44,7 +44,7 @@ class CheckpointManifest(Record):
     """Version of this file format."""
     step: int = Field(ge=0)
     """Steps that are done; the next one to run."""
-    folder: str = Field(pattern=_FILES.pattern)
+    folder: str = Field(pattern=r"^\d{8}-[0-9a-f]{12}$")
     """Folder with the files, beside this one."""
     files: dict[str, str]
     """File name -> SHA-256, hex."""

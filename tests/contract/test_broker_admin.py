@@ -12,7 +12,6 @@ from kafka.protocol.admin import (
     DescribeConfigsRequest,
     IncrementalAlterConfigsRequest,
 )
-from kafka.protocol.consumer import OffsetForLeaderEpochRequest
 from kafka.protocol.metadata import FindCoordinatorRequest, MetadataRequest
 
 from tests.contract.wire import Wire, batch, eventually
@@ -180,8 +179,6 @@ def test_the_cluster_has_a_name_and_a_coordinator_for_groups(wire: Wire) -> None
 def test_the_end_of_the_leader_epoch_is_the_end_of_the_log(wire: Wire, topic_prefix: str) -> None:
     wire.create_topic(topic_prefix)
     wire.produce(topic_prefix, batch([b"a", b"b"]))
-    topic_class = OffsetForLeaderEpochRequest.OffsetForLeaderTopic
-    part = topic_class.OffsetForLeaderPartition(partition=0, current_leader_epoch=-1, leader_epoch=0)
-    answer = wire.call(OffsetForLeaderEpochRequest(replica_id=-1, topics=[topic_class(topic=topic_prefix, partitions=[part])]), 4)
-    end = answer.topics[0].partitions[0]
-    assert (end.error_code, end.leader_epoch, end.end_offset) == (0, 0, 2)
+    epoch = wire.leader_epoch(topic_prefix)
+    assert wire.epoch_end(topic_prefix, epoch) == (0, epoch, 2)
+    assert wire.epoch_end(topic_prefix, epoch + 1) == (0, -1, -1)

@@ -1,6 +1,7 @@
 """``headrace broker``: one line when it is ready, a clean end on SIGTERM and Ctrl-C, errors in one line."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.wire import Wire
+from tests.contract.wire import Wire, eventually
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
@@ -29,6 +30,25 @@ def test_it_says_where_it_listens_and_ends_cleanly(tmp_path: Path, number: signa
         assert (process.returncode, rest) == (0, "")
         assert "Traceback" not in log
     assert (tmp_path / "broker" / "catalogue.json").is_file()
+
+
+def test_an_interrupt_is_heard_where_the_shell_that_started_it_in_the_background_had_it_ignored(tmp_path: Path) -> None:
+    script = f"{sys.executable} -m ops.cli.main ingest --follow --root {tmp_path} --set tokenizer.min_training_bytes=1 & echo $!; wait $!; echo $?"
+    shell = ["sh", "-c", script]
+    with subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2]) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        status = Path(f"/proc/{pid}/status")
+
+        def is_heard() -> bool:
+            ignored = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigIgn"))
+            return not int(ignored, 16) & 1 << (signal.SIGINT - 1)
+
+        eventually(is_heard, "SIGINT stays ignored")
+        os.kill(pid, signal.SIGINT)
+        rest, log = process.communicate(timeout=60)
+        assert rest.strip() in {"0", "130"}
+        assert "Traceback" not in log
 
 
 def test_an_address_that_cannot_be_had_is_named_in_one_line(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_special_offsets_name_both_ends_and_the_newest_record(wire: Wire, topic:
 
 def test_a_leader_epoch_from_the_future_is_unknown(wire: Wire, topic: str) -> None:
     request = wire.fetch_request(topic, 0)
-    request.topics[0].partitions[0].current_leader_epoch = 99
+    request.topics[0].partitions[0].current_leader_epoch = wire.leader_epoch(topic) + 1
     assert wire.call(request, 11).responses[0].partitions[0].error_code == 75
 
 

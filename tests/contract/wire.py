@@ -10,7 +10,7 @@ from typing import Any
 
 from kafka.protocol.admin import CreateTopicsRequest, DeleteRecordsRequest, DeleteTopicsRequest, DescribeGroupsRequest
 from kafka.protocol.api_header import ResponseClassRegistry
-from kafka.protocol.consumer import FetchRequest, ListOffsetsRequest
+from kafka.protocol.consumer import FetchRequest, ListOffsetsRequest, OffsetForLeaderEpochRequest
 from kafka.protocol.metadata import ApiVersionsRequest, FindCoordinatorRequest, MetadataRequest
 from kafka.protocol.producer import InitProducerIdRequest, ProduceRequest
 from kafka.record.memory_records import MemoryRecordsBuilder
@@ -181,6 +181,18 @@ class Wire:
         part = topic_class.ListOffsetsPartition(partition_index=partition, current_leader_epoch=-1, timestamp=timestamp)
         request = ListOffsetsRequest(replica_id=-1, isolation_level=0, topics=[topic_class(name=topic, partitions=[part])])
         return self.call(request, version).topics[0].partitions[0]
+
+    def leader_epoch(self, topic: str) -> int:
+        """The epoch under which partition 0 is led."""
+        return int(self.metadata(topic).partitions[0].leader_epoch)
+
+    def epoch_end(self, topic: str, epoch: int, *, current: int = -1) -> tuple[int, int, int]:
+        """Error code, epoch and end of an epoch of partition 0. ``current``: the epoch under which the client believes it to be led."""
+        topic_class = OffsetForLeaderEpochRequest.OffsetForLeaderTopic
+        part = topic_class.OffsetForLeaderPartition(partition=0, current_leader_epoch=current, leader_epoch=epoch)
+        request = OffsetForLeaderEpochRequest(replica_id=-1, topics=[topic_class(topic=topic, partitions=[part])])
+        found = self.call(request, 4).topics[0].partitions[0]
+        return found.error_code, found.leader_epoch, found.end_offset
 
     def init_producer_id(self, transactional_id: str | None = None) -> Any:
         """A producer id."""

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from kafka import KafkaProducer, TopicPartition
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.verify import verify
+from pipelines.ingest.following import ingest_follow
+from pipelines.ingest.progress import Progress
 from pipelines.kafka.clients import open_admin, open_producer
 from pipelines.runtime.crash import CRASH_POINTS
 from schemas.arrow import Outcome
@@ -75,6 +78,21 @@ def test_a_recreated_topic_and_removed_offsets_stop_ingest(ingest: Ingest) -> No
     assert state(ingest.root) == before
 
 
+def what_a_follower_says(ingest: Ingest) -> str:
+    """The first thing that a follower says that it waits for."""
+    stop, said = threading.Event(), []
+
+    class Listening(Progress):
+        def waiting(self, reason: str) -> None:
+            said.append(reason)
+            stop.set()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipelines.ingest.following.HOLDS_EVERY_S", 0.0)
+        ingest_follow(ingest.settings, stop, Listening())
+    return said[0]
+
+
 def test_transaction_markers_and_aborted_records_are_control_offsets_and_open_transactions_wait(ingest: Ingest) -> None:
     ingest.publish([])
     with open_producer(ingest.settings, transactional_id=f"{ingest.prefix}-writer") as producer:
@@ -99,6 +117,7 @@ def test_transaction_markers_and_aborted_records_are_control_offsets_and_open_tr
         assert "open since 20" in said.stderr
         (held,) = json.loads(said.stdout)["held"]
         assert (held["stable_offset"], held["num_records"], held["holders"][0]["transactional_id"]) == (11, 3, f"{ingest.prefix}-writer")
+        assert "3 offsets from 11 on wait behind an open transaction" in what_a_follower_says(ingest)
         producer.commit_transaction()
     (second,) = ingest.once()
     assert (second.offsets[ingest.topic][0].start, second.offsets[ingest.topic][0].end) == (11, 15)

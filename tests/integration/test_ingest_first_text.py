@@ -1,5 +1,6 @@
 """The first version waits until there is text enough to train the tokenizer on that the dataset keeps for good."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -58,3 +59,25 @@ def test_a_follower_waits_says_so_and_goes_on_by_itself(broker: BrokerProcess, t
         done = finish(child)
     assert done.returncode == 0
     assert done.stderr.count("Nothing is lost") <= 2
+
+
+def test_a_follower_says_once_how_much_there_is_and_which_setting_it_is(broker: BrokerProcess, tmp_path: Path, topic_prefix: str) -> None:
+    ingest = Ingest(
+        tmp_path / "data", broker.bootstrap_servers, topic_prefix, {**ALL_AT_ONCE, "ingest.follow_interval_s": 0.1, "ingest.max_wait_s": 0}
+    )
+    ingest.publish(documents(0, 10))
+    child = ingest.start("--follow")
+    try:
+        said = ingest.root.with_name(f"{ingest.root.name}.output")
+        wait_until(lambda: any("for more documents" in path.read_text() for path in said.rglob("stderr")), "the follower to say that it waits")
+        for number in range(3):
+            ingest.publish(documents(10 + number, 1))
+        ingest.publish(documents(13, 90))
+        wait_until(lambda: latest_version(ingest.root) > 0, "the first version")
+    finally:
+        child.send_signal(signal.SIGTERM)
+        done = finish(child)
+    assert done.returncode == 0
+    (line,) = [line for line in done.stderr.splitlines() if "for more documents" in line]
+    assert re.search(r"10 records with \d,\d{3} bytes", line)
+    assert "20,000 bytes of text or more (tokenizer.min_training_bytes)" in line

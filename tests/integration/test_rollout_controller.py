@@ -222,6 +222,11 @@ def test_the_command_line_walks_a_model_through_a_trial_and_shows_what_is_missin
     assert (
         "challenger: 1 answers to 1 users, 0 errors, 0 refusals, 0 given up by the client, 2" in said and "the loop decides what comes next" in said
     )
+    weights = root / "models/00000002/model.safetensors"
+    weights.rename(weights.with_name("aside"))
+    with pytest.raises(RolloutError, match="model 2 cannot be served"):
+        command(settings, "promote")
+    weights.with_name("aside").rename(weights)
     assert command(settings, "promote") == 0
     assert "model 2 is champion" in capsys.readouterr().out
     assert command(settings, "set", "--champion", "1", "--challenger", "2", "--share", "0.5") == 0

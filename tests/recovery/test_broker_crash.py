@@ -1,12 +1,13 @@
 """SIGKILL of the embedded broker: nothing acknowledged is lost, nothing is doubled, groups and ids go on where they were."""
 
+import os
 import random
 import threading
 from pathlib import Path
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, LogTruncationError
 
 from schemas.errors import BrokerError
 from schemas.settings import BrokerSettings, Settings
@@ -15,6 +16,7 @@ from tests.broker_process import start_broker
 from tests.contract.test_broker_groups import GroupMember
 from tests.contract.wire import Wire, batch, eventually
 
+FENCED = 74
 SMALL_SEGMENTS = Settings(broker=BrokerSettings(segment_bytes=200_000, num_partitions=2))
 
 
@@ -159,3 +161,61 @@ def test_two_brokers_cannot_share_a_folder_and_the_error_says_so(tmp_path: Path)
 def test_a_port_in_use_is_named_in_the_error(tmp_path: Path) -> None:
     with start_broker(Settings(), listen="127.0.0.1:0", root=tmp_path / "a") as broker, pytest.raises(BrokerError, match="cannot listen on"):
         start_broker(Settings(), listen=broker.bootstrap_servers, root=tmp_path / "b")
+
+
+def test_each_start_is_a_leader_epoch_of_its_own_and_old_epochs_end_where_the_next_begins(tmp_path: Path, topic_prefix: str) -> None:
+    with start_broker(Settings(), root=tmp_path) as broker, Wire(broker.bootstrap_servers) as wire:
+        wire.create_topic(topic_prefix)
+        wire.produce(topic_prefix, batch([b"a", b"b"], timestamps=[1_000, 2_000]))
+        first = wire.leader_epoch(topic_prefix)
+    with start_broker(Settings(), root=tmp_path):
+        pass
+    with start_broker(Settings(), root=tmp_path) as broker, Wire(broker.bootstrap_servers) as wire:
+        last = wire.leader_epoch(topic_prefix)
+        assert first < last - 1
+        wire.produce(topic_prefix, batch([b"c"], timestamps=[3_000]))
+        assert wire.epoch_end(topic_prefix, first) == (0, first, 2)
+        assert wire.epoch_end(topic_prefix, last - 1) == (0, first, 2)  # a start that wrote nothing
+        assert wire.epoch_end(topic_prefix, last) == (0, last, 3)
+        assert wire.epoch_end(topic_prefix, first - 1) == (0, first - 1, 0)
+        assert [wire.list_offset(topic_prefix, at).leader_epoch for at in (-2, 1_500, 2_500, -1)] == [first, first, last, last]
+        assert wire.epoch_end(topic_prefix, last, current=first)[0] == FENCED
+        request = wire.fetch_request(topic_prefix, 0)
+        request.topics[0].partitions[0].current_leader_epoch = first
+        assert wire.call(request, 11).responses[0].partitions[0].error_code == FENCED
+        wire.delete_records(topic_prefix, 2)
+        assert wire.epoch_end(topic_prefix, first) == (0, first, 2)
+
+
+def test_a_consumer_that_read_beyond_a_cut_is_told_by_its_client(tmp_path: Path, topic_prefix: str) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    partition = TopicPartition(topic_prefix, 0)
+    consumer = None
+    try:
+        with start_broker(Settings(), listen=listen, root=tmp_path) as broker, Wire(listen) as wire:
+            wire.create_topic(topic_prefix)
+            wire.produce(topic_prefix, batch([b"a"]))
+            (log,) = (tmp_path / "broker" / "topics").glob("*/0/*.log")
+            size_bytes = log.stat().st_size
+            wire.produce(topic_prefix, batch([b"b"]))
+            consumer = KafkaConsumer(bootstrap_servers=listen, auto_offset_reset="none", enable_auto_commit=False, retry_backoff_ms=20)
+            consumer.assign([partition])
+            consumer.seek(partition, 0)
+            _poll_until(consumer, partition, 2)
+            broker.kill()
+        os.truncate(log, size_bytes)
+        with start_broker(Settings(), listen=listen, root=tmp_path), Wire(listen) as wire:
+            wire.produce(topic_prefix, batch([b"c", b"d"]))
+            with pytest.raises(LogTruncationError):
+                _poll_until(consumer, partition, 3)
+    finally:
+        if consumer is not None:
+            consumer.close()
+
+
+def _poll_until(consumer: KafkaConsumer, partition: TopicPartition, position: int) -> None:
+    def is_there() -> bool:
+        consumer.poll(timeout_ms=100)
+        return bool(consumer.position(partition) >= position)
+
+    eventually(is_there, f"the consumer did not get to offset {position}")

@@ -1,4 +1,4 @@
-"""A log that lost its end and grew again under another leader, as after an unclean election: on real Apache Kafka, with its files cut."""
+"""A log that lost its end and grew again under another leader, as after an unclean election: on real Apache Kafka and on ours, with the files cut."""
 
 import os
 import signal
@@ -11,7 +11,9 @@ from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.verify import verify
 from pipelines.kafka.planning import plan_ranges
 from schemas.errors import BrokerUnavailable, OffsetsLost
+from schemas.settings import Settings
 from tests.apache_kafka import free_port, running_apache_kafka
+from tests.broker_process import start_broker
 from tests.ingest_harness import Ingest, Record, document, state, wait_until
 
 TEXT = "water comes down from the hill and the mill turns, so that grain is ground between two stones number"
@@ -68,6 +70,31 @@ def test_a_log_that_was_cut_and_grew_again_stops_ingest_until_the_loss_is_accept
         assert epochs[0] == epochs[1] < epochs[2]
         assert verify(ingest.root).problems == []
         assert ingest.once() == []
+
+
+def test_a_log_of_the_embedded_broker_that_was_cut_and_grew_again_stops_ingest_until_the_loss_is_accepted(tmp_path: Path) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    ingest = Ingest(tmp_path / "data", listen, "cut")
+    with start_broker(Settings(), listen=listen, root=tmp_path) as broker:
+        ingest.publish(documents(0, 10))
+        log = max((tmp_path / "broker" / "topics").glob("*/0/*.log"), key=lambda path: path.stat().st_size)
+        size_bytes = log.stat().st_size
+        ingest.publish(documents(10, 10))
+        ingest.once()
+        broker.kill()
+    os.truncate(log, size_bytes)
+    with start_broker(Settings(), listen=listen, root=tmp_path):
+        ingest.publish(documents(20, 15, "anew"))
+        with pytest.raises(OffsetsLost, match=r"cut below offset 20.*ends at offset 10.*--accept-loss 0@10 "):
+            ingest.once()
+        assert ingest.run("--accept-loss", "0@10", "--reason", "the disk was restored").returncode == 0
+        (after,) = ingest.once()
+        assert (after.offsets[ingest.topic][0].start, after.offsets[ingest.topic][0].end) == (10, 25)
+        epochs = [manifest.leader_epochs[ingest.topic][0] for manifest in Dataset(ingest.root).manifests()]
+        assert epochs[0] == epochs[1] < epochs[2]
+    with start_broker(Settings(), listen=listen, root=tmp_path):  # a start that loses nothing is no loss
+        assert ingest.once() == []
+        assert verify(ingest.root).problems == []
 
 
 def _ends_at(ingest: Ingest) -> int:

@@ -34,6 +34,9 @@ def python(code: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-S", "-c", code, *arguments)
 
 
+SAYS = "import sys, signal; print('waiting: of before', 'noise', 'waiting: for documents', sep='\\n', file=sys.stderr, flush=True); signal.pause()"
+
+
 def wait_until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
@@ -242,3 +245,14 @@ def test_a_log_never_grows_beyond_twice_its_bound(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["x.log", "x.log.1"]
     assert all(file.stat().st_size <= 100 for file in files)
     assert tail(tmp_path / "x.log", 1) == "line 49 of fifty"
+
+
+def test_what_a_service_says_that_it_waits_for_is_told_once_and_nothing_else_of_its_log(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "talker.log").write_text("waiting: in an earlier run\n")
+    with running([Service("talker", python(SAYS), always, told="waiting: ")], logs) as result:
+        wait_until(lambda: any("for documents" in detail for _, _, detail in result.told), "the line to be told")
+        result.ready("talker")
+    said = [detail for _, _, detail in result.told if "waiting" in detail or "noise" in detail]
+    assert said == ["waiting: of before", "waiting: for documents"]

@@ -20,6 +20,7 @@ from pipelines.dataset.gc import orphans
 from pipelines.dataset.loader import TokenRows
 from pipelines.dataset.switch import WITHDRAWN, switch
 from pipelines.dataset.verify import verify
+from pipelines.dataset.writer import publish
 from pipelines.lineage.lineage import trace
 from pipelines.runtime.crash import SWITCH_CRASH_POINTS, VARIABLE
 from pipelines.tokenizers.folders import TokenizerCard, keep_tokenizer
@@ -229,6 +230,50 @@ def test_the_new_lineage_goes_on_exactly_once_and_finds_duplicates_of_old_docume
     assert trace(new.root, "alike", deadletter_topic="dead")[0].dataset_version == 2
     [parallel] = stream.once()
     assert [{**row, "reason": None} for row in outcomes_of(parallel, stream)] == [{**row, "reason": None} for row in outcomes_of(manifest, new)]
+
+
+def test_accepted_losses_go_along_as_versions_of_their_own_and_a_crash_between_them_is_completed(
+    old: Ingest, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Ingest(tmp_path / "old", old.bootstrap_servers, "switch-lossy", old.overrides)
+    stream.publish([document("secret", SECRET, 0), *sample_records(60, seed=21)])
+    stream.once()
+    for round_number in (1, 2):
+        stream.recreate_topic()
+        starts = [f"{partition}@0" for partition in range(2)]
+        assert stream.run("--accept-loss", *starts, "--reason", f"made anew {round_number}").returncode == 0
+        stream.publish([Record(None, 0, b"secret"), *sample_records(40, seed=21 + round_number)])
+        stream.once()
+    source, new = Dataset(stream.root), moved(stream, tmp_path / "new")
+    published: list[int] = []
+
+    def interrupted(root: Path, manifest: Any) -> None:
+        if len(published) == 3:
+            raise KeyboardInterrupt
+        published.append(manifest.version)
+        publish(root, manifest)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("pipelines.dataset.switch.publish", interrupted)
+        switch(source, files, new.root, stream.settings, clock())
+    assert published == [1, 2, 3]
+    made = switch(source, files, new.root, stream.settings, clock())
+    assert (made.is_new, made.manifest.version) == (True, 5)
+    assert not switch(source, files, new.root, stream.settings, clock()).is_new
+    manifests = [Dataset(new.root).read(version) for version in range(1, 6)]
+    before = [manifest.accepted_loss for manifest in source.manifests() if manifest.accepted_loss]
+    assert [manifest.accepted_loss for manifest in manifests] == [None, before[0], None, before[1], None]
+    assert {manifest.derived_from.version for manifest in manifests if manifest.derived_from} == {source.version}
+    assert manifests[-1].totals.num_lost == source.manifest.totals.num_lost
+    assert Dataset(new.root, 5).offsets() == source.offsets()
+    place = ["topic", "partition", "offset"]
+    assert rows_of(new.root).select(place).equals(rows_of(stream.root).select(place))
+    assert texts_of(new.root) == texts_of(stream.root)
+    assert verify(new.root).problems == []
+    assert new.once() == []
+    stream.publish([document("more", f"{ENGLISH} and more of it", 0)])
+    assert [manifest.num_records for manifest in new.once()] == [1]
+    assert verify(new.root).problems == []
 
 
 def outcomes_of(manifest: Any, ingest: Ingest) -> list[dict[str, Any]]:

@@ -226,6 +226,13 @@ def test_a_replay_reads_what_lies_outside_its_record() -> None:
     assert (record.key, record.value) == (b"own", None)
 
 
+def test_a_replay_is_refused_by_the_share_of_damage_that_the_settings_allow() -> None:
+    damaged = letter("价格".encode() + b"\xff\xff" + "是三十元".encode(), headers=[("content-type", b"text/plain; charset=utf-8")])
+    with pytest.raises(EnvelopeError, match="max_damaged_fraction"):
+        replay_record(damaged, MAX_BYTES)
+    assert replay_record(damaged, MAX_BYTES, max_damage=0.5).value == damaged.value
+
+
 def test_a_replay_of_a_replay_names_the_first_place() -> None:
     record = replay_record(letter(b'{"text": "x"}', headers=[(REPLAY_HEADER, b"t/0/1")]), MAX_BYTES)
     assert (record.key, record.headers) == (b"t/0/1", [(REPLAY_HEADER, b"t/0/1")])

@@ -183,7 +183,7 @@ def test_no_manifest_lists_a_file_that_is_gone_whatever_its_kind(tmp_path: Path,
 def test_what_went_wrong_in_the_background_is_raised(tmp_path: Path) -> None:
     manifest = commit_records(tmp_path, [document("d1", story(1))])
     (tmp_path / manifest.dedup_segments[0].path).unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ShardCorrupt, match="is missing"):
         Background(lambda: write_new_base(Dataset(tmp_path), 6), "compaction").result()
 
 

@@ -18,7 +18,7 @@ Replays: a record that carries REPLAY_HEADER and whose id is that of a document 
 the reason ``replayed``, whatever its text. So replaying a dead letter twice, or one that its producer has mended meanwhile, adds nothing.
 
 State is a function of the committed versions; like dataset/duplicates.py, it is read again after a batch that was not committed.
-Which documents have an id that is retracted or replayed, the index of duplicates says (dedup/resolve.py): it maps the ids of all kept documents,
+The index of duplicates says which documents have an id that is retracted or replayed (dedup/resolve.py): it maps the ids of all kept documents,
 so nothing is read for it and nothing held here. Costs: one look-up in the index per block that has replays; for each retraction that finds
 a document the trail of that document's version, one version at a time; else a look at two columns per block.
 """

@@ -12,7 +12,7 @@ from functools import cache
 
 from tokenizers import Tokenizer
 
-_BYTE_PIECE = re.compile(r"^<0x([0-9A-F]{2})>$")
+_BYTE_PIECE = re.compile(r"^<0x([0-9A-F]{2})>\Z")
 
 
 @cache
