@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.dataset.dataset import Dataset, latest_version
+from pipelines.dataset.shard_maps import ShardMaps
 from pipelines.dataset.texts import SPAN, read_texts
 from pipelines.dataset.trail import read_kept
 from pipelines.dataset.verify import verify
@@ -85,10 +86,9 @@ def test_ingest_on_ray_survives_a_crash_in_the_middle_of_a_job_and_makes_the_dat
     assert "SIGTERM" not in done.stderr  # which Ray's own handler would say, and end the process at once
     assert state(ingest.root) == state(source.root)
     assert verify(ingest.root).problems == []
-    last = Dataset(ingest.root).manifest
-    texts = read_texts(
-        ingest.root, load_tokenizer(ingest.root, last.tokenizer), read_kept([ingest.root / entry.path for entry in last.documents], SPAN)
-    )
+    dataset = Dataset(ingest.root)
+    paths = [ingest.root / entry.path for entry in dataset.manifest.documents]
+    texts = read_texts(ShardMaps(dataset), load_tokenizer(ingest.root, dataset.tokenizer), read_kept(paths, SPAN))
     assert texts
     assert not any(ENGLISH_FOOTER in text for text in texts), "Ray's workers take out the lines that earlier versions had too often"
 

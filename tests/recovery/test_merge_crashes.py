@@ -13,7 +13,7 @@ from pipelines.dataset.verify import verify
 from pipelines.ingest.following import ingest_follow
 from pipelines.runtime.crash import MERGE_CRASH_POINTS
 from tests.broker_process import BrokerProcess
-from tests.ingest_harness import Ingest, assert_recovered, finish, is_stopped, sample_records, state, wait_until
+from tests.ingest_harness import Ingest, assert_recovered, finish, sample_records, state, wait_until, wait_until_stopped
 
 OFTEN = {"ingest.merge_shards": 2, "ingest.max_batch_records": 40, "packing.shard_rows": 1_000}
 """A merge after every second version with documents."""
@@ -77,7 +77,7 @@ def test_crash_at_every_step_of_a_merge_changes_nothing(ingest: Ingest, referenc
 def test_a_merge_that_was_overtaken_is_dropped_and_its_file_collected(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
     """The slower writer is suspended one step before its publication; what it was asked to take in, the other one has taken in."""
     slow = ingest.start(crash_at="stop@merge_written")
-    wait_until(lambda: is_stopped(slow.pid), "the first writer to be about to publish")
+    wait_until_stopped(slow)
     ingest.once()
     slow.send_signal(signal.SIGCONT)
     ended = finish(slow)

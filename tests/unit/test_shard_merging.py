@@ -20,7 +20,7 @@ from pipelines.ingest.upkeep import Upkeep
 from pipelines.lineage.lineage import trace
 from pipelines.views.rows import ViewRows
 from pipelines.views.selection import whole
-from schemas.arrow import Split
+from schemas.arrow import Outcome, Split
 from schemas.errors import CommitConflict, ShardCorrupt
 from schemas.settings import Settings, data_fingerprint
 from tests.factories import clock, commit_records, make_dataset, text_settings
@@ -99,7 +99,7 @@ def test_a_merge_adds_nothing_and_later_versions_go_on_behind_it(root: Path) -> 
     assert manifest is not None and manifest.merged
     assert (manifest.totals, manifest.num_records, manifest.shards) == (before.manifest.totals, 0, [])
     after = commit_records(root, [story(100), story(101), story(0)], settings_of(root))
-    assert after.outcomes["duplicate"] == 1
+    assert after.outcomes[Outcome.DUPLICATE] == 1
     assert [before.num_rows(split) for split in Split] == [Dataset(root, before.version + 1).num_rows(split) for split in Split]
     assert verify(root).problems == []
 
