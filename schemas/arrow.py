@@ -89,6 +89,7 @@ def prepared(vocab_size: int) -> pa.Schema:
             pa.field("meta", pa.string()),
             pa.field("language", pa.string()),
             pa.field("num_chars", pa.int64()),
+            pa.field("num_replaced", pa.int64()),
             pa.field("quality", pa.float32()),  # the classifier's probability of good; null without a model, as the next two
             pa.field("perplexity", pa.float32()),
             pa.field("informativeness", pa.float32()),
@@ -137,6 +138,7 @@ DOCUMENTS = pa.schema(
         pa.field("license", pa.string()),
         pa.field("created_at", pa.string()),
         pa.field("meta", pa.string()),  # a JSON object
+        pa.field("num_replaced", pa.int64()),  # U+FFFD in the normalized text: characters that were lost in decoding, here or upstream
     ]
 )
 

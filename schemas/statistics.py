@@ -65,6 +65,8 @@ class LanguageTotals(Record):
     """Their characters."""
     tokens: int = Field(0, ge=0)
     """Their tokens, the end-of-text token of each included."""
+    replaced: int = Field(0, ge=0)
+    """U+FFFD among their characters: what was lost in decoding; 0 in versions of before they were counted."""
 
 
 class Distribution(Record):

@@ -109,6 +109,9 @@ def run_show(args: argparse.Namespace, settings: Settings) -> int:
         ("offsets lost unread in versions 1..N", manifest.totals.num_lost),
     ]
     facts += [("accepted loss", sentence) for sentence in loss_sentences(manifest)]
+    languages = manifest.statistics.total.languages.values() if manifest.statistics else ()
+    if num_replaced := sum(sums.replaced for sums in languages):
+        facts.append(("characters lost in decoding (U+FFFD)", num_replaced))
     facts += [(f"outcome {outcome}", count) for outcome, count in manifest.outcomes.items()]
     facts += [(f"reason {reason}", count) for reason, count in manifest.reasons.items()]
     facts += [(f"language {language}", count) for language, count in manifest.languages.items()]

@@ -46,6 +46,7 @@ COLUMNS = (
     "source",
     "domain",
     "num_chars",
+    "num_replaced",
     "quality",
     "perplexity",
     "informativeness",
@@ -59,8 +60,8 @@ MAX_NAME_CHARS = 120
 SMALL_TABLE = 4_096
 """Pairs are counted in a table, without sorting them, where it has at most so many places more than there are pairs."""
 _COUNTED = ("outcomes", "reasons", "domains", "pii", *HISTOGRAMS)
-_MEASURES = ("documents", "chars", "tokens")
-_OF_KEPT = ("language", "domain", "num_chars", "num_tokens", "quality", "perplexity", "informativeness")
+_MEASURES = ("documents", "chars", "tokens", "replaced")
+_OF_KEPT = ("language", "domain", "num_chars", "num_tokens", "num_replaced", "quality", "perplexity", "informativeness")
 _SOURCE_OF = {"chars": "num_chars", "tokens": "num_tokens"}
 Binned = npt.NDArray[np.int64]
 Counts = Counter[Any]
@@ -135,7 +136,8 @@ class Statistics:
                 rows, numbers = _numbers(kept[column])
                 self._count(field, sources[rows], _BINNING[bins](numbers))
         languages, names = _coded(kept["language"].fill_null("und"))
-        for measure, weights in (("documents", None), ("chars", kept["num_chars"]), ("tokens", kept["num_tokens"])):
+        for measure in _MEASURES:
+            weights = kept.get(f"num_{measure}")
             keys = [(name, measure) for name in names]
             self._count("languages", sources, languages, keys, None if weights is None else np.asarray(weights.fill_null(0)))
 

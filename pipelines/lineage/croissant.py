@@ -65,6 +65,7 @@ _MEANING = {
     "url": "Where the document came from.",
     "license": "The licence that its producer named.",
     "meta": "What else its producer said, as a JSON object.",
+    "num_replaced": "U+FFFD in the text: characters that were lost in decoding.",
     "num_tokens": "Tokens, the end-of-text token included.",
 }
 

@@ -22,6 +22,7 @@ from pipelines.steps.unreadable import MOJIBAKE, find_unreadable
 from schemas.arrow import PARAGRAPHS
 from schemas.settings import Settings
 
+REPLACEMENT = "\ufffd"
 _DECLARED = r"^\s*([A-Za-z]{2,3})(?:[-_].*)?$"
 
 
@@ -36,6 +37,8 @@ class Assessed(NamedTuple):
     """string: ISO 639 code."""
     num_chars: pa.Array
     """int64: characters before redaction."""
+    num_replaced: pa.Array
+    """int64: U+FFFD among them."""
     pii: pa.Array
     """schemas.arrow.PII_COUNTS; null for what the quality rules rejected."""
     scores: Scores
@@ -63,7 +66,12 @@ def assess(texts: pa.Array, declared_languages: pa.ChunkedArray, settings: Setti
     finished = pc.if_else(rules.is_null(), redacted.texts.take(at), pa.scalar(None, pa.large_string()))
     scores = Scores(*(column.take(at_clean) for column in scores))
     paragraphs = paragraphs.take(positions(np.flatnonzero(rules.is_null()), len(texts)))
-    return Assessed(finished, rules, languages, judged.num_chars, redacted.counts.take(at), scores, paragraphs)
+    return Assessed(finished, rules, languages, judged.num_chars, _num_replaced(normalized.texts), redacted.counts.take(at), scores, paragraphs)
+
+
+def _num_replaced(texts: pa.Array) -> pa.Array:
+    series: Any = pl.from_arrow(texts)
+    return series.str.count_matches(REPLACEMENT, literal=True).to_arrow().cast(pa.int64())
 
 
 def _without_boilerplate(texts: pa.Array, known: npt.NDArray[np.uint64], settings: Settings) -> tuple[pa.Array, pa.Array]:

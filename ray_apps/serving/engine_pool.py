@@ -15,6 +15,8 @@ from ray_apps.serving.naming import ApplicationNames
 from schemas.errors import ApiError
 
 _log = logging.getLogger(__name__)
+ASK_EVERY_S = 5.0
+"""A long prompt or a queue may take seconds: then the engine still says that it is well."""
 MAX_REASON_CHARS = 300
 """Of what Serve says about an engine that could not be started."""
 
@@ -181,14 +183,19 @@ async def stream_chunks(
 ) -> AsyncIterator[tuple[Chunk, ...]]:
     """Chunks of one engine until ``deadline_s`` (``time.perf_counter``); closing this cancels the request at once.
 
-    The first chunk must come before ``first_deadline_s``, where somebody else can answer in time. Ends well only when every sequence has ended.
+    Where somebody else can answer, ``first_deadline_s`` is given: the first chunk must come before it, and while it does not come the engine is
+    asked every ASK_EVERY_S whether it is well; one that is not is given up with a 503. Ends well only when every sequence has ended.
     Raises the ApiError that a Failure stands for, 504 when time is up (``timeout_s`` is for the message), 503 when the engine goes away
     or stops in the middle, 500 for whatever else it raises.
     """
     open_sequences = set(range(num_sequences(request)))
     limit_s = deadline_s if first_deadline_s is None else first_deadline_s
     async with aclosing(cast("AsyncGenerator[Events, None]", engines.submit(version, request))) as events:
-        while (item := await _next(events, version, limit_s, timeout_s)) is not None:
+        if first_deadline_s is None:
+            item = await _next(events, version, limit_s, timeout_s)
+        else:
+            item = await _first(engines, events, version, limit_s, timeout_s)
+        while item is not None:
             if isinstance(item, Failure):
                 raise item.error()
             if any(chunk.finish_reason is FinishReason.CANCELLED for chunk in item):
@@ -196,8 +203,23 @@ async def stream_chunks(
             open_sequences -= {chunk.index for chunk in item if chunk.finish_reason is not None}
             limit_s = deadline_s
             yield item
+            item = await _next(events, version, limit_s, timeout_s)
     if open_sequences:
         raise unavailable(f"the engine of model version {version} stopped before the answer was finished; try again")
+
+
+async def _first(engines: Engines, events: AsyncGenerator[Events, None], version: int, limit_s: float, timeout_s: float) -> Events | None:
+    """The first chunks, from an engine that is well; None if it ends without any."""
+    coming = asyncio.create_task(_next(events, version, limit_s, timeout_s))
+    try:
+        while not (await asyncio.wait({coming}, timeout=ASK_EVERY_S))[0]:
+            health = await engines.health(version)
+            if not health.ok and not coming.done():
+                raise unavailable(f"the engine of model version {version} does not answer: {health.reason}")
+        return coming.result()
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
 
 
 async def _next(events: AsyncGenerator[Events, None], version: int, limit_s: float, timeout_s: float) -> Events | None:

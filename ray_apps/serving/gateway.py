@@ -165,9 +165,9 @@ class Gateway:
         return [ModelCard(id=name, created=self._started) for name in (*routed, *(f"{MODEL}-v{version}" for version in sorted(ready)))]
 
     async def health(self) -> JSONResponse:
-        """GET /health: 200 when the champion answers now, else 503 with what is missing."""
+        """GET /health: 200 when the champion answers now, else 503 with what is missing. What a challenger lacks is told beside it."""
         state = self._dispatcher.follower.active
-        missing = await self._missing(state.champion if state else None)
+        missing, lame = await asyncio.gather(self._missing(state.champion if state else None), self._lame(state.challenger if state else None))
         body: dict[str, Any] = {
             "status": "unavailable" if missing else "ok",
             "champion": state.champion if state else None,
@@ -175,6 +175,8 @@ class Gateway:
             "challenger": state.challenger if state else None,
             "rollout_number": state.number if state else None,
         }
+        if lame is not None:
+            body["challenger_missing"] = lame
         if missing is None:
             return JSONResponse(body)
         error = unavailable(f"there is no model to answer; missing: {missing}", code="unavailable")
@@ -185,10 +187,17 @@ class Gateway:
         """What keeps requests from being answered."""
         if champion is None:
             return "a champion: no model has been registered, or none was put into service"
-        if champion not in self._dispatcher.engines.ready:
-            return f"the engine of champion {champion}: it {self._dispatcher.engines.why_not(champion)}"
-        health = await self._dispatcher.engines.health(champion)
-        return None if health.ok else f"an answer of the engine of champion {champion}: {health.reason}"
+        return await self._silent("champion", champion)
+
+    async def _lame(self, challenger: int | None) -> str | None:
+        """What keeps the challenger from answering; its requests are the champion's meanwhile."""
+        return None if challenger is None else await self._silent("challenger", challenger)
+
+    async def _silent(self, role: str, version: int) -> str | None:
+        if version not in self._dispatcher.engines.ready:
+            return f"the engine of {role} {version}: it {self._dispatcher.engines.why_not(version)}"
+        health = await self._dispatcher.engines.health(version)
+        return None if health.ok else f"an answer of the engine of {role} {version}: {health.reason}"
 
 
 def _work_id(request: Request) -> str:

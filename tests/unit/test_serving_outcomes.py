@@ -59,6 +59,22 @@ class Hung(Good):
         yield ()
 
 
+class Slow(Good):
+    """Is well, and answers when it may."""
+
+    def __init__(self) -> None:
+        self.go_on, self.num_health = asyncio.Event(), 0
+
+    async def submit(self, request: GenerationRequest) -> AsyncIterator[Events]:
+        await self.go_on.wait()
+        async for events in Good.submit(self, request):
+            yield events
+
+    def health(self) -> EngineHealth:
+        self.num_health += 1
+        return EngineHealth(ok=True)
+
+
 class HangsMidway(Good):
     """Begins well, and says no more."""
 
@@ -212,6 +228,38 @@ async def test_a_challenger_without_a_first_token_in_half_of_the_time_leaves_the
         response = await client.post("/v1/completions", json=ASK)
         assert (response.status_code, response.headers["x-headrace-variant"]) == (200, "champion")
         assert told(sink) == [(2, "error", "timeout"), (1, "ok", None)]
+
+
+async def test_a_challenger_that_is_not_well_is_told_by_health_and_its_users_get_the_champions_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_apps.serving.engine_pool.ASK_EVERY_S", 0.05)
+    state = publish_state(tmp_path, champion=1, challenger=2, canary_fraction=1.0)
+    sink, hung = EventList(), Hung()
+    monkeypatch.setattr(hung, "health", lambda: EngineHealth(ok=False, reason="no step has ended for 9 s"))
+    async with running_gateway(tmp_path, {1: Good(), 2: hung}, settings=ServingSettings(request_timeout_s=600.0), sink=sink) as client:
+        await until(lambda: ready(client))
+        health = await client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (200, "ok")
+        assert health.json()["challenger_missing"] == "an answer of the engine of challenger 2: no step has ended for 9 s"
+        for number in range(20):
+            response = await client.post("/v1/completions", json=ASK | {"user": f"u{number}"})
+            assert (response.status_code, response.headers["x-headrace-variant"]) == (200, "champion")
+    assert {(version, status) for version, status, _ in told(sink)} == {(2, "error"), (1, "ok")}
+    after = decision(state, sink)
+    assert after is not None and after.decision is Decision.ABORT
+
+
+async def test_a_challenger_that_is_slow_and_well_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_apps.serving.engine_pool.ASK_EVERY_S", 0.01)
+    publish_state(tmp_path, champion=1, challenger=2, canary_fraction=1.0)
+    sink, slow = EventList(), Slow()
+    async with running_gateway(tmp_path, {1: Good(), 2: slow}, sink=sink) as client:
+        await until(lambda: ready(client))
+        task = asyncio.create_task(client.post("/v1/completions", json=ASK))
+        await until(lambda: slow.num_health > 3)
+        slow.go_on.set()
+        assert (await task).headers["x-headrace-variant"] == "challenger"
 
 
 async def test_a_champion_that_hangs_is_an_error_once_and_nobody_is_asked_after_the_time_is_up(tmp_path: Path) -> None:

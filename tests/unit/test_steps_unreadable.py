@@ -1,14 +1,17 @@
 """Mojibake that cannot be mended for certain is rejected by its own name; nobody's own text is."""
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from ops.cli.main import main
+from pipelines.dataset.verify import verify
 from pipelines.steps.prepare import clean
 from pipelines.steps.unreadable import MOJIBAKE, find_unreadable
 from schemas.settings import Settings
-from tests.factories import records_table
+from tests.factories import commit_records, records_table, text_settings
 
 CHINESE = "老人坐在村口的大树下面，给孩子们讲很久以前的故事，水从山上流下来。"
 JAPANESE = "こんにちは。昔々、あるところにおじいさんとおばあさんが住んでいました。"
@@ -58,6 +61,17 @@ def test_a_title_of_four_characters_and_lost_characters_are_mojibake() -> None:
 
 def test_good_texts_are_left_alone() -> None:
     assert not find_unreadable(pa.array(GOOD, pa.large_string())).any()
+
+
+def test_characters_that_were_lost_are_counted_per_version_and_language(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [f"{FRENCH} {FRENCH[::-1]} Un caf\ufffd, deux caf\ufffds.", f"{CHINESE}{CHINESE[::-1]}水\ufffd。", CHINESE * 2 + FRENCH]
+    settings = text_settings(tmp_path, **{"quality.max_replacement_ratio": 1.0})
+    manifest = commit_records(tmp_path, [(None, json.dumps({"text": text}).encode()) for text in texts], settings)
+    assert manifest.statistics is not None
+    assert {name: sums.replaced for name, sums in manifest.statistics.total.languages.items() if sums.replaced} == {"fr": 2, "zh": 1}
+    assert verify(tmp_path).problems == []
+    assert main(["datasets", "show", "--root", str(tmp_path)]) == 0
+    assert "characters lost in decoding" in capsys.readouterr().out
 
 
 def test_a_document_of_mojibake_is_rejected_with_its_reason_and_what_can_be_mended_is_kept() -> None:
