@@ -5,7 +5,7 @@ their FIRST_ROW. A shard is a run of rows, and so is a file. A merged file stand
 have either no row in common, or one has all rows of the other. So nothing else need be said of a merge than which rows are in its file.
 
 Whoever has a path from a manifest, an audit trail, a mask or a view asks here for the number of its first row, and for the file of that row.
-Costs 10 ms per 100,000 shards.
+Costs 0.1 s and 40 MB per 100,000 shards, once for each version that is opened.
 """
 
 from collections.abc import Iterable

@@ -22,6 +22,7 @@ from pipelines.dataset.trail import read_kept
 from pipelines.semantic.cluster import Duplicates, find_duplicates
 from pipelines.semantic.embed import Embedder
 from pipelines.semantic.store import EmbeddingStore, write_list
+from pipelines.storage.pinned import verify_once
 from pipelines.tokenizers.tokenizer import load_tokenizer
 from schemas.semantic import SemanticList
 
@@ -70,8 +71,8 @@ def live_documents(dataset: Dataset) -> pl.DataFrame:
     frames = []
     for manifest in dataset.manifests():
         if manifest.dedup_segments:
-            kept = read_kept([dataset.root / entry.path for entry in manifest.documents], ["doc_id", *SPAN])
-            hashes = pl.concat([pl.read_ipc(dataset.root / entry.path, columns=["content_hash"]) for entry in manifest.dedup_segments])
+            kept = read_kept([verify_once(dataset.root, entry) for entry in manifest.documents], ["doc_id", *SPAN])
+            hashes = pl.concat([pl.read_ipc(verify_once(dataset.root, entry), columns=["content_hash"]) for entry in manifest.dedup_segments])
             frames.append(kept.with_columns(hashes["content_hash"].cast(pl.Binary), version=pl.lit(manifest.version, pl.Int64)))
     if not frames:
         return pl.DataFrame(schema={"doc_id": pl.String, **dict.fromkeys(SPAN, pl.Int64), "content_hash": pl.Binary, "version": pl.Int64})

@@ -137,6 +137,17 @@ def test_a_checkpoint_that_is_not_as_it_was_written_is_passed_over_and_written_a
     assert Dataset(root).columns.to_pylist() == expected(root)
 
 
+def test_checkpoints_of_before_shards_were_merged_are_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = pa.schema([field for field in VERSIONS if field.name != "merged"])
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "VERSIONS", before)
+        save_checkpoint(root, dataset_log(root), Range(1, 4), Dataset(root, 4).columns.select(before.names))
+    assert saved(root) == [(1, 4)]
+    assert Dataset(root).columns.to_pylist() == expected(root)
+    Dataset(root).save_checkpoints()
+    assert Dataset(root).columns.to_pylist() == expected(root)
+
+
 def test_checkpoints_of_another_log_are_passed_over(root: Path, tmp_path: Path) -> None:
     Dataset(root).save_checkpoints()
     for _ in range(4):
