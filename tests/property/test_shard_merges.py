@@ -48,7 +48,8 @@ steps = st.lists(st.builds(Step, st.lists(records, min_size=1, max_size=6), st.i
 
 def seen(root: Path, version: int, folder: Path) -> dict[str, Any]:
     """What a version gives to its readers; paths carry the attempt, which is the number of the version here."""
-    dataset, found = Dataset(root, version), {}
+    dataset = Dataset(root, version)
+    found: dict[str, Any] = {}
     for split in Split:
         rows, view = TokenRows(root, version, split), ViewRows(whole(dataset), split)
         order = np.random.default_rng(0).permutation(rows.num_rows)
@@ -130,7 +131,7 @@ def entry_of(path: str, rows: int) -> dict[str, Any]:
 
 
 def row_of_version(lists: dict[str, Any]) -> dict[str, Any]:
-    empty = {name: [] for name in VERSIONS.names} | dict.fromkeys(("attempt", "num_records", "num_tokens", "num_losses"), 0)
+    empty: dict[str, Any] = {name: [] for name in VERSIONS.names} | dict.fromkeys(("attempt", "num_records", "num_tokens", "num_losses"), 0)
     return empty | {"created_at": clock(), "outcomes": dict.fromkeys(map(str, Outcome), 0)} | lists
 
 

@@ -16,12 +16,13 @@ from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.loader import TokenRows
 from pipelines.dataset.merging import Merge, due_runs, is_superseded, merge, publish_merge, write_merge
 from pipelines.dataset.retractions.masks import Ids
+from pipelines.dataset.shards import joined
 from pipelines.dataset.verify import verify
 from pipelines.ingest.upkeep import Upkeep
 from pipelines.lineage.lineage import trace
 from pipelines.views.rows import ViewRows
 from pipelines.views.selection import whole
-from schemas.arrow import Split
+from schemas.arrow import Outcome, Split
 from schemas.errors import CommitConflict, ShardCorrupt
 from schemas.settings import Settings, data_fingerprint
 from tests.factories import clock, commit_records, make_dataset, text_settings
@@ -100,7 +101,7 @@ def test_a_merge_adds_nothing_and_later_versions_go_on_behind_it(root: Path) -> 
     assert manifest is not None and manifest.merged
     assert (manifest.totals, manifest.num_records, manifest.shards) == (before.manifest.totals, 0, [])
     after = commit_records(root, [story(100), story(101), story(0)], settings_of(root))
-    assert after.outcomes["duplicate"] == 1
+    assert after.outcomes[Outcome.DUPLICATE] == 1
     assert [before.num_rows(split) for split in Split] == [Dataset(root, before.version + 1).num_rows(split) for split in Split]
     assert verify(root).problems == []
 
@@ -196,8 +197,7 @@ def flip(path: Path, place: int | None = None) -> None:
 
 
 def test_a_file_that_does_not_have_the_rows_of_its_shards_is_never_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = merging.joined
-    monkeypatch.setattr(merging, "joined", lambda parts, num_rows: real(reversed(list(parts)), num_rows))
+    monkeypatch.setattr(merging, "joined", lambda parts, num_rows: joined(reversed(list(parts)), num_rows))
     with pytest.raises(ShardCorrupt, match="nothing was published"):
         merge(Dataset(root), settings_of(root), now=clock())
     assert Dataset(root).version == NUM_VERSIONS and verify(root).problems == []
