@@ -142,12 +142,7 @@ def test_one_flipped_bit_in_an_audit_trail_or_a_mask_stops_those_who_read_it(tmp
 
 def test_a_shard_that_gave_way_and_is_mapped_again_is_hashed_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
-
-    def counted(path: Path) -> str:
-        hashed.append(path)
-        return sha256_file(path)
-
-    monkeypatch.setattr(pinned, "sha256_file", counted)
+    monkeypatch.setattr(pinned, "sha256_file", lambda path: hashed.append(path) or sha256_file(path))  # type: ignore[func-returns-value]
     monkeypatch.setattr(pinned, "_verified", set())
     for _ in range(3):
         rows = TokenRows(root, None, Split.TRAIN)

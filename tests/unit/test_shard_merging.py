@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from ops.cli.main import main
+from pipelines.dataset import merging
 from pipelines.dataset.audit import live_texts
 from pipelines.dataset.dataset import Dataset, dataset_log
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.loader import TokenRows
 from pipelines.dataset.merging import Merge, due_runs, is_superseded, merge, publish_merge, write_merge
 from pipelines.dataset.retractions.masks import Ids
+from pipelines.dataset.shards import joined
 from pipelines.dataset.verify import verify
 from pipelines.ingest.upkeep import Upkeep
 from pipelines.lineage.lineage import trace
@@ -114,16 +116,19 @@ def test_a_reader_that_was_opened_before_finds_rows_whose_file_a_merge_and_the_c
     assert np.array_equal(view.gather(np.arange(view.num_rows)), of_view)
 
 
-def test_two_hundred_small_versions_end_in_a_few_files_and_no_row_is_copied_often(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_versions", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_many_small_versions_end_in_a_few_files_and_no_row_is_copied_often(tmp_path: Path, num_versions: int) -> None:
     settings = settings_of(tmp_path, shard_rows=400)
-    for _ in range(200):
+    dataset = None
+    for _ in range(num_versions):
         make_dataset(tmp_path, num_rows=2, sequence_length=SEQUENCE_LENGTH, num_validation_rows=1)
-        merge(Dataset(tmp_path), settings, now=clock())
+        dataset = Dataset(tmp_path, before=dataset)  # as a writer does that goes on
+        merge(dataset, settings, now=clock())
     expected = rows_of(tmp_path, Dataset(tmp_path).version, Split.TRAIN)
     merge_all(tmp_path, settings)
     collect_garbage(tmp_path, grace_s=0)
     files = [Dataset(tmp_path).shard_files(split) for split in Split]
-    assert len(names(tmp_path)) == sum(map(len, files)) <= 30
+    assert len(names(tmp_path)) == sum(map(len, files)) <= min(30, num_versions // 2)
     assert max(max(part["copies"].to_pylist()) for part in files) <= 4
     assert max(part["rows"].to_numpy().max() for part in files) <= 400
     assert np.array_equal(rows_of(tmp_path, Dataset(tmp_path).version, Split.TRAIN), expected)
@@ -189,6 +194,13 @@ def flip(path: Path, place: int | None = None) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2 if place is None else place] ^= 1
     path.write_bytes(data)
+
+
+def test_a_file_that_does_not_have_the_rows_of_its_shards_is_never_published(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "joined", lambda parts, num_rows: joined(reversed(list(parts)), num_rows))
+    with pytest.raises(ShardCorrupt, match="nothing was published"):
+        merge(Dataset(root), settings_of(root), now=clock())
+    assert Dataset(root).version == NUM_VERSIONS and verify(root).problems == []
 
 
 def test_verify_sees_rows_that_a_merged_file_does_not_have_as_they_were(root: Path) -> None:

@@ -43,12 +43,7 @@ def test_another_file_in_the_place_of_a_pinned_one_is_refused(
 
 def test_a_file_that_was_verified_once_is_read_again_only_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry, hashed = pinned(tmp_path), list[Path]()
-
-    def counted(path: Path) -> str:
-        hashed.append(path)
-        return sha256_file(path)
-
-    monkeypatch.setattr("pipelines.storage.pinned.sha256_file", counted)
+    monkeypatch.setattr("pipelines.storage.pinned.sha256_file", lambda path: hashed.append(path) or sha256_file(path))  # type: ignore[func-returns-value]
     for _ in range(3):
         verify_once(tmp_path, entry)
     assert len(hashed) == 1
