@@ -65,7 +65,7 @@ def assess(texts: pa.Array, declared_languages: pa.ChunkedArray, settings: Setti
     rules = pc.coalesce(judged.rules, redacted.rules.take(at), scores.rules.take(at_clean))
     finished = pc.if_else(rules.is_null(), redacted.texts.take(at), pa.scalar(None, pa.large_string()))
     scores = Scores(*(column.take(at_clean) for column in scores))
-    paragraphs = paragraphs.take(positions(np.flatnonzero(rules.is_null()), len(texts)))
+    paragraphs = paragraphs.filter(rules.is_null()).take(positions(np.flatnonzero(rules.is_null()), len(texts)))
     return Assessed(finished, rules, languages, judged.num_chars, _num_replaced(normalized.texts), redacted.counts.take(at), scores, paragraphs)
 
 

@@ -39,5 +39,14 @@ def test_a_document_is_dropped_for_what_it_holds_and_counted() -> None:
     assert found.pii.to_pylist() == [[{"type": "email", "count": 1}], None]
 
 
+def test_each_kept_text_has_its_own_lines_whatever_was_rejected_before_it() -> None:
+    texts = [PROSE.format("of Anna"), "too short", PROSE.format("of Bela"), "too short too", PROSE.format("of Cyril")]
+    found = assessed(texts, **{"dedup.boilerplate": True})
+    alone = [assessed([text], **{"dedup.boilerplate": True}).paragraphs.to_pylist()[0] for text in texts]
+    assert found.paragraphs.to_pylist() == alone
+    assert [lines is None for lines in alone] == [False, True, False, True, False]
+    assert len({tuple(lines) for lines in alone if lines}) == 3
+
+
 def test_no_documents_are_assessed_to_nothing() -> None:
     assert [len(column) for column in assessed([])[:5]] == [0] * 5
