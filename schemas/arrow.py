@@ -190,8 +190,17 @@ _SHARD = [
 ]
 _TOPIC = [pa.field("topic", pa.string(), nullable=False), pa.field("num_partitions", pa.int32(), nullable=False)]
 _LANGUAGE = [pa.field("language", pa.string(), nullable=False), pa.field("documents", pa.int64(), nullable=False)]
-FILE_LISTS = ("shards", "documents", "dedup_segments", "dedup_base", "boilerplate", "masks")
-"""The lists of files in a manifest."""
+_MERGED = [*_SHARD, *(pa.field(name, pa.int64(), nullable=False) for name in ("first_row", "copies"))]
+FILE_LISTS = {
+    "shards": _SHARD,
+    "documents": _FILE,
+    "dedup_segments": _FILE,
+    "dedup_base": _FILE,
+    "merged": _MERGED,
+    "boilerplate": _FILE,
+    "masks": _FILE,
+}
+"""The lists of files in a manifest, and what is said of each file."""
 VERSIONS = pa.schema(
     [
         pa.field("attempt", pa.uint64(), nullable=False),
@@ -202,7 +211,7 @@ VERSIONS = pa.schema(
         pa.field("languages", pa.list_(pa.struct(_LANGUAGE)), nullable=False),
         pa.field("topics", pa.list_(pa.struct(_TOPIC)), nullable=False),  # whose offsets the version lists
         pa.field("num_losses", pa.int64(), nullable=False),  # partitions of which it accepts a loss
-        *(pa.field(name, pa.list_(pa.struct(_SHARD if name == "shards" else _FILE)), nullable=False) for name in FILE_LISTS),
+        *(pa.field(name, pa.list_(pa.struct(fields)), nullable=False) for name, fields in FILE_LISTS.items()),
     ]
 )
 """One row per version, in order; everything is the version's own, nothing is summed up."""

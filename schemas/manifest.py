@@ -7,12 +7,12 @@ and self-consistent: a manifest whose counts do not add up cannot be built.
 
 import hashlib
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from schemas.arrow import Outcome, Split
+from schemas.lost_offsets import AcceptedLoss
 from schemas.record import Record
 from schemas.statistics import VersionStatistics
 
@@ -53,6 +53,18 @@ class ShardEntry(FileEntry):
     """Token ids in the shard, end-of-text tokens included, padding not."""
     documents: int = Field(ge=0)
     """Documents in the shard."""
+
+
+class MergedShard(ShardEntry):
+    """A file that holds the rows of several shards of a split, one after the other, unchanged: it stands for them in every version.
+
+    Rows keep the numbers that they have had since they were committed, so two numbers say which shards these are.
+    """
+
+    first_row: int = Field(ge=0)
+    """Number of its first row among all rows of the split, in the order of versions."""
+    copies: int = Field(ge=1)
+    """How often its rows were copied since they were committed: once more than those of the files that it was made of."""
 
 
 class OffsetRange(Record):
@@ -100,51 +112,6 @@ class DerivedFrom(Record):
     """Its number: everything that versions 1..N held was taken over."""
     tokenizer_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the tokenizer.json that made its ids."""
-
-
-class LossKind(StrEnum):
-    """How records can go before they are read."""
-
-    REMOVED = "removed"
-    """Retention or DeleteRecords took them."""
-    CUT = "cut"
-    """The log was cut and may have grown again: an unclean leader election, or a broker restored from a copy."""
-    RECREATED = "recreated"
-    """The topic was deleted and created again."""
-
-
-class LostOffsets(Record):
-    """Where reading one partition could not go on, and where it does."""
-
-    topic: str
-    """Name of the topic."""
-    partition: int = Field(ge=0)
-    """Number of the partition."""
-    kind: LossKind
-    """What happened."""
-    expected: int = Field(ge=0)
-    """Offset at which the version before ended. Of a log that was cut, records from ``resumed`` to here were read; they stay in the dataset."""
-    resumed: int | None = Field(None, ge=0)
-    """Offset at which reading goes on; none: the partition is no longer there."""
-    num_unread: int | None = Field(None, ge=0)
-    """Offsets that no version read and nobody can read any more; none: nobody knows."""
-    epoch: int | None = Field(None, ge=0)
-    """Leader epoch of the record before ``expected``, where it tells that the log was cut."""
-    epoch_is_known: bool = True
-    """Whether the partition's leader still knows that epoch."""
-
-
-class AcceptedLoss(Record):
-    """A person's decision to go on after a loss."""
-
-    by: str = Field(min_length=1)
-    """Name of the user who decided."""
-    reason: str = Field(min_length=1)
-    """Why, in that person's words."""
-    lost: list[LostOffsets] = Field(min_length=1)
-    """What was lost, one entry for each partition."""
-    topic_id_before: str | None = None
-    """Id of the topic that was read before, if it was created again."""
 
 
 class Totals(Record):
@@ -214,6 +181,8 @@ class DatasetManifest(Record):
     """Of a compaction, which is a version of its own without documents: one file that stands for all segments up to ``dedup_base_version``."""
     dedup_base_version: int = Field(0, ge=0)
     """Version whose kept documents, and those before, ``dedup_base`` holds."""
+    merged: list[MergedShard] = Field(default_factory=list)
+    """Of a merge, which is a version of its own without documents: files that stand for runs of small shards (pipelines/dataset/merging.py)."""
     boilerplate: list[FileEntry] = Field(default_factory=list)
     """With ``dedup.boilerplate``, one file: in how many kept documents each line stood, over the versions from ``boilerplate_first_version`` on."""
     boilerplate_first_version: int = Field(0, ge=0)
@@ -246,7 +215,7 @@ class DatasetManifest(Record):
     @property
     def files(self) -> list[FileEntry]:
         """Every file that this version adds."""
-        lists = (self.shards, self.documents, self.dedup_segments, self.dedup_base, self.boilerplate, self.masks)
+        lists = (self.shards, self.documents, self.dedup_segments, self.dedup_base, self.merged, self.boilerplate, self.masks)
         return [entry for entries in lists for entry in entries]
 
     @model_validator(mode="after")
@@ -269,6 +238,8 @@ class DatasetManifest(Record):
             raise ValueError(f"version {self.version} lists {len(self.dedup_base)} base files for versions 1 to {self.dedup_base_version}")
         if len(self.boilerplate) > 1 or bool(self.boilerplate) != (0 < self.boilerplate_first_version <= self.version):
             raise ValueError(f"version {self.version} lists {len(self.boilerplate)} files of lines from version {self.boilerplate_first_version} on")
+        if self.merged and (self.num_records or self.shards):
+            raise ValueError(f"version {self.version} merges shards and reads {self.num_records} offsets; these are two versions")
         if self.accepted_loss is not None:
             self._check_loss(self.accepted_loss)
         if self.parent != self.version - 1:

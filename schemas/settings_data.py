@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from schemas.section import Section
 
@@ -38,8 +38,19 @@ class IngestSettings(Section):
     """Larger record values are dead-lettered unread."""
     validation_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of documents, chosen by hash of the document id, that goes to the validation shards."""
+    merge_shards: int = Field(64, ge=0)
+    """So many shards of a split in a row, each under a quarter of ``packing.shard_rows``, are merged into one file: a version of its own without
+    documents; 0: never. What it stands for is removed after ``gc_grace_s``."""
     gc_grace_s: float = Field(3600.0, ge=0)
-    """Files that no manifest lists are removed once they are older than this."""
+    """Files that no manifest lists, and shards that were merged into another file, are removed once they are older than this."""
+
+    @field_validator("merge_shards")
+    @classmethod
+    def merges_several(cls, value: int) -> int:
+        """Refuse to merge one shard with nothing."""
+        if value == 1:
+            raise ValueError("1 shard is nothing to merge: write 0 for never, or 2 and more")
+        return value
 
 
 class TokenizerSettings(Section):

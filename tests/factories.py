@@ -153,6 +153,13 @@ def make_dataset(
     return commit_block(root, block, settings, tokenizer, mask=mask)
 
 
+def make_seven_versions(root: Path) -> Path:
+    """Seven small versions, of which the third and sixth mask documents."""
+    for version in range(1, 8):
+        make_dataset(root, num_rows=2, mask=(lambda kept: kept.tail(1)) if version % 3 == 0 else None)
+    return root
+
+
 def records_table(values: list[tuple[bytes | None, bytes | None]], first_offset: int = 0) -> pa.Table:
     """Kafka records (key, value) of partition 0 as the source emits them; ``(None, None)`` is an offset without a record."""
     number = len(values)

@@ -169,15 +169,33 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0
         time.sleep(0.02)
 
 
-def is_stopped(pid: int) -> bool:
-    """Whether SIGSTOP has suspended the process (a crash point ``stop@…``)."""
-    return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+def wait_until_stopped(*children: Child) -> None:
+    """Until each child is suspended where it was told to (a crash point ``stop@…``). A child that ends instead fails the test.
+
+    What is bounded is the processor time that it takes to get there: on a busy machine a child may wait for it as long as the test may take.
+    """
+    for child in children:
+        state = ""
+        while state != "T":
+            assert child.poll() is None, f"it ended with {child.poll()} instead of stopping: {child.communicate()}"
+            state, used_s = _state_and_processor_s(child.pid)
+            assert used_s < CHILD_TIMEOUT_S, f"it works for {used_s:g} s and does not stop"
+            time.sleep(0.02)
+
+
+def _state_and_processor_s(pid: int) -> tuple[str, float]:
+    """The letter of its state, and the seconds that its threads have run; nothing of a process that has just ended."""
+    try:
+        fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return "", 0.0
+    return fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def finish_overtaken(ingest: Ingest, point: str) -> None:
     """Suspend a writer at ``point``, a step before its publication, while another one commits the same version: it must be refused in words."""
     slow = ingest.start(crash_at=f"stop@{point}")
-    wait_until(lambda: is_stopped(slow.pid), "the first writer to be about to publish")
+    wait_until_stopped(slow)
     ingest.once()
     slow.send_signal(signal.SIGCONT)
     fenced = finish(slow)
@@ -210,6 +228,7 @@ def _version(root: Path, manifest: DatasetManifest) -> dict[str, Any]:
         "segments": [entry.sha256 for entry in manifest.dedup_segments],
         "masks": [row | {"shard": _ATTEMPT.sub("", row["shard"])} for row in read_masks(root, manifest).to_pylist()],
         "boilerplate": [(manifest.boilerplate_first_version, entry.sha256) for entry in manifest.boilerplate],
+        "merged": [(entry.split, entry.first_row, entry.rows, entry.copies, entry.sha256) for entry in manifest.merged],
         "base": [entry.sha256 for entry in manifest.dedup_base],
         "documents": pl.concat(files).with_columns(attempt_free).to_dicts() if files else [],
     }

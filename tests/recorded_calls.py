@@ -66,6 +66,7 @@ def work(root: Path, tell: Callable[..., None]) -> None:
         manifest = commit_records(root, [*values, (b"d1", None)], settings)
         tell("returned", paths=[str(root / "log" / f"{manifest.version:08d}.json")])
     _compaction_and_checkpoint(root, settings, tell, clock())
+    _merge(root, settings, tell, clock())
     _beside_the_versions(root, tell, clock())
     _model(root, tell)
 
@@ -79,6 +80,16 @@ def _compaction_and_checkpoint(root: Path, settings: Any, tell: Callable[..., No
     checkpoints.GROWTH = 2
     Dataset(root).save_checkpoints()
     tell("returned", paths=[str(root / "log/00000003.json"), *map(str, sorted((root / "log/checkpoints").glob("*.arrow")))])
+
+
+def _merge(root: Path, settings: Any, tell: Callable[..., None], now: datetime) -> None:
+    from pipelines.dataset.dataset import Dataset
+    from pipelines.dataset.merging import merge
+
+    ingest, packing = settings.ingest.model_copy(update={"merge_shards": 2}), settings.packing.model_copy(update={"shard_rows": 10_000})
+    manifest = merge(Dataset(root), settings.model_copy(update={"ingest": ingest, "packing": packing}), now=now)
+    assert manifest is not None and manifest.merged
+    tell("returned", paths=[str(root / "log" / f"{manifest.version:08d}.json"), *(str(root / entry.path) for entry in manifest.merged)])
 
 
 def _beside_the_versions(root: Path, tell: Callable[..., None], now: datetime) -> None:

@@ -1,6 +1,9 @@
 """Tiny training runs over committed datasets, for tests: a few hundred thousand parameters, milliseconds per step."""
 
-import multiprocessing
+import importlib
+import json
+import subprocess
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -86,12 +89,20 @@ def train_until(run: TrainingRun, root: Path, process: Process, stop_at: int | N
 def run_together(roots: list[Path], stops: list[int | None], num_processes: int, **training: object) -> None:
     """Train in several gloo processes, without Ray: for each root the tiny run of these settings, up to each of its stops.
 
-    All of it happens in one group of processes; they are forked from a clean server that imports torch and transformers once.
+    All of it happens in one group of processes, forked from an interpreter of its own that imports torch and transformers once.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     with tempfile.TemporaryDirectory() as meeting:
-        arguments = (num_processes, f"file://{meeting}/group", roots, stops, training)
-        start_processes(_member, arguments, nprocs=num_processes, start_method="forkserver")  # type: ignore[no-untyped-call]
+        work = {"meeting": f"file://{meeting}/group", "roots": list(map(str, roots)), "stops": stops, "training": training}
+        command = [sys.executable, "-m", "tests.training_runs", str(num_processes), json.dumps(work)]
+        subprocess.run(command, cwd=Path(__file__).parents[1], check=True, timeout=240)
+
+
+def main() -> None:
+    """The group of ``run_together``."""
+    num_processes, work = int(sys.argv[1]), json.loads(sys.argv[2])
+    importlib.import_module("transformers.models.llama.modeling_llama")
+    arguments = (num_processes, work["meeting"], list(map(Path, work["roots"])), work["stops"], work["training"])
+    start_processes(_member, arguments, nprocs=num_processes, start_method="fork")  # type: ignore[no-untyped-call]
 
 
 def _member(rank: int, num_processes: int, meeting: str, roots: list[Path], stops: list[int | None], training: dict[str, object]) -> None:
@@ -102,3 +113,7 @@ def _member(rank: int, num_processes: int, meeting: str, roots: list[Path], stop
             train_until(plan_run(tiny_settings(root, **training)), root, joined_process(CPU), stop_at)
     finally:
         torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -28,6 +28,7 @@ from ops.broker.offsets import OffsetStore
 from ops.broker.produce import ProduceApi
 from ops.broker.producers import ProducerIds
 from ops.broker.retention import keep_applying_retention
+from ops.broker.running import LOCK_FILE
 from ops.broker.server import Connections
 from ops.broker.topics import Catalogue
 from ops.broker.versions import ApiKey
@@ -38,7 +39,6 @@ from schemas.listen import Listen, parse_listen
 from schemas.settings import BrokerSettings
 
 logger = logging.getLogger(__name__)
-LOCK_FILE = "lock"
 
 
 class Broker:
@@ -101,11 +101,6 @@ def _lock(path: Path) -> int:
     if handle is None:
         raise BrokerError(f"another broker is using {path.parent}; stop it, or give this one another --root")
     return handle
-
-
-def running_broker(data_dir: Path) -> str | None:
-    """Address of the broker that works in the folder; None if none does, or it does not listen yet."""
-    return locks.note_of_holder(data_dir / LOCK_FILE) or None
 
 
 def open_broker(settings: BrokerSettings, data_dir: Path) -> Broker:

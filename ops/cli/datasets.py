@@ -16,6 +16,7 @@ from ops.cli.output import print_json, print_json_list, print_table, progress_ba
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
+    from pipelines.dataset.dataset import Dataset
     from pipelines.dataset.verify import Report
     from schemas.manifest import DatasetManifest
 
@@ -61,6 +62,8 @@ def loss_sentences(manifest: "DatasetManifest") -> list[str]:
 def _what_it_did(row: dict[str, Any]) -> str:
     if row["num_losses"]:
         return f"accepted a loss in {row['num_losses']} partitions"
+    if row["merged"]:
+        return f"merged small shards into {len(row['merged'])} larger"
     return "compacted the duplicate index" if row["dedup_base"] else outcome_counts(row["outcomes"])
 
 
@@ -73,7 +76,8 @@ def run_list(args: argparse.Namespace, settings: Settings) -> int:
     if args.json:
         print_json_list("versions", map(summary, dataset.manifests()[before:]))
         return 0
-    columns = dataset.columns.slice(before).select(["created_at", "num_records", "num_tokens", "outcomes", "dedup_base", "num_losses"]).to_pylist()
+    names = ["created_at", "num_records", "num_tokens", "outcomes", "dedup_base", "merged", "num_losses"]
+    columns = dataset.columns.slice(before).select(names).to_pylist()
     rows = [
         (version, f"{row['created_at']:%Y-%m-%d %H:%M:%S}", row["num_records"], _what_it_did(row), row["num_tokens"])
         for version, row in enumerate(columns, before + 1)
@@ -86,7 +90,8 @@ def run_show(args: argparse.Namespace, settings: Settings) -> int:
     """One version."""
     from pipelines.dataset.dataset import Dataset
 
-    manifest = Dataset(Path(settings.root), args.version).manifest
+    dataset = Dataset(Path(settings.root), args.version)
+    manifest = dataset.manifest
     if args.json:
         print_json(summary(manifest))
         return 0
@@ -113,8 +118,19 @@ def run_show(args: argparse.Namespace, settings: Settings) -> int:
     print_table(("", "value"), facts, title=f"version {manifest.version}")
     spans = [(topic, partition, span.start, span.end) for topic, spans in manifest.offsets.items() for partition, span in spans.items()]
     print_table(("topic", "partition", "start", "end"), spans)
-    print_table(("shard", "rows", "tokens", "documents"), [(entry.path, entry.rows, entry.tokens, entry.documents) for entry in manifest.shards])
+    _print_shards(dataset)
     return 0
+
+
+def _print_shards(dataset: "Dataset") -> None:
+    """The shards of a version, with where their rows lie if they were merged, and what a merge made."""
+    placement, manifest = dataset.newest_placement(), dataset.manifest
+    entries = [*manifest.shards, *manifest.merged]
+    rows = [(entry.path, entry.rows, entry.tokens, entry.documents) for entry in entries]
+    print_table(("shard", "rows", "tokens", "documents"), rows)
+    moved = [(entry.path, *place) for entry in entries if (place := placement.place_of(entry.path))[0] != entry.path]
+    if moved:
+        print_table(("shard", "now in file", "from row"), moved)
 
 
 def run_verify(args: argparse.Namespace, settings: Settings) -> int:

@@ -70,7 +70,7 @@ def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001
 
 def _wipe(root: Path) -> None:
     """Begin in an empty folder. Raises SettingsError if what is there was not made by a demo, ServiceFailed if a demo runs in it."""
-    from ops.supervisor.up import root_lock
+    from ops.supervisor.root_lock import root_lock
 
     if root.is_dir() and any(root.iterdir()) and not (root / MARKER).is_file():
         raise SettingsError(f"{root} is not empty and was not made by a demo; choose another --root")

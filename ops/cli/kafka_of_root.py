@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ops.broker.running import running_broker
 from ops.cli.output import say
+from ops.supervisor.root_lock import kafka_of_running_up
 from schemas.errors import BrokerUnavailable
 from schemas.settings import Settings
 
@@ -35,12 +37,12 @@ def with_kafka(settings: Settings, need: Need) -> Iterator[Settings]:
     if need == "no" or settings.kafka.bootstrap_servers:
         yield settings
         return
-    from pipelines.kafka.topics import ensure_topics
-
     running = kafka_of(Path(settings.root))
     if running or need == "may":
         yield _using(settings, running or "")
         return
+    from pipelines.kafka.topics import ensure_topics
+
     with _broker_of_our_own(settings) as address:
         settings = _using(settings, address)
         ensure_topics(settings)
@@ -49,9 +51,6 @@ def with_kafka(settings: Settings, need: Need) -> Iterator[Settings]:
 
 def kafka_of(root: Path) -> str | None:
     """The Kafka that runs for this root, if any."""
-    from ops.broker.app import running_broker
-    from ops.supervisor.up import kafka_of_running_up
-
     return kafka_of_running_up(root) or running_broker(root / "broker")
 
 

@@ -80,6 +80,7 @@ def sentence(fate: "Fate") -> str:
 def _outcome(fate: "Fate") -> str:
     if fate.outcome == "kept":
         place = f"kept for {fate.split}: {fate.shard} row {fate.row} position {fate.start}, {fate.length} tokens"
+        place += f" (now in row {fate.file_row} of {fate.file})" if fate.file != fate.shard else ""
         returned = "" if fate.returned_after is None else f"published again after its retraction at {fate.returned_after}; "
         return f"{place}; {returned}{_holding(fate)}{_models(fate)}"
     if fate.dead_letter is not None:

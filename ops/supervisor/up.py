@@ -8,49 +8,24 @@ A SIGKILL leaves nothing running (``bound``) and nothing to repair.
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from ops.supervisor.ray_head import AUTHENTICATED, head_folder, prepare
+from ops.supervisor.root_lock import root_lock
 from ops.supervisor.services import Stack, build_stack
 from ops.supervisor.supervisor import Status, Supervisor
 from pipelines.kafka.events import EventProducer
 from pipelines.kafka.topics import ensure_topics
 from pipelines.runtime import locks
 from pipelines.runtime.tracing import start_tracing
-from pipelines.storage.durable import check_root
 from ray_apps.loop.controller import LoopController
-from schemas.errors import ServiceFailed
 from schemas.settings import Settings
-
-LOCK_FILE = "up.lock"
 
 Tell = Callable[[str], None]
 """Called with one line about everything that happens, from two threads."""
 OnReady = Callable[[Stack, Supervisor], None]
 """Called once, when everything is ready for the first time."""
-
-
-@contextmanager
-def root_lock(root: Path) -> Iterator[int]:
-    """Be the only ``up`` under this root; yields the descriptor to write a note with. Raises ServiceFailed."""
-    check_root(root)
-    handle = locks.take(root / LOCK_FILE)
-    if handle is None:
-        other = (locks.note_of_holder(root / LOCK_FILE) or "").partition("\n")[0] or "unknown"
-        raise ServiceFailed(f"process {other} runs `headrace up` under {root} already; stop it, or choose another --root")
-    try:
-        locks.write_note(handle, str(os.getpid()))
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def kafka_of_running_up(root: Path) -> str | None:
-    """The Kafka that the ``up`` running under this root uses; None if none runs, or it has not said so yet."""
-    note = locks.note_of_holder(root / LOCK_FILE) or ""
-    return note.partition("\n")[2] or None
 
 
 def run_up(settings: Settings, stop: threading.Event, tell: Tell, on_ready: OnReady) -> None:

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.retractions.masks import retracted_ordinals
+from pipelines.dataset.shard_maps import FEW_MAPS, ShardMaps
 from pipelines.dataset.texts import SPAN, read_texts
+from pipelines.storage.pinned import verify_pinned
 from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
 from schemas.arrow import DOCUMENTS, Outcome
 from schemas.errors import ShardCorrupt
@@ -31,7 +33,7 @@ Mask = npt.NDArray[np.bool_]
 def audit_blocks(root: Path, manifest: DatasetManifest) -> Iterator[pa.Table]:
     """The audit trail of one version as tables of DOCUMENTS; columns that an older file lacks are null. Raises ShardCorrupt."""
     for entry in manifest.documents:
-        path = root / entry.path
+        path = verify_pinned(root, entry)
         try:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=BLOCK_ROWS):
@@ -78,17 +80,17 @@ class Live:
         return live
 
 
-def decode_rows(root: Path, tokenizer: BatchTokenizer, rows: pa.Table) -> pa.Array:
+def decode_rows(maps: ShardMaps, tokenizer: BatchTokenizer, rows: pa.Table) -> pa.Array:
     """The texts (large_string) of kept rows of the audit trail. Raises ShardCorrupt if a shard ends before a span."""
     spans: Any = pl.from_arrow(rows.select(list(SPAN)))
-    return pa.array(read_texts(root, tokenizer, spans), pa.large_string())
+    return pa.array(read_texts(maps, tokenizer, spans), pa.large_string())
 
 
 def live_texts(dataset: Dataset, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
     """Column ``text`` (large_string) and the named columns of DOCUMENTS, of all documents that the version holds, in commit order."""
-    tokenizer, live = load_tokenizer(dataset.root, dataset.tokenizer), Live(dataset)
+    tokenizer, live, maps = load_tokenizer(dataset.root, dataset.tokenizer), Live(dataset), ShardMaps(dataset, FEW_MAPS)
     for manifest in dataset.manifests():
         for block in audit_blocks(dataset.root, manifest):
             rows = block.filter(pa.array(live.among(block)))
             if len(rows):
-                yield rows.select(list(columns)).append_column("text", decode_rows(dataset.root, tokenizer, rows))
+                yield rows.select(list(columns)).append_column("text", decode_rows(maps, tokenizer, rows))

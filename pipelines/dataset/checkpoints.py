@@ -116,10 +116,18 @@ def load(root: Path, log: CommitLog, versions: Range) -> pa.Table | None:
     try:
         if bytes(data[:32]) != _digest(data[HEADER_BYTES:], log, versions):
             return None
-        columns = pa.ipc.open_file(pa.py_buffer(data[HEADER_BYTES:])).read_all()
+        columns = _with_merges(pa.ipc.open_file(pa.py_buffer(data[HEADER_BYTES:])).read_all())
     except (DatasetNotFound, pa.ArrowInvalid):
         return None
     return columns if columns.schema.equals(VERSIONS) and len(columns) == versions.length else None
+
+
+def _with_merges(columns: pa.Table) -> pa.Table:
+    """What was written before shards were merged says nothing of merges: there are none."""
+    if "merged" in columns.schema.names:
+        return columns
+    none = pa.array([[]] * len(columns), VERSIONS.field("merged").type)
+    return columns.add_column(VERSIONS.get_field_index("merged"), VERSIONS.field("merged"), none)
 
 
 def _mapped(file: IO[Any]) -> memoryview:

@@ -55,8 +55,9 @@ def file_entries(files: pa.Table) -> list[FileEntry]:
 
 
 def shard_entries(files: pa.Table) -> list[ShardEntry]:
-    """Entries of rows of the list of shards."""
-    return [ShardEntry.model_construct(**_plain(row) | {"split": Split(row["split"])}) for row in files.drop_columns("version").to_pylist()]
+    """Entries of rows of the list of shards; further columns are left out."""
+    rows = files.select(list(ShardEntry.model_fields)).to_pylist()
+    return [ShardEntry.model_construct(**_plain(row) | {"split": Split(row["split"])}) for row in rows]
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

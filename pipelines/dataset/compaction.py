@@ -13,8 +13,6 @@ at most for every tenfold growth, and what an opening reads besides the base sta
 """
 
 import secrets
-import threading
-from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -93,28 +91,6 @@ class NewBase(NamedTuple):
     attempt: str
     covers: int
     """Version up to which it holds the kept documents."""
-
-
-class BackgroundBase:
-    """A new base that is being written by a thread while the dataset goes on. A process that ends before it leaves garbage."""
-
-    def __init__(self, dataset: Dataset, max_hamming: int) -> None:
-        self._future: Future[NewBase] = Future()
-        threading.Thread(target=self._write, args=(dataset, max_hamming), name="headrace-compaction", daemon=True).start()
-
-    def is_done(self) -> bool:
-        """Whether ``result`` does not wait."""
-        return self._future.done()
-
-    def result(self) -> NewBase:
-        """The base; raises what went wrong."""
-        return self._future.result()
-
-    def _write(self, dataset: Dataset, max_hamming: int) -> None:
-        try:
-            self._future.set_result(write_new_base(dataset, max_hamming))
-        except BaseException as error:  # noqa: BLE001 (raised again by ``result``)
-            self._future.set_exception(error)
 
 
 def write_new_base(dataset: Dataset, max_hamming: int) -> NewBase:

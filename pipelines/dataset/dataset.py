@@ -17,6 +17,7 @@ from pipelines.dataset.checkpoints import Range, cover, load, load_checkpoints, 
 from pipelines.dataset.columns import columns_of, file_entries, flattened, offset_versions, shard_entries, versions_of_topic
 from pipelines.dataset.history import Holds, Rows, history_of
 from pipelines.dataset.manifests import Manifests
+from pipelines.dataset.placement import FIRST_ROW, Placement
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.entries import parse_entry
 from schemas.arrow import VERSIONS, Split
@@ -129,10 +130,21 @@ class Dataset:
         files = self.files(name)
         return file_entries(files.filter(pc.greater(files["version"], after)))
 
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the rows of versions 1..N lie, as these versions say."""
+        return Placement(self.columns)
+
+    def newest_placement(self) -> Placement:
+        """Where they, and those of later versions, lie now."""
+        newest = latest_version(self.root, self.version)
+        return self.placement if newest == self.version else Dataset(self.root, newest).placement
+
     def shard_files(self, split: Split) -> pa.Table:
-        """Shards of a split in the order of versions: row ids of an older version stay valid in every later one."""
-        files = self.files("shards")
-        return files.filter(pc.equal(files["split"], str(split)))
+        """Files with the rows of a split, in the order of versions, those that others stand for left out: row ids of an older version stay valid
+        in every later one.
+        """
+        return self.placement.of_split(split)
 
     def shards(self, split: Split) -> list[ShardEntry]:
         """Their entries."""
@@ -141,6 +153,10 @@ class Dataset:
     def num_rows(self, split: Split) -> int:
         """Rows of all shards of a split."""
         return int(pc.sum(self.shard_files(split)["rows"]).as_py() or 0)
+
+    def row_range(self, split: Split) -> tuple[int, int]:
+        """Numbers of the first row of the split and of the one behind its last (dataset/placement.py)."""
+        return FIRST_ROW[split], FIRST_ROW[split] + self.num_rows(split)
 
     def next_offsets(self, topic: str) -> dict[int, int]:
         """First offset of each partition that no version has read; empty if the topic was never read."""

@@ -73,6 +73,11 @@ class Duplicates:
         self._resolver.segment_taken()
         self._clean_at = version
 
+    def passed(self, version: int) -> None:
+        """That version added no documents and left the index as it was."""
+        if self._clean_at == version - 1:
+            self._clean_at = version
+
     def close(self) -> None:
         """End the shards."""
         self._resolver = None

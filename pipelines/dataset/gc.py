@@ -3,7 +3,10 @@
 Invariant: a file is removed only if it carries a name of ours, nobody holds it (storage/holds.py), no manifest lists it, and none ever can:
 - a file of a version that is committed: its own writer, should it still live, is fenced;
 - a base of the duplicate index, which a later version than its name says may list, once a base that is listed holds as much, because then
-  nobody publishes it any more (dataset/compaction.py). What a crash left of a base so waits for the next compaction;
+  nobody publishes it any more (dataset/compaction.py). What a crash left of a base so waits for the next compaction. A file of merged shards
+  waits in the same way for a merge of its split that was begun no earlier (dataset/merging.py);
+- a shard, or a file of merged ones, that a version lists but whose rows lie in another file that a later version lists: every reader finds them
+  there. It goes once that file is older than the grace period, and has its SHA-256;
 - a temporary file or folder anywhere else under the root, and tokenizers that no dataset version and no model names and no person made: only
   when a person asks for it.
 Costs one listing of a few folders and the history (dataset/history.py), by hand one of all; what the history calls garbage is compared with
@@ -19,12 +22,16 @@ from pathlib import Path
 from pipelines.dataset.compaction import covered_version
 from pipelines.dataset.dataset import FOLDER, Dataset, latest_version, read_manifest
 from pipelines.dataset.history import Holds
-from pipelines.dataset.names import VERSIONED, attempt_of, data_files, is_base, version_of
+from pipelines.dataset.merging import newest_merged
+from pipelines.dataset.names import VERSIONED, attempt_of, data_files, is_base, is_merged, split_of, version_of
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import TEMPORARY_PREFIX
 from pipelines.storage.holds import is_held, remove_unheld
 from pipelines.storage.model_log import MODEL_LOG, read_model_manifest
+from pipelines.storage.pinned import verify_once
 from pipelines.tokenizers.folders import CARD_FILE
+from schemas.errors import ShardCorrupt
+from schemas.manifest import ShardEntry
 
 TOKENIZER_FOLDER = "tokenizer"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -37,19 +44,25 @@ def orphans(root: Path) -> list[str]:
         return data_files(root)
     dataset = Dataset(root)
     attempts: list[int] = dataset.history["attempt"].tolist()
-    bases = {attempts[version - 1] for version in dataset.versions_with(Holds.BASE)}
-    return [path for path in data_files(root) if attempt_of(path) not in (bases if is_base(path) else attempts[version_of(path) - 1 :][:1])]
+    later = {attempts[version - 1] for version in dataset.versions_with(Holds.BASE | Holds.MERGED)}
+    return [path for path in data_files(root) if attempt_of(path) not in (later if _may_come_later(path) else attempts[version_of(path) - 1 :][:1])]
+
+
+def _may_come_later(path: str) -> bool:
+    """Whether a later version than its name says may list the file."""
+    return is_base(path) or is_merged(path)
 
 
 def _unlisted(root: Path, paths: list[str], newest: int) -> list[str]:
     """Those of the files of versions up to the newest that no manifest lists."""
-    may_list = {number for path in paths for number in range(version_of(path), (newest if is_base(path) else version_of(path)) + 1)}
+    may_list = {number for path in paths for number in range(version_of(path), (newest if _may_come_later(path) else version_of(path)) + 1)}
     listed = {entry.path for number in may_list for entry in read_manifest(root, number).files}
     return [path for path in paths if path not in listed]
 
 
 def collect_garbage(root: Path, *, grace_s: float, by_hand: bool = False, dry_run: bool = False) -> list[str]:
-    """Remove the orphans that no manifest can list any more, once they are older than the grace period; returns their paths.
+    """Remove the orphans that no manifest can list any more, and shards that others stand for, once they are older than the grace period; returns
+    their paths.
 
     ``by_hand``: also tokenizers that nothing names, and temporary files beside the versions, which only a person can tell from those that are
     to be used next. ``dry_run`` only lists. What is being written stays, whatever the grace period.
@@ -58,15 +71,37 @@ def collect_garbage(root: Path, *, grace_s: float, by_hand: bool = False, dry_ru
     newest = latest_version(root)  # before the orphans are listed: what is committed in between stays
     candidates = [path for path in _collectable(root, newest) if _modified_at(root / path) <= oldest]
     others = _log_leftovers(root, newest) + (_leftovers(root) + _orphan_tokenizers(root) if by_hand else [])
-    found = _unlisted(root, candidates, newest) + [path for path in others if _modified_at(root / path) <= oldest]
+    found = _unlisted(root, candidates, newest) + _merged_away(root, newest, oldest)
+    found += [path for path in others if _modified_at(root / path) <= oldest]
     return [path for path in found if (not is_held(root / path) if dry_run else _remove(root, path))]
 
 
 def _collectable(root: Path, newest: int) -> list[str]:
     """Orphans that no writer, running or not, can publish."""
     paths = orphans(root)
-    covered = covered_version(Dataset(root, newest)) if any(map(is_base, paths)) and newest else 0
-    return [path for path in paths if version_of(path) <= (covered + 1 if is_base(path) else newest)]
+    if not newest:
+        return []
+    dataset = Dataset(root, newest)
+    covered = covered_version(dataset) if any(map(is_base, paths)) else 0
+    merged = newest_merged(dataset) if any(map(is_merged, paths)) else {}
+    return [path for path in paths if version_of(path) <= (covered + 1 if is_base(path) else merged[split_of(path)] if is_merged(path) else newest)]
+
+
+def _merged_away(root: Path, newest: int, oldest: float) -> list[str]:
+    """Files of shards whose rows have been in another file for longer than the grace period."""
+    placement = Dataset(root, newest).placement if newest else None
+    replaced = placement.replaced() if placement else {}
+    there = {path: replaced[path] for path in data_files(root) if path in replaced}
+    sound = {file for file in set(there.values()) if placement and _stands(root, placement.entry(file), oldest)}
+    return [path for path, file in there.items() if file in sound]
+
+
+def _stands(root: Path, entry: ShardEntry, oldest: float) -> bool:
+    """Whether a file of merged shards is old enough, and as its manifest says."""
+    try:
+        return _modified_at(verify_once(root, entry)) <= oldest
+    except ShardCorrupt:  # `headrace datasets verify` tells
+        return False
 
 
 def _remove(root: Path, path: str) -> bool:

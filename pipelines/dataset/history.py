@@ -31,9 +31,17 @@ class Holds(IntFlag):
     """A compacted index of duplicates."""
     BOILERPLATE = 16
     """Counts of lines."""
+    MERGED = 32
+    """Files that stand for several shards."""
 
 
-_LISTS = {Holds.SEGMENT: "dedup_segments", Holds.MASKS: "masks", Holds.BASE: "dedup_base", Holds.BOILERPLATE: "boilerplate"}
+_LISTS = {
+    Holds.SEGMENT: "dedup_segments",
+    Holds.MASKS: "masks",
+    Holds.BASE: "dedup_base",
+    Holds.BOILERPLATE: "boilerplate",
+    Holds.MERGED: "merged",
+}
 
 
 def history_of(columns: pa.Table) -> Rows:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.retractions.masks import Mask, span_masks
-from pipelines.dataset.shard_maps import ShardMaps
+from pipelines.dataset.retractions.masks import Mask, span_mask
+from pipelines.dataset.shard_maps import ShardMaps, files_in
 from schemas.arrow import Split
 from schemas.errors import CheckpointCorrupt, NotEnoughData
 
@@ -98,20 +98,20 @@ class LoaderState:
 
 
 class TokenRows:
-    """All rows of one split of a dataset version, memory-mapped as they are read. Row ids run over the shards in the order of versions."""
+    """All rows of one split of a dataset version, memory-mapped as they are read. Row ids run over the shards in the order of versions, wherever
+    their rows lie: a merge of shards changes none of them.
+    """
 
     def __init__(self, root: Path, dataset_version: int | None, split: Split) -> None:
         dataset = Dataset(root, dataset_version)
         self.sequence_length = dataset.manifest.sequence_length
         self._tokenizer = dataset.tokenizer
         self.dataset_sha256 = dataset.sha256
-        shards = dataset.shard_files(split)
-        paths, rows = shards["path"].to_pylist(), shards["rows"].to_pylist()
-        self._shards = ShardMaps(root, paths, rows, self.sequence_length)
-        self._first_rows = np.cumsum([0, *rows], dtype=np.int64)
-        self.num_rows = int(self._first_rows[-1])
-        masks = span_masks(dataset)
-        self._masks = {number: masks[path] for number, path in enumerate(paths) if path in masks}
+        self._first, end = dataset.row_range(split)
+        self.num_rows = end - self._first
+        self._maps = ShardMaps(dataset)
+        self._maps.check_present(files_in(self._maps.placement, self._first, end))
+        self._mask = span_mask(dataset)
 
     def gather(self, row_ids: Ids) -> Ids:
         """Copy the rows (n,) -> (n, S) int64, in the order asked for, padding in place of retracted text.
@@ -129,14 +129,12 @@ class TokenRows:
         if len(row_ids) and not 0 <= int(row_ids.min()) <= int(row_ids.max()) < self.num_rows:
             raise IndexError(f"row ids {row_ids.min()}..{row_ids.max()} are not all within [0, {self.num_rows})")
         rows = np.empty((len(row_ids), self.sequence_length), dtype=np.int64)
-        masked = np.zeros(rows.shape, dtype=np.bool_) if self._masks else None
-        shard_of = np.searchsorted(self._first_rows, row_ids, side="right") - 1
-        for number in np.unique(shard_of):
-            chosen = shard_of == number
-            local = row_ids[chosen] - self._first_rows[number]
-            rows[chosen] = self._shards[number][local]
-            if masked is not None and number in self._masks:
-                masked[chosen] = self._masks[number].of_rows(local, self.sequence_length)
+        placement, numbers = self._maps.placement, self._first + row_ids
+        file_of = placement.files_of(numbers)
+        for file in np.unique(file_of).tolist():
+            chosen = file_of == file
+            rows[chosen] = self._maps[file][numbers[chosen] - placement.first_rows[file]]
+        masked = self._mask.of_rows(numbers, self.sequence_length) if self._mask else None
         if masked is None or not masked.any():
             return rows, None
         rows[masked & (rows != self._tokenizer.eos_token_id)] = self._tokenizer.pad_token_id

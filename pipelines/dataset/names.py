@@ -9,7 +9,7 @@ from schemas.arrow import Split
 SHARDS, DOCUMENTS, DEDUP, MASKS, BOILERPLATE = "shards", "documents", "dedup", "masks", "boilerplate"
 _ATTEMPT = "[0-9a-f]{12}"
 _PATTERNS = {
-    SHARDS: rf"v\d{{8}}-({'|'.join(Split)})-\d{{4,}}-{_ATTEMPT}\.arrow",
+    SHARDS: rf"v\d{{8}}-(?:{'|'.join(Split)})-(?:\d{{4,}}|merged)-{_ATTEMPT}\.arrow",
     DOCUMENTS: rf"v\d{{8}}-{_ATTEMPT}\.parquet",
     DEDUP: rf"v\d{{8}}-(?:{_ATTEMPT}\.arrow|base-{_ATTEMPT}\.index)",
     MASKS: rf"v\d{{8}}-{_ATTEMPT}\.arrow",
@@ -22,6 +22,11 @@ VERSIONED = tuple(_PATTERNS)
 def shard_path(version: int, split: Split, number: int, attempt: str) -> str:
     """Path of a shard, relative to the root."""
     return f"{SHARDS}/v{version:08d}-{split}-{number:04d}-{attempt}.arrow"
+
+
+def merged_path(version: int, split: Split, attempt: str) -> str:
+    """Path of a file that stands for several shards, relative to the root."""
+    return f"{SHARDS}/v{version:08d}-{split}-merged-{attempt}.arrow"
 
 
 def documents_path(version: int, attempt: str) -> str:
@@ -62,6 +67,16 @@ def data_files(root: Path) -> list[str]:
 def is_base(path: str) -> bool:
     """Whether one of the ``data_files`` is a compacted index. Its version is the first that can list it; a later one may."""
     return path.endswith(".index")
+
+
+def is_merged(path: str) -> bool:
+    """Whether one of the ``data_files`` stands for several shards. Its version is the first that can list it; a later one may."""
+    return path.startswith(SHARDS) and "-merged-" in path
+
+
+def split_of(path: str) -> Split:
+    """Split of the shard of this path; its name says so."""
+    return Split(Path(path).name.split("-")[1])
 
 
 def attempt_of(path: str) -> int | None:

@@ -1,49 +1,111 @@
-"""Many shards as arrays, of which a bounded number is mapped at a time.
+"""The shards of a dataset as arrays, of which a bounded number is mapped at a time, wherever their rows lie now (dataset/placement.py).
 
-Linux gives a process 65,530 maps (``vm.max_map_count``), and a dataset may have more shards than that. A shard is mapped when it is read; beyond
+Linux gives a process 65,530 maps (``vm.max_map_count``), and a dataset may have more shards than that. A file is mapped when it is read; beyond
 MAX_MAPS the one that was not read for longest gives way. A view that somebody still holds keeps its map until it is dropped, so it stays valid.
-Costs a look at each file when it is opened, 2 us, and 0.1 ms for each shard that has to be mapped again.
+A file that is gone because a merge, committed since this reader was opened, stands for it is looked for where its rows are now.
+
+Invariant: what is read had the size and the SHA-256 that the manifest says when this process mapped it for the first time.
+Costs a look at each file when it is opened, 2 us; one reading of each file, once in a process; and 0.1 ms for each that is mapped again.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 
-from pipelines.dataset.shards import Tokens, open_shard
+import numpy as np
+
+from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.placement import Ids, Placement
+from pipelines.dataset.shards import Tokens, open_shard, unreadable
+from pipelines.storage.pinned import verify_once
 from schemas.errors import ShardCorrupt
 
 MAX_MAPS = 8_192
 """Of one reader; a process may have several, and its libraries some thousand maps of their own."""
+FEW_MAPS = 16
+"""Enough for a reader that takes documents in commit order, which leaves a file behind when it is done with it."""
 
 
 class ShardMaps:
-    """``maps[i]`` is the shard of ``paths[i]``: (rows, S) token ids, read-only. Not for use by several threads."""
+    """``maps[i]`` is file i of ``maps.placement``: (rows, S) token ids, read-only. Not for use by several threads."""
 
-    def __init__(self, root: Path, paths: Sequence[str], rows: Sequence[int], sequence_length: int) -> None:
-        """Raises ShardCorrupt if a file is missing."""
-        self._paths = [root / path for path in paths]
-        self._shapes = [(number, sequence_length) for number in rows]
+    def __init__(self, dataset: Dataset, max_maps: int | None = None) -> None:
+        """The newest version of the log says where the rows of every version lie."""
+        self.placement = dataset.newest_placement()
+        self._root = dataset.root
+        self._sequence_length = dataset.manifest.sequence_length
+        self._max_maps = max_maps or MAX_MAPS
+        self._rows: Ids = self.placement.files["rows"].to_numpy()
+        self._newest = self.placement
         self._open: OrderedDict[int, Tokens] = OrderedDict()
-        for path in self._paths:
-            if not path.is_file():
-                raise ShardCorrupt(f"{path} is missing; restore the file from a copy")
 
-    def __len__(self) -> int:
-        return len(self._paths)
+    def check_present(self, files: Ids) -> None:
+        """Raise ShardCorrupt if one of these files is missing."""
+        paths = self.placement.files["path"]
+        for number in files.tolist():
+            if not (self._root / paths[number].as_py()).is_file():
+                self[number]
 
     def __getitem__(self, number: int) -> Tokens:
         """Raises ShardCorrupt if the file is not what its manifest promised, DatasetError if the system gives no more maps or files."""
         tokens = self._open.get(number)
         if tokens is None:
-            while len(self._open) >= MAX_MAPS:
+            while len(self._open) >= self._max_maps:
                 self._open.popitem(last=False)
             tokens = self._open[number] = self._mapped(number)
         self._open.move_to_end(number)
         return tokens
 
+    def rows(self, shard: str, num_rows: int) -> Tokens:
+        """The rows of a shard that a manifest lists under this path."""
+        number, first = self._place(shard)
+        return self[number][first : first + num_rows]
+
+    def span(self, shard: str, row: int, start: int, length: int) -> Tokens:
+        """Token ids of one document, the end-of-text token last; a view of the mapped file. Raises ShardCorrupt if they are not all there."""
+        number, first = self._place(shard)
+        tokens = self[number].reshape(-1)
+        at = (first + row) * self._sequence_length + start
+        if at + length > len(tokens):
+            raise ShardCorrupt(f"{shard} ends before row {row}, position {start}, {length} tokens; restore the file from a copy")
+        return tokens[at : at + length]
+
+    def _place(self, shard: str) -> tuple[int, int]:
+        """Number of the file that has the shard, and the row at which it begins there."""
+        first = self.placement.first_row(shard)
+        number = self.placement.file_of(first)
+        return number, first - int(self.placement.first_rows[number])
+
     def _mapped(self, number: int) -> Tokens:
-        path, shape = self._paths[number], self._shapes[number]
-        tokens = open_shard(path)
-        if tokens.shape != shape:
+        first, num_rows = int(self.placement.first_rows[number]), int(self._rows[number])
+        while True:
+            file = self._newest.file_of(first)
+            with suppress(FileNotFoundError):
+                at = first - int(self._newest.first_rows[file])
+                return self._read(self._newest, file)[at : at + num_rows]
+            known, self._newest = self._newest, Dataset(self._root).placement
+            path = known.entry(file).path
+            if self._newest.entry(self._newest.file_of(first)).path == path:
+                raise ShardCorrupt(f"{self._root / path} is missing; restore the file from a copy")
+
+    def _read(self, placement: Placement, file: int) -> Tokens:
+        """Raises FileNotFoundError if it is not there."""
+        entry = placement.entry(file)
+        path = self._root / entry.path
+        try:
+            verify_once(self._root, entry)
+            tokens = open_shard(path)
+        except ShardCorrupt as error:
+            if path.exists():
+                raise
+            raise FileNotFoundError(path) from error
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if tokens.shape != (shape := (entry.rows, self._sequence_length)):
             raise ShardCorrupt(f"{path} has shape {tokens.shape}, its manifest promised {shape}; run `headrace datasets verify`")
         return tokens
+
+
+def files_in(placement: Placement, first: int, end: int) -> Ids:
+    """Numbers of the files that have rows [first, end)."""
+    numbers: Ids = np.arange(placement.file_of(first), placement.file_of(end - 1) + 1) if end > first else np.empty(0, np.int64)
+    return numbers

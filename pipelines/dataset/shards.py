@@ -3,12 +3,14 @@
 Documents in commit order, each followed by the end-of-text token, are concatenated and chopped into rows of S; a document runs on
 over row ends, never over shard ends, so only the last row of a shard holds padding: at most S - 1 positions of up to
 ``shard_rows`` x S. The bytes are a pure function of the token ids (no times, no names inside), so that a batch that is run again
-after a crash gives the same SHA-256. Writing holds one shard in memory; reading maps the file and copies nothing.
+after a crash gives the same SHA-256; and rows that were copied into another file (dataset/merging.py) give the bytes of their own file again.
+Writing holds one shard in memory; reading maps the file and copies nothing.
 Source: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 """
 
 import errno
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import pyarrow as pa
 from pipelines.storage.durable import durable_file, file_entry
 from schemas.arrow import Split, shard, token_type
 from schemas.errors import DatasetError, ShardCorrupt
-from schemas.manifest import ShardEntry, TokenizerRef
+from schemas.manifest import FileEntry, ShardEntry, TokenizerRef
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 """Token ids: uint16 up to a vocabulary of 65,536, else uint32."""
@@ -132,10 +134,7 @@ class ShardWriter:
     def _write_shard(self) -> None:
         starts = np.concatenate(self._starts)
         batch = pack(self._pieces, starts, self.sequence_length, self.tokenizer)
-        path = self.root / self._path_of(len(self.entries))
-        with durable_file(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
-            writer.write_batch(batch)
-        entry = file_entry(self.root, path, batch.num_rows)
+        entry = write_shard(self.root, self._path_of(len(self.entries)), batch)
         self.entries.append(ShardEntry(**entry.model_dump(), split=self.split, tokens=self._num_tokens, documents=len(starts)))
         self._pieces, self._starts, self._num_tokens = [], [], 0
 
@@ -149,12 +148,52 @@ def pack(pieces: Sequence[Tokens], starts: npt.NDArray[np.int64], sequence_lengt
     rows[num_tokens:] = tokenizer.pad_token_id
     row, position = np.divmod(starts, sequence_length)
     offsets = np.searchsorted(row, np.arange(num_rows + 1)).astype(np.int32)
-    schema = shard(tokenizer.vocab_size, sequence_length)
+    return _batch(rows, offsets, position.astype(np.uint32), shard(tokenizer.vocab_size, sequence_length))
+
+
+def _batch(rows: Tokens, offsets: npt.NDArray[np.int32], positions: npt.NDArray[np.uint32], schema: pa.Schema) -> pa.RecordBatch:
+    """Flat rows; documents of row i begin at ``positions[offsets[i]:offsets[i + 1]]`` of it."""
     columns = [
         pa.FixedSizeListArray.from_arrays(pa.array(rows), type=schema.field("tokens").type),
-        pa.ListArray.from_arrays(offsets, pa.array(position.astype(np.uint32)), type=schema.field("starts").type),
+        pa.ListArray.from_arrays(offsets, pa.array(positions), type=schema.field("starts").type),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def joined(parts: Iterable[pa.RecordBatch], num_rows: int) -> pa.RecordBatch:
+    """The rows of several shards, or of a part of one, as one shard; takes memory for it and for one part at a time."""
+    schema, rows, at = pa.schema([]), np.empty(0, np.uint16), 0
+    lengths, positions = [], []
+    for part in parts:
+        found = token_rows(part)
+        if not at:
+            schema, rows = part.schema, np.empty((num_rows, found.shape[1]), found.dtype)
+        rows[at : at + len(found)] = found
+        at += len(found)
+        lengths.append(part.column("starts").value_lengths().to_numpy())
+        positions.append(part.column("starts").flatten().to_numpy().copy())
+    assert at == num_rows
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int32)
+    return _batch(rows.reshape(-1), offsets, np.concatenate(positions), schema)
+
+
+def write_shard(root: Path, path: str, batch: pa.RecordBatch) -> FileEntry:
+    """Write a shard, durably."""
+    with durable_file(root / path) as file:
+        _write(file, batch)
+    return file_entry(root, root / path, batch.num_rows)
+
+
+def shard_sha256(rows: pa.RecordBatch) -> str:
+    """SHA-256 (hex) of the file that a shard of just these rows has: they may be a part of a larger one."""
+    sink = pa.BufferOutputStream()
+    _write(sink, joined([rows], rows.num_rows))
+    return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
+def _write(file: Any, batch: pa.RecordBatch) -> None:
+    with pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
 
 
 OUT_OF_MAPS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
@@ -166,30 +205,43 @@ def read_batch(path: Path) -> pa.RecordBatch:
     Raises ShardCorrupt if the file is missing or is no shard, DatasetError if the system gives this process no more maps or files.
     """
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        return _only_batch(path, pa.memory_map(str(path)))
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _only_batch(path: Path, source: pa.NativeFile) -> pa.RecordBatch:
+    try:
+        reader = pa.ipc.open_file(source)
         if reader.num_record_batches != 1:
             raise ShardCorrupt(f"{path} has {reader.num_record_batches} record batches, a shard has one; restore the file from a copy")
         return reader.get_batch(0)
-    except (OSError, pa.ArrowInvalid) as error:
-        if isinstance(error, OSError) and error.errno in OUT_OF_MAPS:
-            raise DatasetError(
-                f"{path} cannot be mapped ({error}): this process has as many maps or open files as the system allows, and the file may be in order; "
-                "raise vm.max_map_count (sysctl) and the limit on open files (ulimit -n), or read in fewer parts at a time"
-            ) from error
-        raise ShardCorrupt(f"{path} is missing or not a shard ({error}); restore the file from a copy") from error
+    except pa.ArrowInvalid as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError | pa.ArrowInvalid) -> DatasetError:
+    """What is wrong, in words: with the file, or with the room that the system leaves this process."""
+    if isinstance(error, OSError) and error.errno in OUT_OF_MAPS:
+        return DatasetError(
+            f"{path} cannot be mapped ({error}): this process has as many maps or open files as the system allows, and the file may be in order; "
+            "raise vm.max_map_count (sysctl) and the limit on open files (ulimit -n), or read in fewer parts at a time"
+        )
+    return ShardCorrupt(f"{path} is missing or not a shard ({error}); restore the file from a copy")
+
+
+def parse_batch(path: Path, data: bytes) -> pa.RecordBatch:
+    """The record batch of a shard whose bytes were read. Raises ShardCorrupt if it is no shard."""
+    return _only_batch(path, pa.BufferReader(data))
 
 
 def open_shard(path: Path) -> Tokens:
     """Token ids of a shard as a read-only (rows, S) view of the mapped file; nothing is copied."""
-    tokens = read_batch(path).column("tokens")
-    view: Tokens = tokens.values.to_numpy(zero_copy_only=True).reshape(len(tokens), tokens.type.list_size)
+    return token_rows(read_batch(path))
+
+
+def token_rows(batch: pa.RecordBatch) -> Tokens:
+    """Token ids of a shard, or of a part of one, as a (rows, S) view; nothing is copied."""
+    tokens = batch.column("tokens")
+    view: Tokens = tokens.flatten().to_numpy(zero_copy_only=True).reshape(len(tokens), tokens.type.list_size)
     return view
-
-
-def read_span(root: Path, shard_path: str, row: int, start: int, length: int) -> Tokens:
-    """Token ids of one document, the end-of-text token last; a view of the mapped shard. Raises ShardCorrupt if they are not all there."""
-    rows = open_shard(root / shard_path)
-    first = row * rows.shape[1] + start
-    if first + length > rows.size:
-        raise ShardCorrupt(f"{shard_path} ends before row {row}, position {start}, {length} tokens; restore the file from a copy")
-    return rows.reshape(-1)[first : first + length]

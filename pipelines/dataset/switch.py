@@ -40,6 +40,7 @@ from pipelines.dataset.compaction import compact, index_files
 from pipelines.dataset.dataset import Dataset, latest_version, read_manifest
 from pipelines.dataset.names import segment_path
 from pipelines.dataset.retractions.masks import Mask, is_train_shard
+from pipelines.dataset.shard_maps import FEW_MAPS, ShardMaps
 from pipelines.dataset.statistics import Statistics, merged
 from pipelines.dataset.writer import (
     ResolvedBlock,
@@ -55,7 +56,8 @@ from pipelines.quality.models import FOLDER as QUALITY_FOLDER
 from pipelines.runtime.crash import crash_point
 from pipelines.steps.assess import positions
 from pipelines.steps.declared import NAMES as DECLARED
-from pipelines.storage.durable import durable_file, file_entry, replace_durably, sha256_file
+from pipelines.storage.durable import durable_file, file_entry, replace_durably
+from pipelines.storage.pinned import verify_pinned
 from pipelines.tokenizers.tokenizer import load_tokenizer, ref_of, write_files
 from schemas.arrow import DOCUMENTS, MASKS, SEGMENT, Outcome, Split, prepared
 from schemas.errors import CommitConflict, DatasetError, ShardCorrupt
@@ -244,6 +246,7 @@ class _Rewriting:
         self._new = load_tokenizer(new_root, plan.tokenizer, settings.tokenizer)
         self._schema = prepared(plan.tokenizer.vocab_size)
         self._live = Live(source, part.num_kept_before)
+        self._maps = ShardMaps(source, FEW_MAPS)
         self._on_rows = on_rows
         self._statistics: list[VersionStatistics] = []
         self._num_fingerprints = 0
@@ -300,7 +303,7 @@ class _Rewriting:
 
     def _texts(self, documents: pa.Table, fingerprints: pa.Table) -> pa.Array:
         """The documents' texts, each compared with the hash of what was ingested."""
-        texts = decode_rows(self._source.root, self._old, documents)
+        texts = decode_rows(self._maps, self._old, documents)
         equal = np.array(content_hashes(texts).to_pylist(), dtype=object) == np.array(fingerprints["content_hash"].to_pylist(), dtype=object)
         if not equal.all():
             wrong = documents.slice(int(np.argmin(equal)), 1).to_pylist()[0]
@@ -321,11 +324,8 @@ class _Rewriting:
 
     def _fingerprints(self, manifest: DatasetManifest) -> pa.Table:
         """The version's segment of the duplicate index, one row per kept document, in order; memory-mapped."""
-        root = self._source.root
-        for entry in (*manifest.documents, *manifest.dedup_segments):
-            if not (root / entry.path).is_file() or sha256_file(root / entry.path) != entry.sha256:
-                raise ShardCorrupt(f"{root / entry.path} is missing or not what its manifest promised; restore the file from a copy")
-        tables = [pa.ipc.open_file(pa.memory_map(str(root / entry.path))).read_all() for entry in manifest.dedup_segments]
+        paths = [verify_pinned(self._source.root, entry) for entry in manifest.dedup_segments]
+        tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths]
         found = pa.concat_tables([SEGMENT.empty_table(), *(table.select(SEGMENT.names).cast(SEGMENT) for table in tables)])
         if len(found) != manifest.outcomes.get(Outcome.KEPT, 0):
             raise ShardCorrupt(f"version {manifest.version} keeps {manifest.outcomes[Outcome.KEPT]} documents and {len(found)} fingerprints")

@@ -1,16 +1,18 @@
 """Checks that a dataset is what its manifests promise: every byte, every count, every span. Reads everything once; changes nothing.
 
 For each version: files are there and hash to what is listed; the audit trail has each offset of the ranges exactly once and adds up to
-the outcomes; the spans tile each shard without gap or overlap, end in the end-of-text token, and padding follows the last; a sample of
+the outcomes; shards are what dataset/verify_shards.py asks for, merged or not; a sample of
 documents decodes to the text whose hash the index keeps; the statistics are those of the audit trail. Between versions: offsets join, topics
 and tokenizer stay, totals add up; what the checkpoints of the log say is what the log says. If all that is in order: the masks are those that the
 retractions ask for.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,24 +20,24 @@ import pyarrow as pa
 
 from pipelines.dataset.checkpoints import FOLDER as CHECKPOINTS
 from pipelines.dataset.checkpoints import Checkpoint, load_checkpoints
-from pipelines.dataset.columns import row_of
+from pipelines.dataset.columns import columns_of, row_of
 from pipelines.dataset.dataset import Dataset, dataset_log, read_manifest
 from pipelines.dataset.gc import orphans
+from pipelines.dataset.placement import Placement
 from pipelines.dataset.retractions.verify_masks import checked_masks
-from pipelines.dataset.shards import open_shard, read_batch, read_span
+from pipelines.dataset.shards import Tokens, token_rows
 from pipelines.dataset.statistics import statistics_of
+from pipelines.dataset.verify_shards import RESTORE, START_AGAIN, Found, ShardChecks, file_problems
 from pipelines.dedup.fingerprint import content_hashes
-from pipelines.storage.durable import sha256_file
 from pipelines.tokenizers.folders import loses_nothing
 from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
-from schemas.arrow import Outcome, Split
+from schemas.arrow import VERSIONS, Outcome, Split
 from schemas.errors import DatasetError, DatasetNotFound, ManifestCorrupt
-from schemas.manifest import DatasetManifest, FileEntry, LossKind, ShardEntry, Totals
+from schemas.lost_offsets import LossKind
+from schemas.manifest import DatasetManifest, Totals
 
 SAMPLE_DOCUMENTS = 64
 """Documents that are decoded per version."""
-RESTORE = "restore the file from a copy"
-START_AGAIN = "the dataset was changed by something else than Headrace; start a new one under another --root"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def verify(root: Path, on_version: Callable[[int, int], None] | None = None) -> 
     if newest == 0:
         raise DatasetNotFound(f"there is no dataset under {root}; run `headrace ingest --once` first, or name another --root")
     report = Report(versions=newest)
+    checks = ShardChecks(root, _placement(root, newest))
     checkpoints = load_checkpoints(root, dataset_log(root), newest)
     before: DatasetManifest | None = None
     for version in range(1, newest + 1):
@@ -76,7 +79,7 @@ def verify(root: Path, on_version: Callable[[int, int], None] | None = None) -> 
             report.problems.append(Problem(version, f"log/{version:08d}.json", str(error), RESTORE))
             return report
         report.problems += [Problem(version, *found) for found in _joins(before, manifest)]
-        report.problems += [Problem(version, *found) for found in _version_problems(root, manifest, report)]
+        report.problems += [Problem(version, *found) for found in _version_problems(root, manifest, checks, report)]
         report.problems += [Problem(version, *found) for found in _checkpoint_problems(checkpoints, manifest)]
         before = manifest
         if on_version is not None:
@@ -87,8 +90,15 @@ def verify(root: Path, on_version: Callable[[int, int], None] | None = None) -> 
     return report
 
 
-Found = tuple[str, str, str]
-"""path, what, fix"""
+def _placement(root: Path, newest: int) -> Placement:
+    """Where the rows lie, by what can be read of the log."""
+    with suppress(ManifestCorrupt, DatasetNotFound):
+        return Dataset(root, newest).placement
+    parts = [VERSIONS.empty_table()]
+    with suppress(ManifestCorrupt, DatasetNotFound):
+        for version in range(1, newest + 1):
+            parts.append(columns_of([read_manifest(root, version)]))
+    return Placement(pa.concat_tables(parts))
 
 
 def _joins(before: DatasetManifest | None, manifest: DatasetManifest) -> Iterator[Found]:
@@ -132,28 +142,23 @@ def _added(before: Totals, manifest: DatasetManifest) -> Totals:
     )
 
 
-def _version_problems(root: Path, manifest: DatasetManifest, report: Report) -> list[Found]:
+def _version_problems(root: Path, manifest: DatasetManifest, checks: ShardChecks, report: Report) -> list[Found]:
     """Files first: what does not hash right is not looked into."""
     entries = manifest.files
     report.files += len(entries)
     report.size_bytes += sum(entry.size_bytes for entry in entries)
-    found = [problem for entry in entries for problem in _file_problems(root, entry)]
+    shards = (*manifest.shards, *manifest.merged)
+    found = [problem for entry in entries if entry not in shards for problem in file_problems(root, entry)]
+    found += [problem for entry in shards for problem in checks.file_problems(entry)]
+    found += [problem for entry in manifest.merged for problem in checks.merged_problems(manifest, entry)]
     if found or not manifest.documents:
         return found
     documents = pl.concat([pl.read_parquet(root / entry.path) for entry in manifest.documents])
     found += _count_problems(manifest, documents)
     kept = documents.filter(pl.col("outcome") == Outcome.KEPT)
-    found += [problem for entry in manifest.shards for problem in _shard_problems(root, manifest, entry, kept)]
+    found += [problem for entry in manifest.shards for problem in checks.problems(manifest, entry, kept)]
     found += _statistics_problems(root, manifest)
-    return found or list(_text_problems(root, manifest, kept, report))
-
-
-def _file_problems(root: Path, entry: FileEntry) -> Iterator[Found]:
-    path = root / entry.path
-    if not path.is_file():
-        yield entry.path, "the file is missing", RESTORE
-    elif (sha256 := sha256_file(path)) != entry.sha256:
-        yield entry.path, f"SHA-256 is {sha256} ({path.stat().st_size} bytes), the manifest says {entry.sha256} ({entry.size_bytes} bytes)", RESTORE
+    return found or list(_text_problems(root, manifest, kept, checks, report))
 
 
 def _count_problems(manifest: DatasetManifest, documents: pl.DataFrame) -> Iterator[Found]:
@@ -183,30 +188,7 @@ def _checkpoint_problems(checkpoints: list[Checkpoint], manifest: DatasetManifes
             yield CHECKPOINTS, "the checkpoints do not say what the log says", "remove the folder: an ingest writes it again from the log"
 
 
-def _shard_problems(root: Path, manifest: DatasetManifest, entry: ShardEntry, kept: pl.DataFrame) -> Iterator[Found]:
-    """The spans of a shard tile it, as the ``starts`` column repeats."""
-    rows = open_shard(root / entry.path)
-    spans = kept.filter(pl.col("shard") == entry.path)
-    first = spans["row"].to_numpy() * manifest.sequence_length + spans["start"].to_numpy()
-    ends = first + spans["length"].to_numpy()
-    if rows.shape != (entry.rows, manifest.sequence_length) or entry.rows != -(-entry.tokens // manifest.sequence_length):
-        yield entry.path, f"shape is {rows.shape}, the manifest says {entry.rows} rows for {entry.tokens} tokens", START_AGAIN
-        return
-    if len(spans) != entry.documents or [0, *ends[:-1]] != first.tolist() or ends[-1] != entry.tokens:
-        yield entry.path, "the documents' spans do not tile the shard", START_AGAIN
-        return
-    flat = rows.reshape(-1)
-    if not (flat[ends - 1] == manifest.tokenizer.eos_token_id).all():
-        yield entry.path, "a document does not end in the end-of-text token", START_AGAIN
-    if not (flat[entry.tokens :] == manifest.tokenizer.pad_token_id).all():
-        yield entry.path, "something else than padding follows the last document", START_AGAIN
-    starts = read_batch(root / entry.path).column("starts")
-    listed = np.repeat(np.arange(entry.rows), starts.value_lengths().to_numpy()) * manifest.sequence_length + starts.flatten().to_numpy()
-    if not np.array_equal(listed, first):
-        yield entry.path, "the starts column does not list where documents begin", START_AGAIN
-
-
-def _text_problems(root: Path, manifest: DatasetManifest, kept: pl.DataFrame, report: Report) -> Iterator[Found]:
+def _text_problems(root: Path, manifest: DatasetManifest, kept: pl.DataFrame, checks: ShardChecks, report: Report) -> Iterator[Found]:
     """Decode a sample. Where the tokenizer loses nothing, as those do that are trained here, compare with the content hashes in the index."""
     if kept.is_empty():
         return
@@ -221,7 +203,8 @@ def _text_problems(root: Path, manifest: DatasetManifest, kept: pl.DataFrame, re
         yield manifest.dedup_segments[0].path, "its rows are not the kept documents in commit order", START_AGAIN
         return
     chosen = np.random.default_rng(manifest.version).permutation(len(kept))[:SAMPLE_DOCUMENTS]
-    texts = [_text(root, tokenizer, kept.row(int(index), named=True)) for index in chosen]
+    by_path = {entry.path: token_rows(checks.batch(entry)).reshape(-1) for entry in manifest.shards}
+    texts = [_text(by_path, tokenizer, manifest.sequence_length, kept.row(int(index), named=True)) for index in chosen]
     report.documents_decoded += len(texts)
     if manifest.tokenizer.requested_vocab_size is None and not loses_nothing(tokenizer):
         return
@@ -231,6 +214,6 @@ def _text_problems(root: Path, manifest: DatasetManifest, kept: pl.DataFrame, re
             yield kept["shard"][int(index)], f"document {kept['doc_id'][int(index)]!r} does not decode to the text that was ingested", START_AGAIN
 
 
-def _text(root: Path, tokenizer: BatchTokenizer, document: dict[str, object]) -> str:
-    span = {name: document[name] for name in ("row", "start", "length")}
-    return tokenizer.decode(read_span(root, str(document["shard"]), **span)[:-1])  # type: ignore[arg-type]
+def _text(shards: Mapping[str, Tokens], tokenizer: BatchTokenizer, sequence_length: int, document: Mapping[str, Any]) -> str:
+    first = document["row"] * sequence_length + document["start"]
+    return tokenizer.decode(shards[document["shard"]][first : first + document["length"] - 1])

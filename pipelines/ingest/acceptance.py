@@ -19,7 +19,8 @@ from pipelines.dataset.writer import ends_of, manifest_without_documents, publis
 from pipelines.kafka.planning import advice, find_lost, leader_epochs, told
 from pipelines.kafka.topics import topic_ids, topic_names
 from schemas.errors import SettingsError
-from schemas.manifest import AcceptedLoss, DatasetManifest, LostOffsets, OffsetRange
+from schemas.lost_offsets import AcceptedLoss, LostOffsets
+from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
 
 

@@ -3,7 +3,8 @@
 The commit protocol. Its order is the argument for correctness: everything that a version consists of is durable before the one atomic
 act that makes it visible, and whatever only informs others comes after.
 
- Step 0.  If the duplicate index has grown enough, compact it: a version of its own, without documents (dataset/compaction.py).
+ Step 0.  If the duplicate index has grown enough, compact it; if many small shards stand in a row, merge them. Each is a version of its own,
+          without documents (upkeep.py).
  Step 1.  Read the newest manifest N: its ``next`` offsets are where reading goes on. Kafka's own group offsets are never read.
           Compare the topic's id with the manifest's: offsets mean nothing in another topic of the same name. Compare the leader epochs
           too: in a log that was cut and grew again, offsets are those of other records. What is lost stops the stream until a person
@@ -36,7 +37,6 @@ from typing import Self
 import pyarrow as pa
 
 from pipelines.dataset.boilerplate import Boilerplate
-from pipelines.dataset.compaction import BackgroundBase, compact, is_superseded, publish_base
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.gc import collect_garbage
@@ -51,6 +51,7 @@ from pipelines.ingest.job import run_local, run_ray
 from pipelines.ingest.metering import Meter
 from pipelines.ingest.metrics import served
 from pipelines.ingest.progress import Progress
+from pipelines.ingest.upkeep import Upkeep
 from pipelines.kafka.planning import advice, check_not_cut, find_lost, leader_epochs, plan_ranges
 from pipelines.kafka.reading import Slice, slices
 from pipelines.kafka.topics import ensure_topics, topic_ids, topic_names
@@ -79,10 +80,9 @@ class Stream:
     def __init__(
         self, settings: Settings, progress: Progress | None = None, stop: threading.Event | None = None, *, in_background: bool = False
     ) -> None:
-        """``in_background``: the duplicate index is compacted while batches go on, and published between two of them."""
+        """``in_background``: the duplicate index is compacted, and shards are merged, while batches go on, and published between two of them."""
         self.settings = settings
-        self._in_background = in_background
-        self._new_base: BackgroundBase | None = None
+        self._upkeep = Upkeep(settings, in_background=in_background)
         self.root = Path(settings.root).resolve()
         self.topic = topic_names(settings).documents
         self._progress = progress or Progress()
@@ -166,25 +166,21 @@ class Stream:
         return manifest
 
     def compact_if_due(self) -> DatasetManifest | None:
-        """Commit a compaction of the duplicate index if it pays off; None if not. Raises CommitConflict if another writer was first.
+        """Commit a compaction of the duplicate index if it pays off, and a merge of shards if one is due; None if none was published. Raises
+        CommitConflict if another writer was faster with a compaction.
 
-        In the background it is begun by one call and published by a later one, which a stream without new documents has to make too.
+        In the background they are begun by one call and published by a later one, which a stream without new documents has to make too.
         """
-        dataset = self.dataset()
-        if dataset is None or (self._new_base is None and not self._duplicates.is_compaction_due(dataset)):
+        dataset, published = self.dataset(), None
+        if dataset is None:
             return None
-        if not self._in_background:
-            with span("dataset.compaction"):
-                return compact(dataset, self.settings, now=datetime.now(UTC), traceparent=current_traceparent())
-        if self._new_base is None:
-            self._new_base = BackgroundBase(dataset, self.settings.dedup.max_hamming)
-        if not self._new_base.is_done():
-            return None
-        with span("dataset.compaction"):
-            base, self._new_base = self._new_base.result(), None
-            if is_superseded(dataset, base):
-                return None
-            return publish_base(dataset, base, self.settings, now=datetime.now(UTC), traceparent=current_traceparent())
+        if self._upkeep.has_base() or self._duplicates.is_compaction_due(dataset):
+            published = self._upkeep.compact(dataset)
+        if (dataset := self.dataset()) is not None and (merged := self._upkeep.merge(dataset)) is not None:
+            self._duplicates.passed(merged.version)
+            self._retractions.passed(merged.version)
+            published = merged
+        return published
 
     def _commit(
         self, dataset: Dataset | None, topic_id: str, ranges: dict[int, OffsetRange], parts: list[Slice], epochs: dict[int, int], min_text_bytes: int

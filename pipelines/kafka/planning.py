@@ -17,7 +17,8 @@ from pipelines.kafka.epochs import EpochEnd, Leader, epoch_ends, epochs_before
 from pipelines.kafka.shares import fair_shares
 from pipelines.kafka.topics import described
 from schemas.errors import OffsetsLost, SourceError
-from schemas.manifest import LossKind, LostOffsets, OffsetRange
+from schemas.lost_offsets import LossKind, LostOffsets
+from schemas.manifest import OffsetRange
 from schemas.settings import Settings
 
 

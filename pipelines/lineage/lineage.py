@@ -70,6 +70,10 @@ class Fate:
     """Version that took the record in."""
     split: str | None
     """Train or validation, for kept documents."""
+    file: str | None
+    """File in which the rows of ``shard`` lie now: itself, or one that stands for it and for its neighbours."""
+    file_row: int | None
+    """Row of that file in which the document begins."""
     models: list[int]
     """Model versions that were trained on it."""
     heirs: list[int]
@@ -200,6 +204,7 @@ def _fate(
         **row,
         dataset_version=version,
         split=split,
+        **_place(dataset, row),
         models=trained,
         heirs=_heirs(models, set(trained)),
         dataset_versions=_holding(version, mask) if row["outcome"] == Outcome.KEPT else None,
@@ -208,6 +213,12 @@ def _fate(
         returned_after=_returned_after(retractions.get(row["doc_id"], []), row, version) if row["outcome"] == Outcome.KEPT else None,
         dead_letter={"topic": deadletter_topic, "key": f"{row['topic']}/{row['partition']}/{row['offset']}"} if is_dead else None,
     )
+
+
+def _place(dataset: Dataset, row: dict[str, Any]) -> dict[str, Any]:
+    if row["shard"] is None:
+        return {"file": None, "file_row": None}
+    return dict(zip(("file", "file_row"), dataset.placement.place_of(row["shard"], row["row"]), strict=True))
 
 
 def _returned_after(retractions: list[dict[str, Any]], row: dict[str, Any], version: int) -> str | None:

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.shards import read_span
+from pipelines.dataset.shard_maps import FEW_MAPS, ShardMaps
 from pipelines.dataset.trail import scan_trail
 from pipelines.kafka.reading import Slice, read_slice
 from pipelines.kafka.topics import topic_ids
@@ -95,7 +95,8 @@ def kept_examples(root: Path, dataset: Dataset, window: Sequence[DatasetManifest
     rows = grouped.sort("count", "language", descending=[True, False]).head(KEPT_LANGUAGES).collect().explode(*columns).to_dicts()
     try:
         tokenizer = load_tokenizer(root, dataset.tokenizer)
-        spans = [read_span(root, row["shard"], row["row"], row["start"], row["length"])[:-1][:MAX_TEXT_TOKENS] for row in rows]
+        maps = ShardMaps(dataset, FEW_MAPS)
+        spans = [maps.span(row["shard"], row["row"], row["start"], row["length"])[:-1][:MAX_TEXT_TOKENS] for row in rows]
     except DatasetError as error:
         notes.append(f"kept documents are not shown: {error}")
         return ()

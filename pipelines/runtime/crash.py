@@ -21,8 +21,8 @@ CRASH_POINTS = (
     "documents_written",
     "masks_written",  # the retracted documents' spans, if there are any
     "segment_written",  # every file of the version has its final name
-    "dead_letters_acked",
-    "topic_checked",  # the next thing is the publication
+    "topic_checked",  # every file has its name, and the topic is the one that was read
+    "dead_letters_acked",  # the next thing is the publication
     "published",  # the version is committed, nobody has been told
     "offsets_published",
     "event_published",
@@ -34,6 +34,14 @@ COMPACTION_CRASH_POINTS = (
     "base_published",
 )
 """Every step of a compaction of the duplicate index (pipelines/dataset/compaction.py), in its order."""
+
+MERGE_CRASH_POINTS = (
+    "merge_begun",  # nothing is written
+    "merged_shard_written",  # one file has its final name, no manifest lists it, and it was not compared yet
+    "merge_written",
+    "merge_published",
+)
+"""Every step of a merge of small shards (pipelines/dataset/merging.py), in its order."""
 
 CHECKPOINT_CRASH_POINTS = (
     "checkpoint_written",  # and those that it stands for are there too

@@ -16,11 +16,13 @@ import polars as pl
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.retractions.masks import retracted_ordinals
+from pipelines.dataset.shard_maps import FEW_MAPS, ShardMaps
 from pipelines.dataset.texts import SPAN, read_texts
 from pipelines.dataset.trail import read_kept
 from pipelines.semantic.cluster import Duplicates, find_duplicates
 from pipelines.semantic.embed import Embedder
 from pipelines.semantic.store import EmbeddingStore, write_list
+from pipelines.storage.pinned import verify_once
 from pipelines.tokenizers.tokenizer import load_tokenizer
 from schemas.semantic import SemanticList
 
@@ -69,8 +71,8 @@ def live_documents(dataset: Dataset) -> pl.DataFrame:
     frames = []
     for manifest in dataset.manifests():
         if manifest.dedup_segments:
-            kept = read_kept([dataset.root / entry.path for entry in manifest.documents], ["doc_id", *SPAN])
-            hashes = pl.concat([pl.read_ipc(dataset.root / entry.path, columns=["content_hash"]) for entry in manifest.dedup_segments])
+            kept = read_kept([verify_once(dataset.root, entry) for entry in manifest.documents], ["doc_id", *SPAN])
+            hashes = pl.concat([pl.read_ipc(verify_once(dataset.root, entry), columns=["content_hash"]) for entry in manifest.dedup_segments])
             frames.append(kept.with_columns(hashes["content_hash"].cast(pl.Binary), version=pl.lit(manifest.version, pl.Int64)))
     if not frames:
         return pl.DataFrame(schema={"doc_id": pl.String, **dict.fromkeys(SPAN, pl.Int64), "content_hash": pl.Binary, "version": pl.Int64})
@@ -83,10 +85,10 @@ def _embed_new(
 ) -> int:
     is_new = pl.Series([content_hash not in store for content_hash in documents["content_hash"].to_list()], dtype=pl.Boolean)
     new = documents.filter(is_new).unique("content_hash", keep="first", maintain_order=True)
-    tokenizer = load_tokenizer(dataset.root, dataset.tokenizer)
+    tokenizer, maps = load_tokenizer(dataset.root, dataset.tokenizer), ShardMaps(dataset, FEW_MAPS)
     for first in range(0, len(new), CHUNK):
         chunk = new.slice(first, CHUNK)
-        texts = read_texts(dataset.root, tokenizer, chunk, max_tokens=BYTES_PER_TOKEN * embedder.max_tokens)
+        texts = read_texts(maps, tokenizer, chunk, max_tokens=BYTES_PER_TOKEN * embedder.max_tokens)
         store.add(chunk["content_hash"].to_list(), embedder.embed(texts))
         if on_embedded is not None:
             on_embedded(first + len(chunk), len(new))

@@ -12,6 +12,9 @@ from pipelines.storage.durable import sha256_file
 from schemas.errors import ShardCorrupt
 from schemas.manifest import FileEntry
 
+_verified: set[tuple[str, str, int, int]] = set()
+"""Files that ``verify_once`` has read: path, SHA-256, inode and time of the last change."""
+
 
 def check_present(root: Path, entries: Iterable[FileEntry]) -> None:
     """Raise ShardCorrupt unless all the files are there, with their sizes: to be called before a manifest that lists them is published."""
@@ -27,6 +30,17 @@ def verify_pinned(root: Path, entry: FileEntry) -> Path:
     """Path of the file, once its bytes were compared with the entry. Raises ShardCorrupt."""
     path = check_size(root, entry)
     _check(path, entry, sha256_file(path))
+    return path
+
+
+def verify_once(root: Path, entry: FileEntry) -> Path:
+    """``verify_pinned``, but for a file that this process has verified already and that is the same file still."""
+    path = check_size(root, entry)
+    found = path.stat()
+    mark = (str(path), entry.sha256, found.st_ino, found.st_mtime_ns)
+    if mark not in _verified:
+        verify_pinned(root, entry)
+        _verified.add(mark)
     return path
 
 

@@ -22,7 +22,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.shards import open_shard
+from pipelines.dataset.shard_maps import FEW_MAPS, ShardMaps
 from pipelines.dataset.trail import read_kept
 from pipelines.dedup.fingerprint import content_hashes, fingerprint_texts, sketch_array
 from pipelines.dedup.index import FingerprintIndex
@@ -30,6 +30,7 @@ from pipelines.dedup.kept import Columns, columns_of
 from pipelines.dedup.sketch import sketch_similarity
 from pipelines.steps.normalize import normalize
 from pipelines.storage.durable import create_durably
+from pipelines.storage.pinned import verify_pinned
 from pipelines.tokenizers.tokenizer import load_tokenizer
 from pipelines.views.passages import Passages, find_passages, open_passages
 from pipelines.views.store import FOLDER, checked_file, store_file
@@ -157,6 +158,7 @@ class _Matcher:
     def __init__(self, dataset: Dataset, view: View) -> None:
         assert view.decontamination is not None
         self._root = root = dataset.root
+        self._maps = ShardMaps(dataset, FEW_MAPS)
         self._settings = settings = view.decontamination
         self._passages = _open_passages(dataset, view) if settings.passages else None
         segment = read_table(root, settings.file)
@@ -169,7 +171,7 @@ class _Matcher:
 
     def hits(self, manifest: DatasetManifest) -> pl.DataFrame:
         """HITS among the documents that a version added, in commit order; a duplicate is not told again as a passage."""
-        kept = read_kept([self._root / entry.path for entry in manifest.documents], KEPT) if manifest.documents else pl.DataFrame()
+        kept = read_kept([verify_pinned(self._root, entry) for entry in manifest.documents], KEPT) if manifest.documents else pl.DataFrame()
         found = [HITS.to_frame()]
         if self._passages is not None and len(kept):
             found += self._passage_hits(manifest, kept, self._passages)
@@ -183,7 +185,7 @@ class _Matcher:
     def _whole_hits(self, manifest: DatasetManifest) -> list[pl.DataFrame]:
         found = [HITS.to_frame()]
         for entry in manifest.dedup_segments:
-            with pa.memory_map(str(self._root / entry.path)) as source:
+            with pa.memory_map(str(verify_pinned(self._root, entry))) as source:
                 segment = pa.ipc.open_file(source).read_all().select(SEGMENT.names)
                 found.append(self._hits(segment, manifest.version))
         return found
@@ -192,7 +194,7 @@ class _Matcher:
         """For each document the passage that is the largest share of its evaluation document."""
         found = []
         for entry in manifest.shards:
-            matches = find_passages(open_shard(self._root / entry.path).reshape(-1), passages, self._settings.min_passage_tokens)
+            matches = find_passages(self._maps.rows(entry.path, entry.rows).reshape(-1), passages, self._settings.min_passage_tokens)
             documents = kept.filter(pl.col("shard") == entry.path).with_columns(first=pl.col("row") * manifest.sequence_length + pl.col("start"))
             places = np.searchsorted(documents["first"].to_numpy(), matches.positions, side="right") - 1
             columns = {"place": places, "row": matches.documents, "similarity": matches.shares}

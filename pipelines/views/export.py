@@ -27,7 +27,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.dataset.shards import Tokens, open_shard
+from pipelines.dataset.shard_maps import FEW_MAPS, ShardMaps
+from pipelines.dataset.shards import Tokens
 from pipelines.storage.durable import durable_folder, sha256_file
 from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
 from pipelines.views.card import card
@@ -155,18 +156,12 @@ def _told(output: Output, folder: Path) -> dict[str, Any]:
 
 
 def _batches(output: Output) -> Iterator[Batch]:
-    """The split's documents, BATCH_TOKENS at a time; shards are mapped one after the other."""
-    length = output.opened.dataset.manifest.sequence_length
-    documents = output.documents.with_columns(first=pl.col("row") * length + pl.col("start"))
+    """The split's documents, BATCH_TOKENS at a time; files of shards are mapped one after the other."""
+    maps = ShardMaps(output.opened.dataset, FEW_MAPS)
     batch_of = (pl.col("length").cum_sum() - pl.col("length")) // BATCH_TOKENS
-    path, tokens = "", np.empty(0, np.uint16)
-    for batch in documents.with_columns(batch=batch_of).partition_by("batch", maintain_order=True):
-        spans = []
-        for shard, first, size in batch.select(pl.col("shard").cast(pl.String), "first", "length").iter_rows():
-            if shard != path:
-                path, tokens = shard, open_shard(output.opened.dataset.root / shard).reshape(-1)
-            spans.append(tokens[first : first + size].copy())  # a view would keep its shard mapped, and a batch may be of very many
-        yield Batch(batch, spans)
+    for batch in output.documents.with_columns(batch=batch_of).partition_by("batch", maintain_order=True):
+        places = batch.select(pl.col("shard").cast(pl.String), "row", "start", "length").iter_rows()
+        yield Batch(batch, [maps.span(*place).copy() for place in places])  # a view would keep its file mapped, and a batch may be of very many
 
 
 def _schema(opened: OpenView, *, with_tokens: bool) -> pa.Schema:

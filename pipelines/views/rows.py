@@ -2,7 +2,7 @@
 
 The documents of a group, in commit order, each with its end-of-text token, are one endless-looking run of tokens that nobody writes down; row
 i of the group is its tokens [i * S, (i + 1) * S), the last one padded. Groups follow each other, so a row id says which group it is of.
-Documents that stand side by side in a shard are one piece: a view without filters has as many pieces as shards. Memory is 32 bytes per
+Documents that stand side by side in a shard are one piece: a view without filters has as many pieces as shards, merged or not. Memory is 32 bytes per
 piece. Reading a row costs a binary search and one copy per piece in it: 300 million tokens per second and core.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from pipelines.dataset.loader import Ids
+from pipelines.dataset.placement import Placement
 from pipelines.dataset.retractions.masks import Mask
 from pipelines.dataset.shard_maps import ShardMaps
 from pipelines.views.mixture import Mixture
@@ -23,11 +24,11 @@ from schemas.arrow import Split
 
 @dataclass(frozen=True)
 class Pieces:
-    """Runs of chosen tokens: where they stand in the virtual run (ascending), and in which shard at which position."""
+    """Runs of chosen tokens: where they stand in the virtual run (ascending), and in which file at which position."""
 
     starts: Ids
     ends: Ids
-    shards: Ids
+    files: Ids
     sources: Ids
 
 
@@ -47,9 +48,9 @@ class ViewRows:
         groups = [documents.filter(pl.col("group") == number) for number in range(len(names))] if is_train else [documents]
         self.group_tokens = tuple(int(group["length"].sum()) for group in groups)
         self.mixture = Mixture(tuple(names), tuple(-(-tokens // self.sequence_length) for tokens in self.group_tokens), tuple(shares))
-        paths = sorted(documents["shard"].cast(pl.String).unique().to_list())
-        self._shards = _open_shards(opened, paths)
-        self._pieces = self._all_pieces(groups, paths)
+        self._maps = ShardMaps(opened.dataset)
+        self._pieces = self._all_pieces(groups)
+        self._maps.check_present(np.unique(self._pieces.files))
 
     @cached_property
     def num_rows(self) -> int:
@@ -70,39 +71,36 @@ class ViewRows:
         begin = np.maximum(pieces.starts[piece], first[row])
         size = np.minimum(pieces.ends[piece], first[row] + length) - begin
         sources, targets = pieces.sources[piece] + begin - pieces.starts[piece], row * length + begin - first[row]
-        for number in np.unique(pieces.shards[piece]):
-            chosen = pieces.shards[piece] == number
-            _copy(self._shards[number].reshape(-1), sources[chosen], targets[chosen], size[chosen], rows.reshape(-1))
+        for number in np.unique(pieces.files[piece]).tolist():
+            chosen = pieces.files[piece] == number
+            _copy(self._maps[number].reshape(-1), sources[chosen], targets[chosen], size[chosen], rows.reshape(-1))
         return rows
 
     def gather_masked(self, row_ids: Ids) -> tuple[Ids, Mask | None]:
         """The rows; nothing in them is masked, since retracted documents are not among them."""
         return self.gather(row_ids), None
 
-    def _all_pieces(self, groups: list[pl.DataFrame], paths: list[str]) -> Pieces:
+    def _all_pieces(self, groups: list[pl.DataFrame]) -> Pieces:
         parts = []
         for group, first_row in zip(groups, self.mixture.first_rows.tolist(), strict=True):
-            parts.append(_pieces(group, paths, self.sequence_length, first_row * self.sequence_length))
-        return Pieces(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("starts", "ends", "shards", "sources")))
+            parts.append(_pieces(group, self._maps.placement, self.sequence_length, first_row * self.sequence_length))
+        return Pieces(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("starts", "ends", "files", "sources")))
 
 
-def _pieces(documents: pl.DataFrame, paths: list[str], sequence_length: int, first: int) -> Pieces:
+def _pieces(documents: pl.DataFrame, placement: Placement, sequence_length: int, first: int) -> Pieces:
     """The documents' spans, those that touch each other as one, from position ``first`` of the virtual run on."""
-    shard = documents["shard"].cast(pl.Enum(paths)).to_physical().to_numpy().astype(np.int64)
-    source = (documents["row"] * sequence_length + documents["start"]).to_numpy().astype(np.int64)
+    paths = documents["shard"].cast(pl.String).unique().to_list()
+    shard = documents["shard"].cast(pl.Enum(paths)).to_physical().to_numpy()
+    row = placement.first_rows_of(paths)[shard] + documents["row"].to_numpy()
+    file = placement.files_of(row)
+    source = (row - placement.first_rows[file]) * sequence_length + documents["start"].to_numpy().astype(np.int64)
     length = documents["length"].to_numpy().astype(np.int64)
     ends = first + np.cumsum(length)
     begins = np.ones(len(documents), dtype=np.bool_)
-    begins[1:] = (shard[1:] != shard[:-1]) | (source[1:] != source[:-1] + length[:-1])
+    begins[1:] = (file[1:] != file[:-1]) | (source[1:] != source[:-1] + length[:-1])
     heads = np.flatnonzero(begins)
     tails = np.append(heads[1:], len(documents))[: len(heads)] - 1
-    return Pieces((ends - length)[heads], ends[tails], shard[heads], source[heads])
-
-
-def _open_shards(opened: OpenView, paths: list[str]) -> ShardMaps:
-    files = opened.dataset.files("shards")
-    rows = dict(zip(files["path"].to_pylist(), files["rows"].to_pylist(), strict=True))
-    return ShardMaps(opened.dataset.root, paths, [rows[path] for path in paths], opened.dataset.manifest.sequence_length)
+    return Pieces((ends - length)[heads], ends[tails], file[heads], source[heads])
 
 
 @numba.njit(cache=True, nogil=True)

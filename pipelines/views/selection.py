@@ -16,6 +16,7 @@ import polars as pl
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.retractions.masks import Ids, retracted_ordinals, retracted_since
 from pipelines.dataset.trail import read_kept
+from pipelines.storage.pinned import verify_once
 from pipelines.views.decontamination import contaminated
 from pipelines.views.lists import read_list
 from pipelines.views.store import parse_label, read_view
@@ -143,7 +144,7 @@ class OpenView:
 
     def _kept(self, columns: list[str]) -> pl.DataFrame:
         """Columns of all kept documents, with their ordinals and whether they were retracted."""
-        paths = self.dataset.paths("documents")
+        paths = [verify_once(self.dataset.root, entry) for entry in self.dataset.entries("documents")]
         kept = read_kept(paths, columns) if paths else _no_documents().select(columns)
         is_retracted = np.zeros(len(kept), dtype=np.bool_)
         is_retracted[retracted_ordinals(self.dataset)] = True

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.dataset.columns import documents_by_language
 from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.placement import Placement
 from schemas.arrow import Split
 from schemas.errors import DatasetNotFound
 from schemas.manifest import DatasetManifest, ModelManifest
@@ -29,6 +30,7 @@ def lineage(root: Path, ancestors: list[ModelManifest]) -> dict[str, Any]:
     """
     model = ancestors[0]
     dataset = Dataset(root, model.dataset.version)
+    placement = dataset.newest_placement()
     return {
         "model": model.version,
         "run_id": model.training.run_id,
@@ -42,16 +44,20 @@ def lineage(root: Path, ancestors: list[ModelManifest]) -> dict[str, Any]:
             "offsets": _plain_offsets(model.dataset.offsets),
             "languages": language_counts(root, dataset.version),
         },
-        "versions": [_version(manifest) for manifest in dataset.manifests()],
+        "versions": [_version(manifest, placement) for manifest in dataset.manifests()],
     }
 
 
-def _version(manifest: DatasetManifest) -> dict[str, Any]:
-    shards = [entry for entry in manifest.shards if entry.split is Split.TRAIN]
+def _version(manifest: DatasetManifest, placement: Placement) -> dict[str, Any]:
+    """Each shard with the file in which its rows lie now, and the row at which they begin there."""
+    shards = [(entry, *placement.place_of(entry.path)) for entry in manifest.shards if entry.split is Split.TRAIN]
     return {
         "version": manifest.version,
         "offsets": _plain_offsets(manifest.offsets),
-        "shards": [{"path": entry.path, "rows": entry.rows, "tokens": entry.tokens, "sha256": entry.sha256} for entry in shards],
+        "shards": [
+            {"path": entry.path, "rows": entry.rows, "tokens": entry.tokens, "sha256": entry.sha256, "file": file, "file_row": row}
+            for entry, file, row in shards
+        ],
         "languages": manifest.languages,
     }
 

@@ -279,7 +279,7 @@ def _loss_guard(state: RolloutState, evidence: Evidence, settings: RolloutSettin
 
 def _error_guard(state: RolloutState, evidence: Evidence, settings: RolloutSettings, enough: int) -> str | None:
     challenger = evidence.challenger
-    if not challenger.requests or challenger.requests < enough or challenger.error_rate <= settings.max_error_rate:
+    if challenger.requests < enough or challenger.error_rate <= settings.max_error_rate:
         return None
     refused = f", {challenger.refusals} of them by refusing what model {state.champion} answered" if challenger.refusals else ""
     return (
@@ -316,7 +316,7 @@ def _latency_guard(state: RolloutState, evidence: Evidence, settings: RolloutSet
 def _silence_guard(state: RolloutState, evidence: Evidence, settings: RolloutSettings) -> str | None:
     """The bound grows as the challenger's share shrinks: at 20 % of the traffic, five times as many requests must pass it by."""
     share = state.canary_fraction if state.phase is Phase.CANARY else state.shadow_fraction
-    if share == 0 or evidence.unanswered * share < settings.max_unanswered_requests:
+    if evidence.unanswered * share < settings.max_unanswered_requests:
         return None
     return (
         f"model {state.challenger} gave no answer that can be judged while model {state.champion} gave {evidence.unanswered}: "

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pipelines.dataset.dataset import Dataset
+from pipelines.runtime.crash import crash_point
 from pipelines.storage.durable import replace_durably
 from ray_apps.training.batches import StepBatches
 from ray_apps.training.evaluate import ValidationRows, evaluate
@@ -77,6 +78,7 @@ class TrainingLoop:
                 step += 1
                 if curve:
                     curve.append(record)
+                crash_point("step_taken")
                 if self._is_due(step):
                     self._checkpoint(step, curve)
                     if on_checkpoint:

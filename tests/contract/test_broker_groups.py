@@ -121,6 +121,14 @@ def alice(kafka: KafkaUnderTest, group: str) -> Iterator[GroupMember]:
 
 
 @pytest.fixture
+def patient(kafka: KafkaUnderTest, group: str) -> Iterator[GroupMember]:
+    """A member of another group."""
+    member = GroupMember(kafka.bootstrap_servers, f"{group}-patient")
+    yield member
+    member.wire.socket.close()
+
+
+@pytest.fixture
 def bob(kafka: KafkaUnderTest, group: str) -> Iterator[GroupMember]:
     member = GroupMember(kafka.bootstrap_servers, group)
     yield member
@@ -171,11 +179,15 @@ def test_leaving_makes_the_others_rebalance(alice: GroupMember, bob: GroupMember
     assert [member.member_id for member in answer.members] == [alice.id]
 
 
-def test_a_dead_member_is_evicted_when_its_session_is_over(alice: GroupMember, bob: GroupMember) -> None:
-    bob.join(session_timeout_ms=1_000)
-    bob.sync({bob.id: b""})
+def test_a_dead_member_is_evicted_when_its_session_is_over_and_not_when_a_longer_one_is(
+    alice: GroupMember, bob: GroupMember, patient: GroupMember
+) -> None:
+    for member, session_timeout_ms in ((patient, 10_000), (bob, 1_000)):
+        member.join(session_timeout_ms=session_timeout_ms)
+        member.sync({member.id: b""})
     started = time.monotonic()
     eventually(lambda: alice.describe().group_state == "Empty", "the dead member stays")
+    assert patient.describe().group_state == "Stable", "it joined before bob"
     assert time.monotonic() - started > 0.8
     assert bob.heartbeat() == UNKNOWN_MEMBER
 

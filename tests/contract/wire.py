@@ -1,5 +1,6 @@
 """A client that does nothing by itself: one socket, requests as kafka-python's classes encode them, answers as they decode them."""
 
+import select
 import socket
 import struct
 import time
@@ -63,6 +64,10 @@ class Wire:
     def receive_frame(self) -> bytes:
         """The next answer's bytes, without their length. Raises ConnectionError at the end of the stream."""
         return self._exactly(LENGTH.unpack(self._exactly(LENGTH.size))[0])
+
+    def has_answer(self) -> bool:
+        """Whether bytes have come that nobody has received."""
+        return bool(select.select([self.socket], [], [], 0)[0])
 
     def _exactly(self, size_bytes: int) -> bytes:
         data = b""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
 from kafka import KafkaProducer, TopicPartition
 
@@ -121,4 +122,9 @@ def test_transaction_markers_and_aborted_records_are_control_offsets_and_open_tr
     (second,) = ingest.once()
     assert (second.offsets[ingest.topic][0].start, second.offsets[ingest.topic][0].end) == (11, 15)
     assert (second.outcomes[Outcome.CONTROL], second.num_records) == (1, 4)
+    files = [pl.read_parquet(ingest.root / entry.path) for manifest in (first, second) for entry in manifest.documents]
+    trail = pl.concat(files).filter(pl.col("partition") == 0)
+    assert trail["offset"].to_list() == list(range(15))
+    assert trail.filter(pl.col("outcome") == Outcome.CONTROL)["offset"].to_list() == [*range(5, 11), 14]
+    assert set(trail["outcome"]) <= {Outcome.CONTROL, Outcome.KEPT, Outcome.DUPLICATE}
     assert verify(ingest.root).problems == []

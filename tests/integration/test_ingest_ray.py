@@ -10,31 +10,38 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.dataset.dataset import latest_version
+from pipelines.dataset.dataset import Dataset, latest_version
+from pipelines.dataset.shard_maps import ShardMaps
+from pipelines.dataset.texts import SPAN, read_texts
+from pipelines.dataset.trail import read_kept
 from pipelines.dataset.verify import verify
 from pipelines.ingest.bootstrap import create_tokenizer
 from pipelines.ingest.job import grouped, run_local, run_ray, tasks_at_once
 from pipelines.kafka.planning import plan_ranges
 from pipelines.kafka.reading import Slice, slices
 from pipelines.runtime.cluster import ray_session
+from pipelines.tokenizers.tokenizer import load_tokenizer
 from schemas.errors import OffsetsLost
 from tests.broker_process import BrokerProcess
-from tests.ingest_harness import CHILD_TIMEOUT_S, Ingest, finish, is_stopped, sample_records, state, wait_until
+from tests.ingest_harness import CHILD_TIMEOUT_S, Ingest, finish, sample_records, state, wait_until, wait_until_stopped
+from tests.recovery.test_ingest_boilerplate import ENGLISH_FOOTER, articles
 
-ON_RAY = {"ingest.runner": "ray"}
+LINES: dict[str, object] = {"dedup.boilerplate": True}
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:DeprecationWarning")  # Ray Data, about its own defaults
 
 
 @pytest.fixture(scope="module")
 def source(broker: BrokerProcess, tmp_path_factory: pytest.TempPathFactory) -> Ingest:
-    ingest = Ingest(tmp_path_factory.mktemp("local"), broker.bootstrap_servers, "on-ray")
-    ingest.publish(sample_records(300))
+    """A topic with documents of which some have the same last lines, and the dataset that a local run made of it."""
+    ingest = Ingest(tmp_path_factory.mktemp("local"), broker.bootstrap_servers, "on-ray", LINES)
+    with_footers = articles(60)
+    ingest.publish([*with_footers[:30], *sample_records(240), *with_footers[30:]])
     ingest.once()
     return ingest
 
 
 def on_ray(source: Ingest, root: Path) -> Ingest:
-    return Ingest(root, source.bootstrap_servers, source.prefix, ON_RAY)
+    return Ingest(root, source.bootstrap_servers, source.prefix, {**LINES, "ingest.runner": "ray"})
 
 
 def test_ray_gives_the_rows_of_a_local_run_in_the_order_of_the_slices_and_raises_what_tasks_raise(source: Ingest) -> None:
@@ -79,6 +86,11 @@ def test_ingest_on_ray_survives_a_crash_in_the_middle_of_a_job_and_makes_the_dat
     assert "SIGTERM" not in done.stderr  # which Ray's own handler would say, and end the process at once
     assert state(ingest.root) == state(source.root)
     assert verify(ingest.root).problems == []
+    dataset = Dataset(ingest.root)
+    paths = [ingest.root / entry.path for entry in dataset.manifest.documents]
+    texts = read_texts(ShardMaps(dataset), load_tokenizer(ingest.root, dataset.tokenizer), read_kept(paths, SPAN))
+    assert texts
+    assert not any(ENGLISH_FOOTER in text for text in texts), "Ray's workers take out the lines that earlier versions had too often"
 
 
 def descendants(pid: int) -> list[tuple[int, str]]:
@@ -110,7 +122,7 @@ def _command_line(pid: int) -> str:
 def test_killed_ray_workers_are_made_good(source: Ingest, tmp_path: Path) -> None:
     ingest = on_ray(source, tmp_path / "data")
     child = ingest.start(crash_at="stop@block_taken")
-    wait_until(lambda: is_stopped(child.pid), "the first block to be taken")
+    wait_until_stopped(child)
     # The node itself ends with its agents; what runs tasks and actors are the other processes that carry Ray's title.
     workers = [pid for pid, command in descendants(child.pid) if command.startswith("ray::") and "Agent" not in command]
     assert workers

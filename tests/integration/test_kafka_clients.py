@@ -67,6 +67,7 @@ def test_settings_that_do_not_go_together_are_a_settings_error(stream: Stream) -
         open_consumer(stream.settings, fetch_max_wait_ms=20_000)
 
 
+@pytest.mark.slow  # an Apache Kafka of its own
 def test_a_wrong_password_is_among_the_causes_that_are_named_and_a_right_one_works(tmp_path: Path) -> None:
     with running_apache_kafka(tmp_path, users=["alice=correct"]) as kafka:
         common = {

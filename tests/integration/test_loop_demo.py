@@ -11,7 +11,7 @@ from ops.cli import demo
 from ops.demo.documents import garbage, retraction
 from ops.demo.settings import demo_settings
 from ops.demo.summary import lines
-from ops.supervisor.up import root_lock
+from ops.supervisor.root_lock import root_lock
 from schemas.errors import ServiceFailed, SettingsError
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings

@@ -1,8 +1,9 @@
 """Ray Train for real: a killed worker, a killed command, Ctrl-C; the curve is that of a run that nobody disturbed.
 
-One scenario of kills, because starting Ray costs more than everything else: (1) `headrace train` starts, one worker is SIGKILLed at a random
-step, Ray starts the workers again; (2) the whole command is SIGKILLed at a random later step; (3) the same command finishes the run;
-(4) a further one trains nothing. The reference comes from two plain gloo processes without Ray.
+One scenario of kills, because starting Ray costs more than everything else: (1) `headrace train` starts, its workers are suspended at a random
+step (a crash point), one is SIGKILLed and the others go on, Ray starts the workers again; (2) these are suspended so many steps behind their
+checkpoint, and the whole command is SIGKILLed; (3) the same command finishes the run; (4) a further one trains nothing. So each kill lands where
+it was meant to, and there need be few steps. The reference comes from two plain gloo processes without Ray.
 """
 
 import json
@@ -13,11 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from ops.cli.main import main
 from pipelines.dataset.dataset import Dataset
+from pipelines.runtime.crash import VARIABLE
 from ray_apps.models.registry import Registry
 from ray_apps.training.files import FAILURE_FILE
 from ray_apps.training.loss_curve import FILE_NAME, read_losses
@@ -27,9 +31,9 @@ from tests.training_runs import curve, run_together, tiny_dataset, tiny_settings
 
 pytestmark = pytest.mark.timeout(900)  # a minute on two idle cores; deadlines are for busy ones
 REPOSITORY = Path(__file__).parents[2]
-STEPS = 400
-"""So many that both kills land long before the end."""
-SETTINGS = {"max_steps": STEPS, "checkpoint_every_steps": 17}
+STEPS = 60
+CHECKPOINT_EVERY = 17
+SETTINGS = {"max_steps": STEPS, "checkpoint_every_steps": CHECKPOINT_EVERY}
 TRAIN_ONLY = """
 import argparse, sys
 from ops.cli import main, train
@@ -43,12 +47,11 @@ sys.exit(main.main())
 class Command:
     """`headrace train` as a child process, in a session of its own so that Ctrl-C can be sent to all of it."""
 
-    def __init__(self, root: Path) -> None:
-        flags = [f"--set=training.{name}={value}" for name, value in {**tiny_overrides(), **SETTINGS}.items()]
-        arguments = ["train", "--json", "--root", str(root), "--set=ray.dashboard_port=0", *flags]
+    def __init__(self, root: Path, crash_at: str | None = None) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", TRAIN_ONLY, *arguments],
+            [sys.executable, "-c", TRAIN_ONLY, *arguments(root)],
             cwd=REPOSITORY,
+            env=os.environ | ({VARIABLE: crash_at} if crash_at else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -58,6 +61,14 @@ class Command:
     def workers(self) -> list[int]:
         """Process ids of Ray Train's workers among the descendants."""
         return [pid for pid in descendants(self.process.pid) if b"RayTrainWorker" in read(pid, "cmdline")]
+
+    def raylets(self) -> list[int]:
+        """Process ids of Ray's node."""
+        return [pid for pid in descendants(self.process.pid) if b"raylet/raylet" in read(pid, "cmdline").split(b"\0")[0]]
+
+    def stopped_workers(self) -> list[int]:
+        """Those of them that are suspended at the crash point; Ray's workers inherit it from the command."""
+        return [pid for pid in self.workers() if read(pid, "stat").rpartition(b")")[2].split()[:1] == [b"T"]]
 
     def finish(self, timeout_s: float = 240.0) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
@@ -105,8 +116,24 @@ def all_gone(pids: list[int]) -> bool:
     return not set(pids) & parents().keys()
 
 
-def tiny_overrides() -> dict[str, object]:
-    return tiny_settings(Path()).training.model_dump(exclude_unset=True)
+def go_on(pids: list[int]) -> None:
+    """Resume what is suspended."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def arguments(root: Path) -> list[str]:
+    """Of the tiny run under this root."""
+    values = {**tiny_settings(Path()).training.model_dump(exclude_unset=True), **SETTINGS}
+    return [
+        "train",
+        "--json",
+        "--root",
+        str(root),
+        "--set=ray.dashboard_port=0",
+        *(f"--set=training.{name}={value}" for name, value in values.items()),
+    ]
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
@@ -124,45 +151,49 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     yield root, plan_run(tiny_settings(root, **SETTINGS))
 
 
-def test_a_killed_worker_and_a_killed_command_leave_the_curve_of_an_undisturbed_run(tmp_path: Path, reference: tuple[Path, TrainingRun]) -> None:
+def test_a_killed_worker_and_a_killed_command_leave_the_curve_of_an_undisturbed_run(
+    tmp_path: Path, reference: tuple[Path, TrainingRun], capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny_dataset(tmp_path)
     run = plan_run(tiny_settings(tmp_path, **SETTINGS))
     losses = run.folder(tmp_path) / FILE_NAME
-    rng = random.Random()
-    first_kill, second_kill = rng.randrange(20, 60), rng.randrange(80, 120)
-
-    def num_steps() -> int:
-        return len(read_losses(losses))
+    behind = random.randrange(CHECKPOINT_EVERY + 1, 2 * CHECKPOINT_EVERY)
+    kills = (behind, CHECKPOINT_EVERY + behind)
 
     # Step 1: a worker dies; Ray starts the group again.
-    command = Command(tmp_path)
+    command = Command(tmp_path, crash_at=f"stop@step_taken:{behind}")
     try:
-        wait_for(lambda: num_steps() >= first_kill, f"step {first_kill}")
-        victim = rng.choice(command.workers())
+        wait_for(lambda: len(command.stopped_workers()) == 2, f"both workers to stop at step {kills[0]}")
+        assert len(read_losses(losses)) == kills[0]
+        victim, *others = random.sample(first := command.stopped_workers(), 2)
         os.kill(victim, signal.SIGKILL)
-        assert num_steps() < STEPS, f"the worker was killed too late, after step {num_steps()}"
-        wait_for(lambda: num_steps() >= second_kill, f"step {second_kill} after a worker was killed at step {first_kill}")
+        go_on(others)
+        wait_for(lambda: len(set(command.stopped_workers()) - set(first)) == 2, f"two new workers to stop at step {kills[1]}")
     finally:
         # Step 2: the command dies.
-        orphans = command.workers()
+        orphans, ray = command.workers(), command.raylets()
         command.kill()
+        wait_for(lambda: all_gone(ray), "Ray of the killed command ends")
+        go_on(orphans)
     wait_for(lambda: all_gone(orphans), "the workers of the killed command end")
-    assert second_kill <= num_steps() < STEPS, f"the command was killed too late, after step {num_steps()}"
+    assert kills[1] <= len(read_losses(losses)) < STEPS
     assert not is_complete(run, tmp_path)
     # Step 3: the same command finishes the run.
     code, out, err = Command(tmp_path).finish()
     assert code == 0, err[-3000:]
     manifest = json.loads(out)
-    assert curve(tmp_path, run) == curve(*reference), f"killed at steps {first_kill} and {second_kill}"
+    assert curve(tmp_path, run) == curve(*reference), f"killed at steps {kills}"
     assert (manifest["version"], manifest["training"]["run_id"], manifest["training"]["steps"]) == (1, run.run_id, STEPS)
     assert f"step {STEPS}/{STEPS}" in err
     # Step 4: nothing is trained or registered twice.
-    code, out, err = Command(tmp_path).finish()
-    assert (code, json.loads(out)) == (0, manifest)
-    assert "registered before as model version 1" in err
+    assert main(arguments(tmp_path)) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == manifest
+    assert "registered before as model version 1" in said.err
     assert Registry(tmp_path).versions() == [1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     tiny_dataset(tmp_path)
     run = plan_run(tiny_settings(tmp_path, **SETTINGS))

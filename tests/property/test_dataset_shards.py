@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.dataset.shards import ShardWriter, Spans, open_shard, read_batch, with_end_of_text
+from pipelines.dataset.shards import ShardWriter, Spans, joined, open_shard, pack, read_batch, shard_sha256, with_end_of_text
 from schemas.arrow import Split, token_type
 from schemas.manifest import ShardEntry
 from tests.factories import EOS, PAD, tokenizer_ref
@@ -108,3 +108,29 @@ def test_only_the_chosen_rows_are_taken_also_of_a_slice_with_nulls() -> None:
     tokens = pa.array([[9], [1, 2], None, [3], [4]], pa.large_list(pa.uint16())).slice(1)
     flat, lengths = with_end_of_text(tokens, np.array([0, 2]), EOS)
     assert (flat.tolist(), lengths.tolist()) == ([1, 2, EOS, 3, EOS], [3, 2])
+
+
+@settings(max_examples=50, deadline=None)
+@given(shards=st.lists(documents_strategy.filter(bool), min_size=1, max_size=5))
+def test_rows_that_were_joined_give_the_bytes_of_their_own_files_again(tmp_path_factory: pytest.TempPathFactory, shards: list[Documents]) -> None:
+    root = tmp_path_factory.mktemp("joined")
+    parts = [write(root / str(number), [documents], sequence_length=8, shard_rows=100_000)[0][0] for number, documents in enumerate(shards)]
+    batches = [read_batch(root / str(number) / part.path) for number, part in enumerate(parts)]
+    whole, at = joined(iter(batches), sum(part.rows for part in parts)), 0
+    assert whole.to_pylist() == [row for batch in batches for row in batch.to_pylist()]
+    for part in parts:
+        assert shard_sha256(whole.slice(at, part.rows)) == part.sha256
+        at += part.rows
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "sha256"),
+    [
+        (300, "97971d1a972b8e2aa276ea5ebddf63fe9aec24a60855cabc565f90ef52bd6104"),
+        (70_000, "c7c43e0e7541c43b36a777671f7e38305f56f8afe320ff15a1ebf0c0dbafa324"),
+    ],
+)
+def test_the_bytes_of_a_shard_do_not_change_with_the_release_of_arrow(vocab_size: int, sha256: str) -> None:
+    """Shards that a merge stands for are checked by making their bytes again: another release that wrote other bytes would call them all damaged."""
+    tokens = np.arange(20, dtype=token_type(vocab_size).to_pandas_dtype())
+    assert shard_sha256(pack([tokens], np.array([0, 7, 16]), 8, tokenizer_ref(vocab_size))) == sha256

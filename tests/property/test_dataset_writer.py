@@ -1,5 +1,6 @@
 """Whatever a batch consists of, its outcomes add up to its offsets and every kept document is where the audit trail says."""
 
+import itertools
 import json
 
 import polars as pl
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.verify import verify
+from schemas.arrow import Outcome
 from tests.factories import commit_records, text_settings
 
 TEXTS = [f"Grain number {index} is ground between two stones that people cut by hand long ago, 石磨 {index}." for index in range(6)]
@@ -33,6 +35,9 @@ def test_outcomes_add_up_and_nothing_is_kept_twice(
     assert verify(root).problems == []
     documents = pl.concat([pl.read_parquet(root / entry.path) for version in Dataset(root).manifests() for entry in version.documents])
     assert documents["offset"].to_list() == list(range(sum(map(len, batches))))
+    without_record = [offset for offset, value in enumerate(itertools.chain.from_iterable(batches)) if value == (None, None)]
+    assert documents.filter(pl.col("outcome") == "control")["offset"].to_list() == without_record
+    assert set(documents["outcome"]) <= set(Outcome)
     kept = documents.filter(pl.col("outcome") == "kept")
     assert kept["num_tokens"].sum() == Dataset(root).manifest.totals.num_tokens
     assert kept["fingerprint"].null_count() == kept["shard"].null_count() == 0

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_apps.serving.router import Route, point, route
+from ray_apps.serving.router import Route, point, route, user_hash
 from schemas.rollout import Decision, Phase, RolloutState
 
 KEYS = [f"user-{number}" for number in range(4000)]
@@ -74,6 +74,17 @@ def test_another_salt_draws_other_groups(one: str, other: str) -> None:
 def test_a_copy_never_goes_to_the_one_who_answers(key: str, canary: float, shadow: float) -> None:
     found = route(state(canary=canary, shadow=shadow), key)
     assert found is not None and found.shadow != found.primary
+
+
+def test_a_key_that_is_no_valid_unicode_has_a_route_too() -> None:
+    found = route(state(canary=0.5, shadow=0.5), "\ud800")  # a JSON body can say so
+    assert found is not None and found.primary in (1, 2)
+
+
+def test_a_user_has_another_pseudonym_in_every_trial_and_one_within_it() -> None:
+    names = {user_hash(salt, key) for salt in ("0badcafe", "0badcaff") for key in KEYS[:100]}
+    assert len(names) == 200
+    assert user_hash("0badcafe", "user-1") == user_hash("0badcafe", "user-1")
 
 
 def test_the_ends_of_the_range_are_exact() -> None:

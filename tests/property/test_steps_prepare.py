@@ -49,7 +49,7 @@ ROWS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows=st.lists(ROWS, max_size=5))
 def test_any_record_gets_exactly_one_row_with_one_outcome(rows: list[dict[str, Any]], tokenizer: BatchTokenizer) -> None:
     numbered = [{"topic": "t", "partition": 0, "offset": i} | row for i, row in enumerate(rows)]

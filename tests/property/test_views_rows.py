@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.loader import TokenRows
-from pipelines.dataset.shards import read_span
+from pipelines.dataset.shard_maps import ShardMaps
 from pipelines.views.rows import ViewRows
 from pipelines.views.selection import OpenView, holds, whole
 from ray_apps.training.batches import make_batch
@@ -46,7 +46,8 @@ def kept(dataset: Dataset) -> pl.DataFrame:
 
 
 def concatenated(dataset: Dataset, documents: pl.DataFrame) -> Tokens:
-    spans = [read_span(dataset.root, row["shard"], row["row"], row["start"], row["length"]) for row in documents.to_dicts()]
+    maps = ShardMaps(dataset)
+    spans = [maps.span(row["shard"], row["row"], row["start"], row["length"]) for row in documents.to_dicts()]
     return np.concatenate([np.empty(0, np.int64), *(span.astype(np.int64) for span in spans)])
 
 

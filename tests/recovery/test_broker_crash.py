@@ -75,7 +75,7 @@ def test_sigkill_under_load_loses_nothing_and_doubles_nothing(tmp_path: Path, to
     broker = start_broker(SMALL_SEGMENTS, listen=listen, root=tmp_path)
     load = Load(listen, topic_prefix)
     for _ in range(4):
-        goal = len(load.acknowledged) + dice.randrange(500, 3_000)
+        goal = len(load.acknowledged) + dice.randrange(300, 1_500)
         load.wait_for(goal)
         broker.kill()
         broker = start_broker(SMALL_SEGMENTS, listen=listen, root=tmp_path)

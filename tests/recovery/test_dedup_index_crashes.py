@@ -2,15 +2,18 @@
 
 import signal
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.dataset.compaction import compact
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.gc import orphans
 from pipelines.dataset.verify import verify
 from pipelines.ingest.following import ingest_follow
+from pipelines.ingest.stream import Stream
 from pipelines.runtime.crash import COMPACTION_CRASH_POINTS
 from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, assert_recovered, finish_overtaken, sample_records, state, wait_until
@@ -98,6 +101,19 @@ def test_a_follower_compacts_in_the_background_and_goes_on(ingest: Ingest, broke
     following.once()
     assert found
     assert verify(following.root).problems == []
+
+
+def test_a_base_that_another_writers_compaction_has_passed_is_dropped_and_the_stream_goes_on(ingest: Ingest) -> None:
+    with Stream(ingest.settings, in_background=True) as stream:
+        assert stream.commit_next()
+        assert stream.compact_if_due() is None  # it has begun
+        compact(Dataset(ingest.root), ingest.settings, now=datetime.now(UTC))
+        wait_until(lambda: "headrace-compaction" not in {thread.name for thread in threading.enumerate()}, "the base to be written")
+        assert stream.compact_if_due() is None
+        second = stream.commit_next()
+        assert second is not None
+        assert second.version == 3
+    assert verify(ingest.root).problems == []
 
 
 def test_a_follower_publishes_a_finished_base_also_when_no_document_comes_any_more(tmp_path: Path, broker: BrokerProcess) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pipelines.dataset.boilerplate import counts_files
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.gc import orphans
+from pipelines.dataset.shard_maps import ShardMaps
 from pipelines.dataset.texts import SPAN, read_texts
 from pipelines.dataset.trail import read_kept
 from pipelines.dataset.verify import verify
@@ -65,7 +66,8 @@ def manifests(ingest: Ingest) -> list[DatasetManifest]:
 
 
 def kept_texts(root: Path, manifest: DatasetManifest) -> list[str]:
-    return read_texts(root, load_tokenizer(root, manifest.tokenizer), read_kept([root / entry.path for entry in manifest.documents], SPAN))
+    kept = read_kept([root / entry.path for entry in manifest.documents], SPAN)
+    return read_texts(ShardMaps(Dataset(root)), load_tokenizer(root, manifest.tokenizer), kept)
 
 
 def test_footers_of_one_version_are_gone_from_the_next(source: Ingest) -> None:

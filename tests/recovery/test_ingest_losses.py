@@ -14,7 +14,7 @@ from pipelines.kafka.planning import check_not_cut, plan_ranges
 from pipelines.kafka.topics import topic_ids
 from schemas.arrow import Outcome
 from schemas.errors import OffsetsLost, SourceError, TopicRecreated
-from schemas.manifest import LossKind
+from schemas.lost_offsets import LossKind
 from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, Record, document, state, wait_until
 
@@ -144,3 +144,15 @@ def test_the_leader_epoch_of_every_end_is_recorded_and_an_epoch_that_ends_below_
     check_not_cut(ingest.settings, ingest.topic, ends, epochs)
     with pytest.raises(SourceError, match=r"partitions \[1\] of .* were cut while they were read"):
         check_not_cut(ingest.settings, ingest.topic, ends, {**epochs, 1: later})
+    ingest.publish([document("only", f"{TEXT} of one partition", 1)])
+    (after,) = ingest.once()
+    assert after.leader_epochs[ingest.topic] == epochs, "also those of partitions that gave nothing"
+
+
+def test_a_log_that_is_cut_while_it_is_read_commits_nothing(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch that the broker does not know any more: what was read may be gone, and other records be at its offsets."""
+    ingest.publish(documents(0, 20))
+    monkeypatch.setattr("pipelines.ingest.stream.leader_epochs", lambda settings, topic, ends: dict.fromkeys(ends, 7))
+    with pytest.raises(SourceError, match="were cut while they were read"):
+        ingest.once()
+    assert state(ingest.root) == []

@@ -10,7 +10,7 @@ from pipelines.dataset.verify import verify
 from pipelines.kafka.clients import open_admin
 from schemas.manifest import DatasetManifest
 from tests.broker_process import BrokerProcess
-from tests.ingest_harness import Ingest, Record, document, finish, is_stopped, wait_until
+from tests.ingest_harness import Ingest, Record, document, finish, wait_until, wait_until_stopped
 
 TEXT = "water comes down from the hill and the mill turns, so that grain is ground between two stones number"
 
@@ -47,7 +47,7 @@ def test_partitions_added_between_runs_are_read_from_their_beginning(ingest: Ing
 def test_partitions_added_during_a_run_are_in_the_next_version(ingest: Ingest) -> None:
     ingest.publish([*documents(0, 10), *documents(1, 10)])
     child = ingest.start(crash_at="stop@planned")
-    wait_until(lambda: is_stopped(child.pid), "the ranges to be fixed")
+    wait_until_stopped(child)
     grow(ingest, 4)
     ingest.publish([*documents(2, 5), *documents(3, 7)])
     child.send_signal(signal.SIGCONT)

@@ -12,7 +12,7 @@ import pytest
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.loader import TokenRows
 from pipelines.dataset.retractions.masks import retracted_ordinals
-from pipelines.dataset.shards import read_span
+from pipelines.dataset.shard_maps import ShardMaps
 from pipelines.dataset.verify import verify
 from schemas.arrow import Split
 from tests.broker_process import BrokerProcess
@@ -79,7 +79,7 @@ def test_a_retracted_document_is_read_from_older_versions_and_not_from_newer_one
         for row in pl.read_parquet(source.root / entry.path).to_dicts()
         if row["doc_id"] == mask["doc_id"] and row["start"] == mask["start"] and row["row"] == mask["row"]
     )
-    tokens = read_span(source.root, row["shard"], row["row"], row["start"], row["length"])[:-1].tobytes()
+    tokens = ShardMaps(Dataset(source.root)).span(row["shard"], row["row"], row["start"], row["length"])[:-1].tobytes()
 
     def text_of(version: int) -> bytes:
         rows = TokenRows(source.root, version, Split.TRAIN)

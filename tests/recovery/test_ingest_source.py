@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from kafka import TopicPartition
 
+from pipelines.dataset import checkpoints
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
 from pipelines.ingest.announcer import group_id
 from pipelines.kafka.clients import open_admin, open_consumer
@@ -17,7 +18,7 @@ from schemas.arrow import Outcome
 from schemas.errors import SettingsError, TokenizerMismatch, TopicMissing
 from schemas.settings import Settings
 from tests.broker_process import BrokerProcess, start_broker
-from tests.ingest_harness import Ingest, Record, document, finish, is_stopped, sample_records, state, wait_until
+from tests.ingest_harness import Ingest, Record, document, finish, sample_records, state, wait_until, wait_until_stopped
 
 TEXT = "water comes down from the hill and the mill turns, so that grain is ground between two stones number"
 
@@ -62,7 +63,7 @@ def test_a_topic_recreated_during_a_run_stops_ingest(ingest: Ingest, has_dataset
         ingest.publish(documents(20, 20))
     before = state(ingest.root)
     child = ingest.start(crash_at="stop@segment_written")
-    wait_until(lambda: is_stopped(child.pid), "the run to have read everything")
+    wait_until_stopped(child)
     ingest.recreate_topic()
     child.send_signal(signal.SIGCONT)
     assert_stopped(finish(child), "was deleted and created again")
@@ -82,7 +83,7 @@ def test_offsets_lost_to_retention_stop_ingest(ingest: Ingest) -> None:
 def test_offsets_lost_while_they_are_read_stop_ingest(ingest: Ingest) -> None:
     ingest.publish(documents(0, 20))
     child = ingest.start(crash_at="stop@planned")
-    wait_until(lambda: is_stopped(child.pid), "the ranges to be fixed")
+    wait_until_stopped(child)
     delete_records(ingest, 1, before=5)
     child.send_signal(signal.SIGCONT)
     assert_stopped(finish(child), "no longer holds offsets")
@@ -145,7 +146,7 @@ def test_settings_that_do_not_fit_the_dataset_are_refused(ingest: Ingest, tmp_pa
 def test_ingest_once_takes_in_no_more_than_was_there_at_its_start(ingest: Ingest) -> None:
     ingest.publish(documents(0, 260))
     child = ingest.start(crash_at="stop@planned:2")
-    wait_until(lambda: is_stopped(child.pid), "the second version to be planned")
+    wait_until_stopped(child)
     ingest.publish(documents(260, 40))
     child.send_signal(signal.SIGCONT)
     done = finish(child)
@@ -153,6 +154,14 @@ def test_ingest_once_takes_in_no_more_than_was_there_at_its_start(ingest: Ingest
     versions = json.loads(done.stdout)["versions"]
     assert [version["num_records"] for version in versions] == [120, 120, 20]
     assert sum(manifest.num_records for manifest in ingest.once()) == 40
+
+
+def test_a_writer_leaves_checkpoints_of_the_log_behind(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "GROWTH", 2)
+    for first in (0, 4, 8):
+        ingest.publish(documents(first, 4))
+        ingest.once()
+    assert [(found.first, found.last) for found in checkpoints.listed(ingest.root)] == [(1, 2)]
 
 
 def test_nothing_new_publishes_no_version(ingest: Ingest) -> None:

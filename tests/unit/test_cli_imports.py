@@ -37,7 +37,7 @@ def loaded_by(start: str) -> frozenset[str]:
     return frozenset({name.partition(".")[0] for name in seen} & LIBRARIES)
 
 
-@pytest.mark.parametrize("module", ["ops.cli.main", "ray_apps.training.worker", *(f"ops.cli.{name}" for name in COMMANDS)])
+@pytest.mark.parametrize("module", ["ops.cli.main", "ops.cli.kafka_of_root", "ray_apps.training.worker", *(f"ops.cli.{name}" for name in COMMANDS)])
 def test_a_command_loads_nothing_big_before_it_runs_and_neither_does_what_ray_only_hands_on(module: str) -> None:
     assert loaded_by(module) == frozenset()
 

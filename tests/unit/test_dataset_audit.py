@@ -18,7 +18,8 @@ from pipelines.dataset import checkpoints
 from pipelines.dataset.dataset import Dataset, dataset_log
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.names import data_files, documents_path, segment_path, shard_path, version_of
-from pipelines.dataset.shards import open_shard, read_span
+from pipelines.dataset.shard_maps import ShardMaps
+from pipelines.dataset.shards import open_shard
 from pipelines.dataset.verify import verify
 from pipelines.lineage.lineage import Fate, trace
 from pipelines.steps.declared import NAMES as DECLARED
@@ -201,7 +202,7 @@ def test_trace_tells_the_fate_of_a_kept_document_down_to_its_tokens(made: Path) 
     assert (fate.outcome, fate.dataset_version, fate.offset, fate.models) == (Outcome.KEPT, 2, 36, [])
     assert fate == one(made, f"{TOPIC}/0/36")
     assert fate.shard is not None
-    ids = read_span(made, fate.shard, fate.row or 0, fate.start or 0, fate.length or 0)
+    ids = ShardMaps(Dataset(made)).span(fate.shard, fate.row or 0, fate.start or 0, fate.length or 0)
     assert load_tokenizer(made, Dataset(made).tokenizer).decode(ids[:-1]) == text_of(31)
     assert "kept for" in sentence(fate)
 

@@ -19,12 +19,13 @@ from pipelines.dataset.columns import columns_of, row_of
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version, read_manifest
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.history import Holds
-from pipelines.dataset.retractions.masks import retracted_ordinals, span_masks
+from pipelines.dataset.retractions.masks import retracted_ordinals, span_mask
 from pipelines.runtime.crash import CHECKPOINT_CRASH_POINTS, VARIABLE
 from schemas.arrow import FILE_LISTS, VERSIONS, Outcome, Split
 from schemas.errors import DatasetNotFound
-from schemas.manifest import AcceptedLoss, DatasetManifest, LossKind, LostOffsets, OffsetRange
-from tests.factories import make_dataset
+from schemas.lost_offsets import AcceptedLoss, LossKind, LostOffsets
+from schemas.manifest import DatasetManifest, OffsetRange
+from tests.factories import make_dataset, make_seven_versions
 
 NUM_VERSIONS = 7
 SAVE = """
@@ -39,11 +40,7 @@ for version in map(int, sys.argv[2:]):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven versions, of which the third and sixth mask documents."""
-    root = tmp_path_factory.mktemp("made")
-    for version in range(1, NUM_VERSIONS + 1):
-        make_dataset(root, num_rows=2, mask=(lambda kept: kept.tail(1)) if version % 3 == 0 else None)
-    return root
+    return make_seven_versions(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
@@ -87,7 +84,7 @@ def test_what_all_versions_hold_is_answered_from_the_columns_alone(root: Path, m
     assert dataset.entries("documents", after=4) == [entry for manifest in manifests[4:] for entry in manifest.documents]
     assert dataset.paths("documents", [2, 5]) == [root / entry.path for number in (2, 5) for entry in manifests[number - 1].documents]
     assert dataset.num_rows(Split.TRAIN) == 12
-    assert len(retracted_ordinals(dataset)) == 2 and len(span_masks(dataset)) > 0
+    assert len(retracted_ordinals(dataset)) == 2 and span_mask(dataset) is not None
     assert dataset.versions_with(Holds.MASKS) == [3, 6]
     assert dataset.history["num_kept"].tolist() == [manifest.outcomes[Outcome.KEPT] for manifest in manifests]
     assert dataset.history["attempt"].tolist() == [int(manifest.attempt, 16) for manifest in manifests]
@@ -137,6 +134,17 @@ def test_a_checkpoint_that_is_not_as_it_was_written_is_passed_over_and_written_a
     assert dataset.columns.to_pylist() == expected(root)
     dataset.save_checkpoints()
     assert saved(root) == [(1, 4), (5, 6)]
+    assert Dataset(root).columns.to_pylist() == expected(root)
+
+
+def test_checkpoints_of_before_shards_were_merged_are_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = pa.schema([field for field in VERSIONS if field.name != "merged"])
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "VERSIONS", before)
+        save_checkpoint(root, dataset_log(root), Range(1, 4), Dataset(root, 4).columns.select(before.names))
+    assert saved(root) == [(1, 4)]
+    assert Dataset(root).columns.to_pylist() == expected(root)
+    Dataset(root).save_checkpoints()
     assert Dataset(root).columns.to_pylist() == expected(root)
 
 

@@ -8,18 +8,12 @@ import pytest
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.names import base_path, documents_path
 from pipelines.storage.durable import durable_file, durable_folder
-from tests.factories import make_dataset
-
-NUM_VERSIONS = 7
+from tests.factories import make_seven_versions
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven versions, of which the third and sixth mask documents."""
-    root = tmp_path_factory.mktemp("made")
-    for version in range(1, NUM_VERSIONS + 1):
-        make_dataset(root, num_rows=2, mask=(lambda kept: kept.tail(1)) if version % 3 == 0 else None)
-    return root
+    return make_seven_versions(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
+from pipelines.dataset.writer import VersionPlan, publish, write_version
 from pipelines.storage.durable import sha256_file
-from schemas.arrow import Outcome, Split
+from schemas.arrow import SEGMENT, Outcome, Split
 from schemas.errors import CommitConflict, DatasetNotFound, ManifestCorrupt
-from tests.factories import TOPIC, make_dataset
+from tests.factories import TOPIC, commit_records, make_dataset, make_tokens, no_duplicates, no_masks, prepared_block, text_settings, tokenizer_ref
 
 
 def test_a_version_is_the_union_of_its_manifests(tmp_path: Path) -> None:
@@ -56,6 +59,43 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"{")
     with pytest.raises(ManifestCorrupt, match="not a valid manifest"):
         Dataset(tmp_path)
+
+
+def test_only_whole_names_are_entries_of_a_log(tmp_path: Path) -> None:
+    log = dataset_log(tmp_path)
+    log.publish(1, b"first")
+    for name in ("00000002.json~", "00000003.json.bak", "0000004.json", "00000005.JSON", ".tmp-00000006.json-0123456789ab"):
+        (log.folder / name).touch()
+    assert (log.latest(), log.latest(known=1)) == (1, 1)
+
+
+def test_a_version_that_keeps_nothing_lists_no_fingerprints_and_adds_up(tmp_path: Path) -> None:
+    kept = commit_records(
+        tmp_path, [(None, b'{"text": "The mill by the river grinds the grain of the valley, and its wheel turns by day and night."}')]
+    )
+    nothing = commit_records(tmp_path, [(None, b"{"), (None, None)])
+    assert (len(kept.dedup_segments), nothing.dedup_segments, nothing.shards) == (1, [], [])
+    assert (nothing.totals.num_records, nothing.totals.num_tokens) == (3, kept.num_tokens)
+    assert (nothing.totals.outcomes[Outcome.KEPT], nothing.totals.outcomes[Outcome.DEAD]) == (1, 1)
+
+
+def test_blocks_are_written_down_as_they_come_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.dataset.writer.ROW_GROUP_ROWS", 4)
+    rng = np.random.default_rng(0)
+    blocks = [prepared_block([make_tokens(rng, 9, 300)] * 3, [Split.TRAIN] * 3, vocab_size=300, first_offset=first) for first in (0, 3, 6)]
+    plan = VersionPlan(1, "0" * 12, {}, {}, tokenizer_ref(300))
+    settings = text_settings(tmp_path)
+    files = write_version(tmp_path, plan, settings, [(block, no_duplicates(3)) for block in blocks], SEGMENT.empty_table, no_masks)
+    written = pq.ParquetFile(tmp_path / files.documents[0].path)
+    assert [written.metadata.row_group(number).num_rows for number in range(written.num_row_groups)] == [6, 3]
+    assert written.read()["offset"].to_pylist() == list(range(9))
+
+
+def test_a_writer_that_was_overtaken_is_told_so_also_when_its_files_were_collected(tmp_path: Path) -> None:
+    manifest = make_dataset(tmp_path)
+    (tmp_path / manifest.shards[0].path).unlink()
+    with pytest.raises(CommitConflict, match="another writer"):
+        publish(tmp_path, manifest)
 
 
 def test_a_log_entry_is_created_once_and_in_order(tmp_path: Path) -> None:

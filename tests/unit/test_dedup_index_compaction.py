@@ -9,10 +9,10 @@ from pipelines.dataset.compaction import (
     GROWTH,
     MANY_ROWS,
     MAX_SEGMENTS_FACTOR,
-    BackgroundBase,
     compact,
     index_files,
     is_due,
+    is_superseded,
     pays_off,
     publish_base,
     write_new_base,
@@ -21,8 +21,9 @@ from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.loader import TokenRows
 from pipelines.dataset.verify import verify
-from pipelines.dataset.writer import publish
+from pipelines.dataset.writer import manifest_without_documents, publish
 from pipelines.lineage.lineage import trace
+from pipelines.runtime.background import Background
 from schemas.arrow import Outcome, Split
 from schemas.errors import CommitConflict, ShardCorrupt
 from schemas.settings import data_fingerprint
@@ -107,7 +108,8 @@ def test_versions_keep_the_files_that_they_list(compacted: Path) -> None:
 def test_a_base_written_in_the_background_covers_the_versions_before_it_and_those_after_stay_segments(tmp_path: Path) -> None:
     settings = text_settings(tmp_path)
     commit_records(tmp_path, [document("d1", story(1)), document("d2", story(2))])
-    background = BackgroundBase(Dataset(tmp_path), settings.dedup.max_hamming)
+    dataset = Dataset(tmp_path)
+    background = Background(lambda: write_new_base(dataset, settings.dedup.max_hamming), "compaction")
     commit_records(tmp_path, [document("d7", story(7))])
     manifest = publish_base(Dataset(tmp_path), background.result(), settings, now=clock())
     assert (manifest.version, manifest.dedup_base_version, background.is_done()) == (3, 1, True)
@@ -143,6 +145,26 @@ def test_a_base_that_another_one_has_passed_is_never_listed_and_goes(tmp_path: P
     assert (Dataset(tmp_path).version, verify(tmp_path).problems) == (3, [])
 
 
+def test_of_two_bases_that_hold_as_much_only_the_first_is_listed(tmp_path: Path) -> None:
+    settings = text_settings(tmp_path)
+    commit_records(tmp_path, [document("d1", story(1))])
+    first, second = (write_new_base(Dataset(tmp_path), settings.dedup.max_hamming) for _ in range(2))
+    publish_base(Dataset(tmp_path), first, settings, now=clock())
+    assert is_superseded(Dataset(tmp_path), second)
+    with pytest.raises(CommitConflict, match="holds as much"):
+        publish_base(Dataset(tmp_path), second, settings, now=clock())
+
+
+def test_a_version_without_documents_goes_on_where_its_parent_ended(tmp_path: Path) -> None:
+    committed = commit_records(tmp_path, [document("d1", story(1))])
+    parent = committed.model_copy(update={"leader_epochs": {TOPIC: {0: 7}}, "record_bytes": {TOPIC: {0: 400}}})
+    after = manifest_without_documents(parent, "a" * 12, text_settings(tmp_path), clock())
+    for name in ("topic_ids", "leader_epochs", "record_bytes", "totals", "tokenizer", "sequence_length"):
+        assert getattr(after, name) == getattr(parent, name), name
+    assert (after.version, after.parent, after.num_records, after.files) == (2, 1, 0, [])
+    assert (after.offsets[TOPIC][0].start, after.offsets[TOPIC][0].end) == (1, 1)
+
+
 @pytest.mark.parametrize("kind", ["shards", "documents", "dedup_segments", "dedup_base", "boilerplate", "masks"])
 def test_no_manifest_lists_a_file_that_is_gone_whatever_its_kind(tmp_path: Path, kind: str) -> None:
     settings = text_settings(tmp_path, **{"dedup.boilerplate": True})
@@ -162,7 +184,7 @@ def test_what_went_wrong_in_the_background_is_raised(tmp_path: Path) -> None:
     manifest = commit_records(tmp_path, [document("d1", story(1))])
     (tmp_path / manifest.dedup_segments[0].path).unlink()
     with pytest.raises(ShardCorrupt, match="is missing"):
-        BackgroundBase(Dataset(tmp_path), 6).result()
+        Background(lambda: write_new_base(Dataset(tmp_path), 6), "compaction").result()
 
 
 def test_a_second_compaction_of_the_same_version_is_fenced_and_leaves_garbage(tmp_path: Path) -> None:

@@ -134,8 +134,9 @@ def test_a_dataset_without_validation_rows_does_not_hold_the_trial_up() -> None:
     assert state is not None and state.decision is Decision.ADVANCE and "could not be compared" in state.reason
 
 
-def test_idle_never_moves_by_itself() -> None:
-    assert decide(idle(), evidence(1000, 1000), SETTINGS, NOW) is None
+@pytest.mark.parametrize("seen", [evidence(1000, 1000), evidence(20, tally(0, errors=20))], ids=["better", "worse"])
+def test_idle_never_moves_by_itself(seen: Evidence) -> None:
+    assert decide(idle(), seen, SETTINGS, NOW) is None
 
 
 def by_hand(share: float = 0.5) -> RolloutState:
@@ -154,7 +155,7 @@ def test_shares_set_by_hand_are_guarded_but_never_promoted_by_the_loop() -> None
 def test_a_persons_word_holds_through_everything_but_their_own_release_or_start() -> None:
     tripped = decide(by_hand(), evidence(500, tally(10, errors=10)), SETTINGS, NOW)
     for state in (by_hand(), tripped, abort(by_hand(), "r", {}, BY_HAND), promote(by_hand(), "r", {}, BY_HAND), hold(idle(), "r", BY_HAND)):
-        assert state is not None and state.person_decides
+        assert state is not None and state.held and state.person_decides
         if state.phase is Phase.IDLE:
             with pytest.raises(RolloutError, match="a person decides"):
                 start(state, 3, SETTINGS, reason="r", evidence={}, author=BY_LOOP, salt=SALT)
@@ -171,10 +172,31 @@ def test_a_canary_set_by_hand_is_judged_by_the_loop_once_it_is_released() -> Non
     assert after is not None and (after.decision, after.champion) == (Decision.PROMOTE, 2)
 
 
-def test_a_shadow_phase_that_copies_nothing_asks_for_no_answers() -> None:
+@pytest.mark.parametrize("champion_answers", [0, 10_000])
+def test_a_shadow_phase_that_copies_nothing_asks_for_no_answers(champion_answers: int) -> None:
     settings = RolloutSettings(shadow_fraction=0.0)
     state = start(idle(), 2, settings, reason="r", evidence={}, author=BY_LOOP, salt=SALT)
-    after = decide(state, evidence(10_000, 0, unanswered=10_000), settings, NOW)
+    after = decide(state, evidence(champion_answers, 0, unanswered=champion_answers), settings, NOW)
+    assert after is not None and after.decision is Decision.ADVANCE
+
+
+def test_a_challenger_that_gets_everything_is_not_compared_with_a_champion_that_gets_nothing() -> None:
+    state = release(by_hand(share=1.0), "r", BY_HAND)
+    after = decide(state, evidence(0, 20), SETTINGS, NOW)
+    assert after is not None and after.decision is Decision.PROMOTE
+
+
+def test_each_phase_asks_for_its_own_number_of_answers() -> None:
+    settings = RolloutSettings(min_shadow_requests=30, min_canary_requests=12)
+    for state, needed in ((shadow(), 30), (canary(), 12)):
+        assert decide(state, evidence(200, needed - 1), settings, NOW) is None
+        assert decide(state, evidence(200, needed), settings, NOW) is not None
+
+
+def test_what_a_guard_allows_at_most_is_allowed() -> None:
+    settings = RolloutSettings(max_error_rate=0.1, max_cancelled_increase=0.25, max_loss_increase=0.5, max_latency_ratio=1.0)
+    at_most = Evidence(tally(30), tally(27, errors=3, cancellations=10), 0, measured(3.5, 3.0))
+    after = decide(shadow(), at_most, settings, NOW)
     assert after is not None and after.decision is Decision.ADVANCE
 
 
@@ -246,3 +268,17 @@ def test_the_median_is_right_to_five_percent_and_ignores_answers_without_tokens(
     median = seen.median_s_per_token()
     assert median is not None and abs(median / 0.051 - 1) < 0.05
     assert ArmCounts().median_s_per_token() is None
+
+
+@pytest.mark.parametrize("order", [(100, 1, 10), (1, 10, 100), (10, 100, 10, 1), (100, 10, 1, 1000)])
+def test_the_median_is_the_middle_answer_in_whatever_order_they_came_and_of_two_the_faster(order: tuple[int, ...]) -> None:
+    seen = ArmCounts()
+    for milliseconds in order:
+        seen.add_answer(milliseconds / 1000, 1)
+    median = seen.median_s_per_token()
+    assert median is not None and abs(median / 0.01 - 1) < 0.05
+
+
+def test_users_beyond_what_is_asked_for_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_apps.rollout.evidence.MAX_USERS", 3)
+    assert len(tally(10).users) == 3

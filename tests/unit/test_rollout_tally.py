@@ -1,6 +1,6 @@
 """What counts as evidence about a rollout state, event by event."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -91,6 +91,57 @@ def test_users_are_counted_and_not_their_requests() -> None:
     for user in ("a" * 16, "b" * 16, "a" * 16, None):
         tally.add(answer(2, user_hash=user))
     assert len(tally.evidence(LossComparison()).challenger.users) == 2
+
+
+@pytest.mark.parametrize("status", ["ok", "error", "refused", "cancelled"])
+def test_answers_under_another_state_or_of_another_life_of_the_root_are_no_evidence(status: str) -> None:
+    tally, nothing = trial(Phase.CANARY), trial(Phase.CANARY).evidence(LossComparison())
+    for version in (1, 2):
+        for number in (4, 6):
+            tally.add(answer(version, status=status, rollout_number=number))
+        tally.add(answer(version, status=status).model_copy(update={"time": NOW - timedelta(seconds=61)}))
+    assert tally.evidence(LossComparison()) == nothing
+    for version in (1, 2):
+        tally.add(answer(version).model_copy(update={"time": NOW - timedelta(seconds=59)}))
+    assert counts(tally) == (1, 0, 1, 0), "clocks may differ by a minute"
+
+
+@pytest.mark.parametrize("phase", [Phase.SHADOW, Phase.CANARY])
+def test_what_the_phase_does_not_say_is_no_evidence(phase: Phase) -> None:
+    tally = trial(phase)
+    for status in ("ok", "error", "refused", "cancelled"):
+        tally.add(answer(1, shadow=True, status=status))
+        tally.add(answer(2, shadow=phase is Phase.CANARY, status=status))
+        tally.add(answer(3, status=status))
+    assert tally.evidence(LossComparison()) == trial(phase).evidence(LossComparison())
+
+
+def test_a_failure_of_the_challenger_ends_its_silence_as_an_answer_does() -> None:
+    for status in ("error", "refused"):
+        tally = trial(Phase.CANARY)
+        for number in (1, 2):
+            tally.add(answer(1, request_id=f"r{number}"))
+        tally.add(answer(2, status=status, request_id="r3"))
+        tally.add(answer(1, request_id="r3"))
+        assert tally.evidence(LossComparison()).unanswered == (1 if status == "error" else 0)
+
+
+def test_a_request_that_the_challenger_refused_counts_once_however_often_the_champion_answers_it() -> None:
+    tally = trial(Phase.CANARY)
+    tally.add(answer(2, status="refused"))
+    for _ in range(3):
+        tally.add(answer(1))
+    assert tally.evidence(LossComparison()).challenger.refusals == 1
+
+
+def test_of_requests_that_wait_for_the_other_models_word_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_apps.rollout.tally.MAX_OPEN_REQUESTS", 3)
+    tally = trial(Phase.CANARY)
+    for number in range(5):
+        tally.add(answer(2, status="refused", request_id=f"r{number}"))
+    for number, refusals in enumerate((0, 0, 1, 2, 3)):
+        tally.add(answer(1, request_id=f"r{number}"))
+        assert tally.evidence(LossComparison()).challenger.refusals == refusals
 
 
 @pytest.mark.parametrize("phase", [Phase.SHADOW, Phase.CANARY])

@@ -1,7 +1,9 @@
 """Readers hold a bounded number of shards mapped, and what they gave out stays valid."""
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.loader import TokenRows
 from pipelines.dataset.shard_maps import ShardMaps
 from pipelines.dataset.shards import open_shard
+from pipelines.storage import pinned
+from pipelines.storage.durable import sha256_file
+from pipelines.views.export import export
 from pipelines.views.rows import ViewRows
 from pipelines.views.selection import whole
 from schemas.arrow import Split
@@ -54,15 +59,14 @@ def test_a_reader_of_more_shards_than_it_may_map_reads_every_row(root: Path, vie
 
 
 def maps(root: Path) -> ShardMaps:
-    shards = Dataset(root).shards(Split.TRAIN)
-    return ShardMaps(root, [entry.path for entry in shards], [entry.rows for entry in shards], 32)
+    return ShardMaps(Dataset(root))
 
 
 def test_a_view_stays_valid_after_its_shard_gave_way(root: Path) -> None:
     shards = maps(root)
     view = shards[0]
     expected = view.copy()
-    for number in range(len(shards)):
+    for number in range(NUM_SHARDS):
         shards[number]
     assert mapped(root) == 3
     assert np.array_equal(view, expected)
@@ -70,12 +74,13 @@ def test_a_view_stays_valid_after_its_shard_gave_way(root: Path) -> None:
     assert mapped(root) == 2
 
 
-def test_a_missing_shard_is_told_when_the_reader_is_opened_and_one_of_another_shape_when_it_is_read(root: Path) -> None:
-    path = Dataset(root).shards(Split.TRAIN)[0].path
-    with pytest.raises(ShardCorrupt, match="is missing"):
-        ShardMaps(root, [path, "shards/nothing.arrow"], [NUM_ROWS, 1], 32)
-    with pytest.raises(ShardCorrupt, match="manifest promised"):
-        ShardMaps(root, [path], [NUM_ROWS + 1], 32)[0]
+@pytest.mark.parametrize("view", [False, True])
+def test_a_missing_shard_is_told_when_the_reader_is_opened(root: Path, tmp_path: Path, view: bool) -> None:
+    other = Path(shutil.copytree(root, tmp_path / "root"))
+    path = other / Dataset(other).shards(Split.TRAIN)[3].path
+    path.unlink()
+    with pytest.raises(ShardCorrupt, match=f"{path} is missing"):
+        ViewRows(whole(Dataset(other))) if view else TokenRows(other, None, Split.TRAIN)
 
 
 READ_WITHOUT_FILES = """
@@ -95,3 +100,56 @@ def test_a_process_without_room_for_another_map_says_so_and_blames_no_file(root:
     path = root / Dataset(root).shards(Split.TRAIN)[0].path
     done = subprocess.run([sys.executable, "-c", READ_WITHOUT_FILES, str(path)], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.startswith("DatasetError") and "vm.max_map_count" in done.stdout and "restore" not in done.stdout
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "training": lambda root: TokenRows(root, None, Split.TRAIN).gather(np.arange(NUM_SHARDS * NUM_ROWS)),
+    "view": lambda root: ViewRows(whole(Dataset(root))).gather(np.arange(NUM_SHARDS * NUM_ROWS)),
+    "export": lambda root: export(whole(Dataset(root)), "bin", root.parent / "exported"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_one_flipped_bit_in_a_shard_stops_every_reader_with_the_name_of_the_file(root: Path, tmp_path: Path, reader: str) -> None:
+    other = Path(shutil.copytree(root, tmp_path / "root"))
+    path = other / Dataset(other).shards(Split.TRAIN)[4].path
+    flip(path)
+    with pytest.raises(ShardCorrupt, match=f"{path} has SHA-256"):
+        READERS[reader](other)
+    flip(path)
+    READERS[reader](other)
+
+
+@pytest.mark.parametrize("kind", ["documents", "masks"])
+@pytest.mark.parametrize("reader", READERS)
+def test_one_flipped_bit_in_an_audit_trail_or_a_mask_stops_those_who_read_it(tmp_path: Path, reader: str, kind: str) -> None:
+    root = tmp_path / "root"
+    make_dataset(root, num_rows=NUM_ROWS * NUM_SHARDS, mask=lambda kept: kept.tail(1))
+    path = root / getattr(Dataset(root).manifest, kind)[0].path
+    flip(path)
+    if (reader, kind) == ("training", "documents"):
+        READERS[reader](root)  # reads rows of whole shards, no audit trail
+        return
+    with pytest.raises(ShardCorrupt, match=f"{path} has SHA-256"):
+        READERS[reader](root)
+
+
+def test_a_shard_that_gave_way_and_is_mapped_again_is_hashed_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr(pinned, "sha256_file", counted)
+    monkeypatch.setattr(pinned, "_verified", set())
+    for _ in range(3):
+        rows = TokenRows(root, None, Split.TRAIN)
+        rows.gather(np.arange(rows.num_rows))
+    assert sorted(hashed) == sorted(root / entry.path for entry in Dataset(root).shards(Split.TRAIN))

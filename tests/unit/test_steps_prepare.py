@@ -172,6 +172,7 @@ print(sum(normalize._rewrite_all.stats.cache_hits.values()), file=sys.stderr)
 """
 
 
+@pytest.mark.slow  # compiles
 def test_processes_that_start_at_once_share_the_compiled_kernels(tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
 

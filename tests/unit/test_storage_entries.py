@@ -67,6 +67,13 @@ def test_a_damaged_manifest_is_called_corrupt_whoever_wrote_it(tmp_path: Path, c
         read_manifest(tmp_path, 1)
 
 
+def test_what_this_very_version_does_not_know_is_damage_and_no_news(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    edited(tmp_path, lambda manifest: manifest.update(a_later_field=1))
+    with pytest.raises(ManifestCorrupt, match="a_later_field"):
+        read_manifest(tmp_path, 1)
+
+
 OUTSIDE = ["../x", "/x", "a/../../x", "a\n/../../x", "\n/..", "..", "a/..", "", "a\0b"]
 
 

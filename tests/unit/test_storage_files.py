@@ -114,6 +114,25 @@ def test_what_another_process_writes_is_held_until_it_ends_however(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_not_there_is_not_held_and_is_gone(tmp_path: Path) -> None:
+    assert not is_held(tmp_path / "nothing")
+    assert remove_unheld(tmp_path / "nothing")
+
+
+def test_a_folder_that_another_writer_creates_at_the_same_moment_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, folder = Path.is_dir, tmp_path / "log"
+
+    def created_after_the_look(path: Path) -> bool:
+        answer = real(path)
+        if path == folder and not answer:
+            folder.mkdir()
+        return answer
+
+    monkeypatch.setattr(Path, "is_dir", created_after_the_look)
+    create_durably(folder / "entry", b"ours")
+    assert (folder / "entry").read_bytes() == b"ours"
+
+
 def test_a_folder_appears_whole_or_not_at_all_and_never_over_another(tmp_path: Path) -> None:
     def write(text: str) -> None:
         with durable_folder(tmp_path / "model") as folder:

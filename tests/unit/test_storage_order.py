@@ -114,6 +114,20 @@ def test_nothing_that_was_promised_is_lost_in_a_power_cut(recorded: tuple[Path, 
     assert lost_in(events, root) == []
 
 
+def test_nothing_has_its_name_before_all_that_is_in_it_is_on_disk(recorded: tuple[Path, list[Event]]) -> None:
+    """Also where no manifest names it: a state that is replaced, a folder that whoever finds it takes for whole."""
+    root, events = recorded
+    disk, torn = Disk(root), []
+    for event in events:
+        if "source" in event and Path(event["path"]).exists():
+            source, path = event["source"], Path(event["path"])
+            inside = [found for found in path.rglob("*") if found.is_file()] if path.is_dir() else [path]
+            torn += [what for found in inside for what in disk.lost_bytes(str(found), source + str(found)[len(str(path)) :])]
+        if event["kind"] != "returned":
+            disk.take(event)
+    assert torn == []
+
+
 def test_every_flush_of_a_file_or_a_folder_is_needed(recorded: tuple[Path, list[Event]]) -> None:
     root, events = recorded
     flushed = {event["path"] for event in events if event["kind"] == "fsync"}

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.storage.durable import create_durably, file_entry
-from pipelines.storage.pinned import read_pinned, verify_pinned
+from pipelines.storage.durable import create_durably, file_entry, sha256_file
+from pipelines.storage.pinned import read_pinned, verify_once, verify_pinned
 from schemas.errors import ShardCorrupt
 from schemas.manifest import FileEntry
 
-READERS = (read_pinned, lambda root, entry: verify_pinned(root, entry).read_bytes())
+READERS = (read_pinned, lambda root, entry: verify_pinned(root, entry).read_bytes(), lambda root, entry: verify_once(root, entry).read_bytes())
 
 
 def pinned(root: Path) -> FileEntry:
@@ -39,3 +39,21 @@ def test_another_file_in_the_place_of_a_pinned_one_is_refused(
         (tmp_path / entry.path).write_bytes(bytes_there)
     with pytest.raises(ShardCorrupt, match=told):
         read(tmp_path, entry)
+
+
+def test_a_file_that_was_verified_once_is_read_again_only_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, hashed = pinned(tmp_path), list[Path]()
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr("pipelines.storage.pinned.sha256_file", counted)
+    for _ in range(3):
+        verify_once(tmp_path, entry)
+    assert len(hashed) == 1
+    (tmp_path / entry.path).unlink()
+    create_durably(tmp_path / entry.path, b"weights of version 2")
+    with pytest.raises(ShardCorrupt, match="SHA-256"):
+        verify_once(tmp_path, entry)
+    assert len(hashed) == 2

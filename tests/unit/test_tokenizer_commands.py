@@ -171,5 +171,5 @@ def test_every_field_of_a_manifest_has_its_place_in_a_new_lineage() -> None:
     recomputed |= {"tokenizer", "sequence_length", "settings_fingerprint", "languages", "statistics", "totals", "derived_from", "traceparent"}
     recomputed |= {"code_version"}
     taken_along = {"topic_ids", "offsets", "record_bytes", "leader_epochs", "dedup_segments", "boilerplate", "boilerplate_first_version"}
-    empty = {"accepted_loss", "dedup_base", "dedup_base_version", "masks", "num_masked_documents", "num_masked_tokens"}
+    empty = {"accepted_loss", "dedup_base", "dedup_base_version", "masks", "merged", "num_masked_documents", "num_masked_tokens"}
     assert set(DatasetManifest.model_fields) == recomputed | taken_along | empty

@@ -5,20 +5,19 @@ it or before, and no version up to it masks the document. Spans are whole docume
 nothing is masked; else 16 bytes per span in memory, and a binary search per row read.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.names import masks_path
 from pipelines.storage.durable import durable_file, file_entry
+from pipelines.storage.pinned import read_pinned
 from schemas.arrow import MASKS, Split
 from schemas.manifest import DatasetManifest, FileEntry
 
@@ -39,7 +38,7 @@ class Masked:
 
 
 class SpanMask:
-    """The masked spans of one shard as positions in its flat run of tokens: sorted, disjoint."""
+    """The masked spans as positions in one flat run of tokens: sorted, disjoint."""
 
     def __init__(self, starts: Ids, lengths: Ids) -> None:
         order = np.argsort(starts)
@@ -58,36 +57,38 @@ class SpanMask:
 
 
 def read_masks(root: Path, manifest: DatasetManifest) -> pa.Table:
-    """Rows of MASKS of one version."""
-    return _read([root / entry.path for entry in manifest.masks])
+    """Rows of MASKS of one version. Raises ShardCorrupt if a file is not what the manifest says."""
+    return _read(root, manifest.masks)
 
 
-def _read(paths: Sequence[Path]) -> pa.Table:
+def _read(root: Path, entries: Sequence[FileEntry]) -> pa.Table:
     """Read, not mapped: a map for each version with retractions would be too many."""
-    return pa.concat_tables([MASKS.empty_table(), *(pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all() for path in paths)])
+    tables = [pa.ipc.open_file(pa.py_buffer(read_pinned(root, entry))).read_all() for entry in entries]
+    return pa.concat_tables([MASKS.empty_table(), *tables])
 
 
 def retracted_ordinals(dataset: Dataset) -> Ids:
     """Numbers, counted over all kept documents in commit order, of those that versions 1..N took out; ascending."""
-    return np.sort(_read(dataset.paths("masks"))["ordinal"].to_numpy())
+    return np.sort(_read(dataset.root, dataset.entries("masks"))["ordinal"].to_numpy())
 
 
 def retracted_since(dataset: Dataset) -> Ids:
     """Numbers of documents that version N holds or held, and that a version after it took out, as the root is now; ascending."""
     newest = Dataset(dataset.root)
-    masks = _read(newest.paths("masks", range(dataset.version + 1, newest.version + 1)))
+    masks = _read(newest.root, newest.entries("masks", after=dataset.version))
     return np.sort(masks.filter(pc.less_equal(masks["version"], dataset.version))["ordinal"].to_numpy())
 
 
-def span_masks(dataset: Dataset) -> Mapping[str, SpanMask]:
-    """Path of each shard in which versions 1..N mask something -> what."""
-    paths = dataset.paths("masks")
-    if not paths:
-        return {}
-    spans = _frame(_read(paths))
-    first = pl.col("row") * dataset.manifest.sequence_length + pl.col("start")
-    by_shard = spans.select("shard", "length", first=first).partition_by("shard", as_dict=True)
-    return {str(shard): SpanMask(part["first"].to_numpy(), part["length"].to_numpy()) for (shard,), part in by_shard.items()}
+def span_mask(dataset: Dataset) -> SpanMask | None:
+    """What versions 1..N mask, in the run of all rows by their numbers (dataset/placement.py); none if nothing."""
+    entries = dataset.entries("masks")
+    if not entries:
+        return None
+    masks = _read(dataset.root, entries)
+    shards = masks["shard"].combine_chunks().dictionary_encode()
+    first_rows = dataset.placement.first_rows_of(shards.dictionary.to_pylist())[shards.indices.to_numpy()]
+    starts = (first_rows + masks["row"].to_numpy()) * dataset.manifest.sequence_length + masks["start"].to_numpy()
+    return SpanMask(starts, masks["length"].to_numpy())
 
 
 def write_masks(root: Path, version: int, attempt: str, masks: pa.Table) -> Masked:
@@ -104,9 +105,3 @@ def write_masks(root: Path, version: int, attempt: str, masks: pa.Table) -> Mask
 def is_train_shard(path: str) -> bool:
     """Whether the shard of this path holds train rows; its name says so."""
     return f"-{Split.TRAIN}-" in path
-
-
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame: Any = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame

@@ -95,6 +95,11 @@ class Retractions:
         """The batch became that version."""
         self._clean_at = version
 
+    def passed(self, version: int) -> None:
+        """That version added no documents and retracted none."""
+        if self._clean_at == version - 1:
+            self._clean_at = version
+
     def admit(self, block: pa.Table) -> pa.Table:
         """The block, all of one partition, without the documents that were published before their retraction, which stood in another partition:
         those are rejected.

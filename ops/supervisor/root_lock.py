@@ -1,0 +1,33 @@
+"""One ``up`` per root, and where its Kafka is. Imports little: every command asks before it does anything else."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.runtime import locks
+from pipelines.storage.durable import check_root
+from schemas.errors import ServiceFailed
+
+LOCK_FILE = "up.lock"
+
+
+@contextmanager
+def root_lock(root: Path) -> Iterator[int]:
+    """Be the only ``up`` under this root; yields the descriptor to write a note with. Raises ServiceFailed."""
+    check_root(root)
+    handle = locks.take(root / LOCK_FILE)
+    if handle is None:
+        other = (locks.note_of_holder(root / LOCK_FILE) or "").partition("\n")[0] or "unknown"
+        raise ServiceFailed(f"process {other} runs `headrace up` under {root} already; stop it, or choose another --root")
+    try:
+        locks.write_note(handle, str(os.getpid()))
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def kafka_of_running_up(root: Path) -> str | None:
+    """The Kafka that the ``up`` running under this root uses; None if none runs, or it has not said so yet."""
+    note = locks.note_of_holder(root / LOCK_FILE) or ""
+    return note.partition("\n")[2] or None

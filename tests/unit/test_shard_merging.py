@@ -1,0 +1,248 @@
+"""A merge of small shards is a version without documents: rows, documents and hashes are what they were, in fewer files."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ops.cli.main import main
+from pipelines.dataset.audit import live_texts
+from pipelines.dataset.dataset import Dataset, dataset_log
+from pipelines.dataset.gc import collect_garbage, orphans
+from pipelines.dataset.loader import TokenRows
+from pipelines.dataset.merging import Merge, due_runs, is_superseded, merge, publish_merge, write_merge
+from pipelines.dataset.retractions.masks import Ids
+from pipelines.dataset.verify import verify
+from pipelines.ingest.upkeep import Upkeep
+from pipelines.lineage.lineage import trace
+from pipelines.views.rows import ViewRows
+from pipelines.views.selection import whole
+from schemas.arrow import Outcome, Split
+from schemas.errors import CommitConflict, ShardCorrupt
+from schemas.settings import Settings, data_fingerprint
+from tests.factories import clock, commit_records, make_dataset, text_settings
+
+TOGETHER = 4
+NUM_VERSIONS = 9
+SEQUENCE_LENGTH = 16
+
+
+def settings_of(root: Path, shard_rows: int = 200) -> Settings:
+    return text_settings(root, **{"ingest.merge_shards": TOGETHER, "packing.shard_rows": shard_rows, "ingest.gc_grace_s": 0})
+
+
+def story(number: int) -> tuple[None, bytes]:
+    words = [f"Anna counted {number * step + 3} sacks of grain near mill {number}-{step}" for step in range(1, 2 + number % 5)]
+    return None, json.dumps({"id": f"d{number}", "text": f"Story {number} of the valley. " + ", then ".join(words) + "."}).encode()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Versions of a few documents each, the fourth with a retraction."""
+    root = tmp_path_factory.mktemp("made")
+    for version in range(NUM_VERSIONS):
+        records = [story(3 * version + number) for number in range(3)]
+        commit_records(root, [*records, *([(b"d1", None)] if version == 3 else [])], settings_of(root))
+    return root
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "root"))
+
+
+def merge_all(root: Path, settings: Settings) -> int:
+    """Number of merges that were due one after the other."""
+    for number in range(100):
+        if merge(Dataset(root), settings, now=clock()) is None:
+            return number
+    raise AssertionError("merges never end")
+
+
+def rows_of(root: Path, version: int, split: Split) -> Ids:
+    rows = TokenRows(root, version, split)
+    return rows.gather(np.arange(rows.num_rows))
+
+
+def everything(root: Path) -> list[tuple[list[list[int]], list[list[int]], list[str]]]:
+    """Of each version with documents: its rows, those of it as a view, and its texts."""
+    found = []
+    for version in range(1, NUM_VERSIONS + 1):
+        dataset = Dataset(root, version)
+        for split in Split:
+            view = ViewRows(whole(dataset), split)
+            texts = [text for block in live_texts(dataset) for text in block["text"].to_pylist()]
+            found.append((rows_of(root, version, split).tolist(), view.gather(np.arange(view.num_rows)).tolist(), texts))
+    return found
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "shards").iterdir())
+
+
+def test_every_version_reads_the_same_after_a_merge_and_after_the_shards_are_gone(root: Path) -> None:
+    before, num_files = everything(root), len(names(root))
+    assert merge_all(root, settings_of(root)) > 0
+    assert everything(root) == before
+    removed = collect_garbage(root, grace_s=0)
+    assert sum(path.startswith("shards/") for path in removed) == len(removed) > num_files // 2
+    assert everything(root) == before
+    assert verify(root).problems == [] and orphans(root) == []
+
+
+def test_a_merge_adds_nothing_and_later_versions_go_on_behind_it(root: Path) -> None:
+    before = Dataset(root)
+    manifest = merge(before, settings_of(root), now=clock())
+    assert manifest is not None and manifest.merged
+    assert (manifest.totals, manifest.num_records, manifest.shards) == (before.manifest.totals, 0, [])
+    after = commit_records(root, [story(100), story(101), story(0)], settings_of(root))
+    assert after.outcomes[Outcome.DUPLICATE] == 1
+    assert [before.num_rows(split) for split in Split] == [Dataset(root, before.version + 1).num_rows(split) for split in Split]
+    assert verify(root).problems == []
+
+
+def test_a_reader_that_was_opened_before_finds_rows_whose_file_a_merge_and_the_collector_took(root: Path) -> None:
+    expected = rows_of(root, NUM_VERSIONS, Split.TRAIN)
+    reader, view = TokenRows(root, NUM_VERSIONS, Split.TRAIN), ViewRows(whole(Dataset(root)))
+    of_view = ViewRows(whole(Dataset(root))).gather(np.arange(view.num_rows))
+    merge_all(root, settings_of(root))
+    assert collect_garbage(root, grace_s=0)
+    assert np.array_equal(reader.gather(np.arange(reader.num_rows)), expected)
+    assert np.array_equal(view.gather(np.arange(view.num_rows)), of_view)
+
+
+def test_two_hundred_small_versions_end_in_a_few_files_and_no_row_is_copied_often(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, shard_rows=400)
+    for _ in range(200):
+        make_dataset(tmp_path, num_rows=2, sequence_length=SEQUENCE_LENGTH, num_validation_rows=1)
+        merge(Dataset(tmp_path), settings, now=clock())
+    expected = rows_of(tmp_path, Dataset(tmp_path).version, Split.TRAIN)
+    merge_all(tmp_path, settings)
+    collect_garbage(tmp_path, grace_s=0)
+    files = [Dataset(tmp_path).shard_files(split) for split in Split]
+    assert len(names(tmp_path)) == sum(map(len, files)) <= 30
+    assert max(max(part["copies"].to_pylist()) for part in files) <= 4
+    assert max(part["rows"].to_numpy().max() for part in files) <= 400
+    assert np.array_equal(rows_of(tmp_path, Dataset(tmp_path).version, Split.TRAIN), expected)
+
+
+def test_what_is_due_are_small_files_in_a_row_that_were_copied_equally_often(root: Path) -> None:
+    placement = Dataset(root).placement
+    rows = placement.of_split(Split.TRAIN)["rows"].to_pylist()
+    assert [run.split for run in due_runs(placement, TOGETHER, 10**6)][:1] == [Split.TRAIN]
+    assert due_runs(placement, 0, 10**6) == due_runs(placement, NUM_VERSIONS + 1, 10**6) == []
+    assert due_runs(placement, TOGETHER, max(rows)) == []  # none of so many in a row is small then
+    (run, *_) = due_runs(placement, TOGETHER, 4 * max(rows) + 4)
+    assert sum(part.rows for part in run.parts) <= 4 * max(rows) + 4 and 2 <= len(run.parts) <= NUM_VERSIONS
+    merge(Dataset(root), settings_of(root), now=clock())
+    assert due_runs(Dataset(root).placement, 2, 10**6) == []  # one file, copied once, and none beside it that was
+
+
+def test_how_shards_are_merged_is_not_part_of_the_data_fingerprint(tmp_path: Path) -> None:
+    assert data_fingerprint(text_settings(tmp_path)) == data_fingerprint(text_settings(tmp_path, **{"ingest.merge_shards": 3}))
+
+
+def written(root: Path) -> Merge:
+    dataset = Dataset(root)
+    return write_merge(dataset, due_runs(dataset.placement, TOGETHER, 200))
+
+
+def test_a_merge_that_versions_have_passed_is_published_and_one_that_another_has_overtaken_is_garbage(root: Path) -> None:
+    settings = settings_of(root)
+    first, second = written(root), written(root)
+    commit_records(root, [story(100)], settings)
+    assert collect_garbage(root, grace_s=0, by_hand=True) == []  # a writer may still publish either
+    publish_merge(Dataset(root), first, settings, now=clock())
+    assert is_superseded(Dataset(root), second)
+    with pytest.raises(CommitConflict, match="start again"):
+        publish_merge(Dataset(root), second, settings, now=clock())
+    assert {entry.path for entry in second.entries} <= set(collect_garbage(root, grace_s=0))
+    assert verify(root).problems == []
+
+
+def test_a_merge_of_other_files_does_not_make_way_for_one_that_has_some_of_them(root: Path) -> None:
+    settings = settings_of(root)
+    early = written(root)
+    merge(Dataset(root), settings, now=clock())
+    late = early._replace(entries=[entry.model_copy(update={"path": entry.path.replace("v0", "v9")}) for entry in early.entries])
+    assert is_superseded(Dataset(root), late)  # whatever its name says
+
+
+def test_the_collector_keeps_shards_within_the_grace_and_while_the_file_that_stands_for_them_is_damaged(root: Path) -> None:
+    manifest = merge(Dataset(root), settings_of(root), now=clock())
+    assert manifest is not None
+    assert collect_garbage(root, grace_s=3600) == []
+    for entry in manifest.merged:
+        flip(root / entry.path)
+    assert collect_garbage(root, grace_s=0, by_hand=True) == []
+    for entry in manifest.merged:
+        flip(root / entry.path)
+    listed = collect_garbage(root, grace_s=0, dry_run=True)
+    assert listed and all((root / path).exists() for path in listed)
+    assert collect_garbage(root, grace_s=0) == listed
+
+
+def flip(path: Path, place: int | None = None) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if place is None else place] ^= 1
+    path.write_bytes(data)
+
+
+def test_verify_sees_rows_that_a_merged_file_does_not_have_as_they_were(root: Path) -> None:
+    """The file hashes as its manifest says, so only the shards that it stands for tell."""
+    manifest = merge(Dataset(root), settings_of(root), now=clock())
+    assert manifest is not None
+    entry = manifest.merged[0]
+    whole_file = (root / entry.path).read_bytes()
+    needle = rows_of(root, 1, Split.TRAIN)[0, :8].astype("<u2").tobytes()
+    changed = whole_file.replace(needle, needle[::-1], 1)
+    (root / entry.path).write_bytes(changed)
+    log = dataset_log(root).path(manifest.version)
+    log.write_text(log.read_text().replace(entry.sha256, hashlib.sha256(changed).hexdigest()))
+    first = Dataset(root, 1).manifest.shards[0].path
+    assert f"the rows of {first} are not in it as they were" in [problem.what for problem in verify(root).problems]
+    collect_garbage(root, grace_s=0)
+    assert [problem.path for problem in verify(root).problems] == [entry.path]
+
+
+def test_verify_sees_a_merge_of_rows_that_are_not_whole_shards(root: Path) -> None:
+    manifest = merge(Dataset(root), settings_of(root), now=clock())
+    assert manifest is not None
+    log = dataset_log(root).path(manifest.version)
+    value = json.loads(log.read_text())
+    value["merged"][0]["tokens"] += 1
+    log.write_text(json.dumps(value))
+    assert any("not those of whole shards of earlier versions" in problem.what for problem in verify(root).problems)
+
+
+def test_a_damaged_shard_is_not_merged_and_ingest_goes_on(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flip(root / Dataset(root, 2).manifest.shards[0].path)
+    upkeep = Upkeep(settings_of(root), in_background=False)
+    assert upkeep.merge(Dataset(root)) is upkeep.merge(Dataset(root)) is None
+    assert "small shards are not merged" in caplog.text and "restore it from a copy" in caplog.text
+    assert Dataset(root).version == NUM_VERSIONS
+    with pytest.raises(ShardCorrupt):
+        merge(Dataset(root), settings_of(root), now=clock())
+
+
+def test_commands_say_where_the_rows_of_a_merged_shard_lie(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = merge(Dataset(root), settings_of(root), now=clock())
+    assert manifest is not None
+    collect_garbage(root, grace_s=0)
+    file = manifest.merged[0]
+    (fate,) = trace(root, "d6", deadletter_topic="dead")
+    assert fate.file in {entry.path for entry in manifest.merged} and fate.file != fate.shard and fate.file_row is not None
+    for command, said in (
+        (["datasets", "list"], f"merged small shards into {len(manifest.merged)} larger"),
+        (["datasets", "show", "1"], "from row"),
+        (["datasets", "verify"], "no problems"),
+        (["trace", "d6"], f"of {fate.file})"),
+    ):
+        assert main([*command, "--root", str(root)]) == 0
+        out = capsys.readouterr()
+        assert said in out.out + out.err
+    assert main(["datasets", "show", str(manifest.version), "--json", "--root", str(root)]) == 0
+    assert json.loads(capsys.readouterr().out)["merged"][0]["path"] == file.path
