@@ -65,6 +65,7 @@ class Fate:
     license: str | None
     created_at: str | None
     meta: str | None
+    num_replaced: int | None
     dataset_version: int
     """Version that took the record in."""
     split: str | None

@@ -23,6 +23,7 @@ from pipelines.dataset.verify import verify
 from pipelines.dataset.writer import publish
 from pipelines.lineage.lineage import trace
 from pipelines.runtime.crash import SWITCH_CRASH_POINTS, VARIABLE
+from pipelines.storage.durable import sha256_file
 from pipelines.tokenizers.folders import TokenizerCard, keep_tokenizer
 from pipelines.tokenizers.tokenizer import train_tokenizer
 from schemas.arrow import Outcome, Split
@@ -196,6 +197,8 @@ def test_a_text_that_does_not_come_back_stops_the_switch_and_names_the_document(
     place = data.index(tokens.tobytes())
     data[place : place + 2] = (int(tokens[0]) ^ 1).to_bytes(2, "little")
     path.write_bytes(data)
+    log = source.root / "log" / "00000001.json"
+    log.write_text(log.read_text().replace(manifest.shards[0].sha256, sha256_file(path)))  # as it was written: the tokens are not those of the text
     assert span["doc_id"] == "only"
     with pytest.raises(DatasetError, match=r"document 'only' .*does not decode to the text that was ingested"):
         switch(Dataset(source.root), files, tmp_path / "data", source.settings, clock())

@@ -54,13 +54,22 @@ def random_rows(number: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def test_each_field_counts_what_it_says() -> None:
     seen = int((COMMIT - timedelta(seconds=5)).timestamp() * 1000)
-    text = {"language": "zh", "num_chars": 4, "num_tokens": 3, "timestamp_ms": seen, "source": "web", "domain": "a.example", "quality": 1.0}
+    text = {
+        "language": "zh",
+        "num_chars": 4,
+        "num_tokens": 3,
+        "timestamp_ms": seen,
+        "source": "web",
+        "domain": "a.example",
+        "quality": 1.0,
+        "num_replaced": 1,
+    }
     rejected = {"outcome": "rejected", "reason": "pii/email", "num_chars": 9, "language": "en", "pii": [{"type": "email", "count": 2}]}
     found = counted(documents([text, text, rejected, {"outcome": "control"}]))
     total = found.total
     assert total.outcomes == {Outcome.KEPT: 2, Outcome.REJECTED: 1, Outcome.CONTROL: 1}
     assert total.reasons == {"rejected/pii/email": 1}
-    assert total.languages["zh"].model_dump() == {"documents": 2, "chars": 8, "tokens": 6}
+    assert total.languages["zh"].model_dump() == {"documents": 2, "chars": 8, "tokens": 6, "replaced": 2}
     assert list(total.languages) == ["zh"]
     assert (total.chars, total.tokens, total.quality, total.freshness_s) == ({3: 2}, {2: 2}, {19: 2}, {3: 2})
     assert (total.domains, total.pii, total.perplexity) == ({"a.example": 2}, {"email": 2}, {})
