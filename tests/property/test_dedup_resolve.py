@@ -198,6 +198,18 @@ def test_after_its_retraction_a_document_may_come_again_and_a_copy_before_stays_
     assert resolver.num_kept == 3
 
 
+def test_a_copy_of_what_a_base_holds_is_compared_with_its_neighbours_once_that_was_retracted(tmp_path: Path) -> None:
+    one, other = bytes([1] * 32), bytes([2] * 32)
+    versions = Versions(tmp_path, DedupSettings())
+    versions.resolver.resolve(table_of_events([((5, b"a" * 16, one), "a"), ((7, b"b" * 16, other), "b")]))
+    versions.close()
+    versions.compact(6)
+    versions.reopen()
+    answer = versions.resolver.resolve(table_of_events([(None, "a"), ((5, b"a" * 16, other), "copy")]))
+    assert answer["duplicate_of"].to_pylist() == [None, "b"]
+    assert answer["reason"].to_pylist() == [None, "near"]
+
+
 def test_thousands_of_equal_fingerprints_are_decided_as_the_reference_says_across_a_reopening(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [(7, rng.bytes(16), bytes(rng.integers(1, 256, 32, dtype=np.uint8))) for _ in range(200)]

@@ -126,6 +126,13 @@ def test_a_failure_of_the_challenger_ends_its_silence_as_an_answer_does() -> Non
         assert tally.evidence(LossComparison()).unanswered == (1 if status == "error" else 0)
 
 
+def test_only_the_champions_answers_pass_a_silent_challenger_by() -> None:
+    tally = trial(Phase.CANARY)
+    for status in ("error", "refused", "cancelled"):
+        tally.add(answer(1, status=status))
+    assert tally.evidence(LossComparison()).unanswered == 0
+
+
 def test_a_request_that_the_challenger_refused_counts_once_however_often_the_champion_answers_it() -> None:
     tally = trial(Phase.CANARY)
     tally.add(answer(2, status="refused"))
