@@ -62,12 +62,12 @@ class Live:
     """Says of each kept document, asked in commit order, whether versions 1..N still hold it."""
 
     def __init__(self, dataset: Dataset, first: int = 0) -> None:
-        """``first``: how many kept documents stand before those that are asked about."""
+        """``first``: number of kept documents before the first one that is asked about."""
         self._retracted = retracted_ordinals(dataset)
         self._next = first
 
     def num_live(self, num_kept: int) -> int:
-        """How many of the next so many kept documents the versions still hold."""
+        """How many of the next ``num_kept`` kept documents the versions still hold."""
         return num_kept - int(np.count_nonzero((self._retracted >= self._next) & (self._retracted < self._next + num_kept)))
 
     def among(self, block: pa.Table) -> Mask:

@@ -65,7 +65,7 @@ def counts_files(dataset: Dataset | None) -> list[CountsFile]:
 
 
 def carry_over(source: Dataset, root: Path, attempt: str, version: int) -> Written:
-    """The counts of versions 1..N as the file of a version under another root, for all versions up to it; durably."""
+    """Write the counts of versions 1..N durably, as the file of a version under another root that covers all versions up to it."""
     counts = _sum([ParagraphCounts.load(verify_pinned(source.root, file.entry)) for file in counts_files(source)])
     if not len(counts.hashes):
         return NOTHING

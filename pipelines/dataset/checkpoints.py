@@ -123,7 +123,7 @@ def load(root: Path, log: CommitLog, versions: Range) -> pa.Table | None:
 
 
 def _with_merges(columns: pa.Table) -> pa.Table:
-    """What was written before shards were merged says nothing of merges: there are none."""
+    """Add an empty ``merged`` column to checkpoints that were written before merges existed."""
     if "merged" in columns.schema.names:
         return columns
     none = pa.array([[]] * len(columns), VERSIONS.field("merged").type)

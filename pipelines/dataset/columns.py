@@ -55,7 +55,7 @@ def file_entries(files: pa.Table) -> list[FileEntry]:
 
 
 def shard_entries(files: pa.Table) -> list[ShardEntry]:
-    """Entries of rows of the list of shards; further columns are left out."""
+    """Entries from rows of the list of shards; other columns are ignored."""
     rows = files.select(list(ShardEntry.model_fields)).to_pylist()
     return [ShardEntry.model_construct(**_plain(row) | {"split": Split(row["split"])}) for row in rows]
 

@@ -136,13 +136,13 @@ class Dataset:
         return Placement(self.columns)
 
     def newest_placement(self) -> Placement:
-        """Where they, and those of later versions, lie now."""
+        """Where the rows of these and of later versions lie now."""
         newest = latest_version(self.root, self.version)
         return self.placement if newest == self.version else Dataset(self.root, newest).placement
 
     def shard_files(self, split: Split) -> pa.Table:
-        """Files with the rows of a split, in the order of versions, those that others stand for left out: row ids of an older version stay valid
-        in every later one.
+        """Files with the rows of a split, in the order of versions, without shards that were merged into another file. Row ids of an older version
+        stay valid in every later one.
         """
         return self.placement.of_split(split)
 
@@ -155,7 +155,7 @@ class Dataset:
         return int(pc.sum(self.shard_files(split)["rows"]).as_py() or 0)
 
     def row_range(self, split: Split) -> tuple[int, int]:
-        """Numbers of the first row of the split and of the one behind its last (dataset/placement.py)."""
+        """Numbers of the split's rows, [first, end) (dataset/placement.py)."""
         return FIRST_ROW[split], FIRST_ROW[split] + self.num_rows(split)
 
     def next_offsets(self, topic: str) -> dict[int, int]:

@@ -3,10 +3,10 @@
 Invariant: a file is removed only if it carries a name of ours, nobody holds it (storage/holds.py), no manifest lists it, and none ever can:
 - a file of a version that is committed: its own writer, should it still live, is fenced;
 - a base of the duplicate index, which a later version than its name says may list, once a base that is listed holds as much, because then
-  nobody publishes it any more (dataset/compaction.py). What a crash left of a base so waits for the next compaction. A file of merged shards
+  nobody publishes it any more (dataset/compaction.py). So a base that a crash left behind waits for the next compaction. A file of merged shards
   waits in the same way for a merge of its split that was begun no earlier (dataset/merging.py);
-- a shard, or a file of merged ones, that a version lists but whose rows lie in another file that a later version lists: every reader finds them
-  there. It goes once that file is older than the grace period, and has its SHA-256;
+- a shard, or a file of merged shards, that a version lists but whose rows are in another file that a later version lists: every reader finds them
+  there. It is removed once that file is older than the grace period, if that file has the SHA-256 of its manifest;
 - a temporary file or folder anywhere else under the root, and tokenizers that no dataset version and no model names and no person made: only
   when a person asks for it.
 Costs one listing of a few folders and the history (dataset/history.py), by hand one of all; what the history calls garbage is compared with
@@ -61,8 +61,8 @@ def _unlisted(root: Path, paths: list[str], newest: int) -> list[str]:
 
 
 def collect_garbage(root: Path, *, grace_s: float, by_hand: bool = False, dry_run: bool = False) -> list[str]:
-    """Remove the orphans that no manifest can list any more, and shards that others stand for, once they are older than the grace period; returns
-    their paths.
+    """Remove the orphans that no manifest can list any more, and shards that were merged into another file, once they are older than the grace
+    period; returns their paths.
 
     ``by_hand``: also tokenizers that nothing names, and temporary files beside the versions, which only a person can tell from those that are
     to be used next. ``dry_run`` only lists. What is being written stays, whatever the grace period.
@@ -88,7 +88,7 @@ def _collectable(root: Path, newest: int) -> list[str]:
 
 
 def _merged_away(root: Path, newest: int, oldest: float) -> list[str]:
-    """Files of shards whose rows have been in another file for longer than the grace period."""
+    """Files of shards whose rows have been in another file for longer than the grace period; none if that file is damaged."""
     placement = Dataset(root, newest).placement if newest else None
     replaced = placement.replaced() if placement else {}
     there = {path: replaced[path] for path in data_files(root) if path in replaced}
@@ -97,10 +97,10 @@ def _merged_away(root: Path, newest: int, oldest: float) -> list[str]:
 
 
 def _stands(root: Path, entry: ShardEntry, oldest: float) -> bool:
-    """Whether a file of merged shards is old enough, and as its manifest says."""
+    """Whether a file of merged shards is old enough and equals its manifest."""
     try:
         return _modified_at(verify_once(root, entry)) <= oldest
-    except ShardCorrupt:  # `headrace datasets verify` tells
+    except ShardCorrupt:  # `headrace datasets verify` reports it
         return False
 
 

@@ -32,7 +32,7 @@ class Holds(IntFlag):
     BOILERPLATE = 16
     """Counts of lines."""
     MERGED = 32
-    """Files that stand for several shards."""
+    """Files that several shards were merged into."""
 
 
 _LISTS = {

@@ -98,8 +98,8 @@ class LoaderState:
 
 
 class TokenRows:
-    """All rows of one split of a dataset version, memory-mapped as they are read. Row ids run over the shards in the order of versions, wherever
-    their rows lie: a merge of shards changes none of them.
+    """All rows of one split of a dataset version, memory-mapped as they are read. Row ids count the rows of the shards in the order of versions,
+    wherever these rows lie. A merge of shards changes no row id.
     """
 
     def __init__(self, root: Path, dataset_version: int | None, split: Split) -> None:

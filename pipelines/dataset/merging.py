@@ -1,17 +1,17 @@
 """Merging runs of small shards into one file: a version of the dataset that adds no documents.
 
-A trickle commits a shard of a few rows every some seconds, and a reader opens and maps each. A merge copies the rows of many into one file, in the
-order of versions, whole and unchanged, the padding at the end of each included. So rows keep their numbers (dataset/placement.py); documents,
-masks, views and models go on naming the shards that they always named; and training that is resumed reads the same rows, bit for bit.
+A slow stream commits a shard of a few rows every few seconds, and a reader opens and maps each of them. A merge copies the rows of many shards
+into one file, in the order of versions, unchanged, with the padding at the end of each shard. So rows keep their numbers (dataset/placement.py).
+Documents, masks, views and models keep the names of their shards. Training that is resumed reads the same rows, bit for bit.
 
-Order: (1) the shards are read and compared with their SHA-256; (2) the file is written under a name of this attempt, durably; (3) it is read
-again, and the bytes of each shard's own file are made anew from its rows and compared with its SHA-256; (4) a manifest lists it, by
-create-if-absent. A crash before (4) leaves a file that no manifest lists. After it the shards themselves are garbage (dataset/gc.py): their own
-versions still list them, and find their rows in the file.
+Order: (1) read the shards and compare them with their SHA-256; (2) write the file durably, under a name of this attempt; (3) read the file again,
+rebuild the bytes of each shard's own file from its rows, and compare them with its SHA-256; (4) publish a manifest that lists the file, by
+create-if-absent. A crash before (4) leaves a file that no manifest lists. After (4) the shards' own files are garbage (dataset/gc.py): their
+versions still list them, and readers find their rows in the merged file.
 
-It is due when so many files of a split stand in a row that each have under a SMALL-th of ``packing.shard_rows``, and were copied equally often.
-The file that they become is no longer small, or was made of so many: so rows are copied once for every tenfold or so growth of their file
-(with 64 at a time three times at most on the way to 65,536 rows), and of shards that were copied equally often few are left side by side.
+A merge is due when ``ingest.merge_shards`` consecutive files of a split have under a SMALL-th of ``packing.shard_rows`` each and were copied
+equally often. The merged file either is no longer small or was copied once more than they were. So rows are copied once for about every tenfold
+growth of their file (with 64 at a time: at most three times up to 65,536 rows), and few files that were copied equally often stay side by side.
 Memory: one shard of ``packing.shard_rows``.
 """
 
@@ -39,13 +39,13 @@ from schemas.manifest import DatasetManifest, MergedShard, ShardEntry
 from schemas.settings import Settings
 
 SMALL = 4
-"""A file is small while it has under one part in so many of the rows that a shard may have."""
+"""A file is small if it has fewer rows than the limit of a shard divided by this."""
 MAX_PARTS = 1_024
-"""A merge takes no more files at a time, unless the settings ask for more: so one is done within seconds, and loses little if it loses a race."""
+"""Most files that a merge takes, unless the settings ask for more. So a merge takes seconds, and little work is lost if it loses a race."""
 
 
 class Run(NamedTuple):
-    """Files of a split that stand side by side and become one."""
+    """Consecutive files of a split that become one file."""
 
     split: Split
     first_row: int
@@ -61,7 +61,7 @@ class Merge(NamedTuple):
     entries: list[MergedShard]
     attempt: str
     runs: list[Run]
-    """What each of them is made of."""
+    """The run of files from which each of them was made."""
 
 
 def due_runs(placement: Placement, merge_shards: int, shard_rows: int) -> list[Run]:
@@ -118,12 +118,12 @@ def _check_parts(run: Run, merged: pa.RecordBatch, path: Path) -> None:
     at = 0
     for part in run.parts:
         if shard_sha256(merged.slice(at, part.rows)) != part.sha256:
-            raise ShardCorrupt(f"the rows of {part.path} do not give its bytes again when they are read from {path}; nothing was published")
+            raise ShardCorrupt(f"{path} does not reproduce the bytes of {part.path}; nothing was published. Run `headrace datasets verify`")
         at += part.rows
 
 
 def newest_merged(dataset: Dataset) -> dict[Split, int]:
-    """Split -> version in the name of the newest merged file: what was begun before that is not published any more."""
+    """Split -> version in the name of the newest merged file. A merge that was begun before that version is never published."""
     files = dataset.files("merged")
     return {split: max(map(version_of, files.filter(pc.equal(files["split"], str(split)))["path"].to_pylist()), default=0) for split in Split}
 
@@ -147,9 +147,9 @@ def _files_now(placement: Placement, run: Run) -> list[str]:
 
 
 def publish_merge(dataset: Dataset, merge: Merge, settings: Settings, *, now: datetime, traceparent: str | None = None) -> DatasetManifest:
-    """Publish a merge as the version after ``dataset``. Raises CommitConflict if fenced, or if another merge took its place."""
+    """Publish a merge as the version after ``dataset``. Raises CommitConflict if fenced, or if another merge replaced this one."""
     if is_superseded(dataset, merge):
-        raise CommitConflict(f"version {dataset.version} has merged shards that {merge.entries[0].path} was made of; start again from it")
+        raise CommitConflict(f"another merge came before {merge.entries[0].path}; nothing was published. Start again from version {dataset.version}")
     manifest = manifest_without_documents(dataset.manifest, merge.attempt, settings, now, merged=merge.entries, traceparent=traceparent)
     publish(dataset.root, manifest)
     crash_point("merge_published")
@@ -157,6 +157,6 @@ def publish_merge(dataset: Dataset, merge: Merge, settings: Settings, *, now: da
 
 
 def merge(dataset: Dataset, settings: Settings, *, now: datetime) -> DatasetManifest | None:
-    """Merge what is due and publish it; none if nothing is. Raises CommitConflict, ShardCorrupt."""
+    """Merge the runs that are due and publish the merge; None if no run is due. Raises CommitConflict, ShardCorrupt."""
     runs = due_runs(dataset.placement, settings.ingest.merge_shards, settings.packing.shard_rows)
     return publish_merge(dataset, write_merge(dataset, runs), settings, now=now) if runs else None

@@ -25,7 +25,7 @@ def shard_path(version: int, split: Split, number: int, attempt: str) -> str:
 
 
 def merged_path(version: int, split: Split, attempt: str) -> str:
-    """Path of a file that stands for several shards, relative to the root."""
+    """Path of a file of merged shards, relative to the root."""
     return f"{SHARDS}/v{version:08d}-{split}-merged-{attempt}.arrow"
 
 
@@ -70,12 +70,12 @@ def is_base(path: str) -> bool:
 
 
 def is_merged(path: str) -> bool:
-    """Whether one of the ``data_files`` stands for several shards. Its version is the first that can list it; a later one may."""
+    """Whether one of the ``data_files`` is a file of merged shards. The version in its name, or a later one, may list it."""
     return path.startswith(SHARDS) and "-merged-" in path
 
 
 def split_of(path: str) -> Split:
-    """Split of the shard of this path; its name says so."""
+    """Split of the shard, from its path."""
     return Split(Path(path).name.split("-")[1])
 
 

@@ -1,10 +1,10 @@
 """Where the rows of all shards lie: a shard in a file of its own, or merged with its neighbours into one file (dataset/merging.py).
 
-Every row has a number that never changes: those of the train shards count from 0 in the order of versions, those of the validation shards from
-their FIRST_ROW. A shard is a run of rows, and so is a file. A merged file stands for all files whose rows it has, merged ones too; two files
-have either no row in common, or one has all rows of the other. So nothing else need be said of a merge than which rows are in its file.
+Every row has a number that never changes: train rows count from 0 in the order of versions, validation rows from their FIRST_ROW. A shard is a
+run of rows, and so is a file. A merged file replaces all files whose rows it contains, also merged ones. Two files have no row in common, or
+one contains all rows of the other. So the numbers of its rows describe a merged file completely.
 
-Whoever has a path from a manifest, an audit trail, a mask or a view asks here for the number of its first row, and for the file of that row.
+A reader that has a path from a manifest, an audit trail, a mask or a view asks here for the number of its first row, and for the file with that row.
 Costs 0.1 s and 40 MB per 100,000 shards, once for each version that is opened.
 """
 
@@ -23,7 +23,7 @@ from schemas.manifest import ShardEntry
 
 Ids = npt.NDArray[np.int64]
 FIRST_ROW = {Split.TRAIN: 0, Split.VALIDATION: 1 << 40}
-"""Number of the first row of each split. Times the longest row, 2**20 tokens, it still is a 64-bit number."""
+"""Number of the first row of each split. Its product with the longest row, 2**20 tokens, fits into 64 bits."""
 
 
 class Placement:
@@ -32,11 +32,11 @@ class Placement:
     def __init__(self, columns: pa.Table) -> None:
         """``columns``: rows of VERSIONS."""
         self.shards = _numbered(flattened(columns, "shards"))
-        """As versions list them, with ``first_row``."""
+        """Shards as versions list them, with ``first_row``."""
         self.merged = _with_first_rows(flattened(columns, "merged"))
         """Every file of every merge, in the order of versions."""
         self.files = _files(self.shards, self.merged)
-        """What to open: path, rows, size_bytes, sha256, split, tokens, documents, first_row, copies."""
+        """The files to open: path, rows, size_bytes, sha256, split, tokens, documents, first_row, copies."""
         self.first_rows: Ids = self.files["first_row"].to_numpy()
         """Of each file."""
 
@@ -45,7 +45,7 @@ class Placement:
         return int(self.files_of(np.array([row]))[0])
 
     def files_of(self, rows: Ids) -> Ids:
-        """Numbers of the files that have these rows, which exist."""
+        """Numbers of the files that have these rows. The rows must exist."""
         found: Ids = np.searchsorted(self.first_rows, rows, side="right") - 1
         return found
 
@@ -67,7 +67,7 @@ class Placement:
         return self.files["path"][file].as_py(), number - int(self.first_rows[file])
 
     def entry(self, file: int) -> ShardEntry:
-        """What the manifest says of a file."""
+        """The manifest's entry of a file."""
         return shard_entries(self.files.slice(file, 1))[0]
 
     def of_split(self, split: Split) -> pa.Table:
@@ -108,7 +108,7 @@ def _with_first_rows(merged: pa.Table) -> pa.Table:
 
 
 def _files(shards: pa.Table, merged: pa.Table) -> pa.Table:
-    """The widest merged files, and the shards that none of them has."""
+    """The widest merged files, and the shards that are in none of them."""
     alone = shards.append_column("copies", pa.array(np.zeros(len(shards), np.int64))).drop_columns("version")
     if not len(merged):
         return alone

@@ -1,13 +1,13 @@
 """The shards of a dataset as arrays, of which a bounded number is mapped at a time, wherever their rows lie now (dataset/placement.py).
 
 Linux gives a process 65,530 maps (``vm.max_map_count``), and a dataset may have more shards than that. A file is mapped when it is read; beyond
-MAX_MAPS the one that was not read for longest gives way. A view that somebody still holds keeps its map until it is dropped, so it stays valid.
-A file that is gone because a merge, committed since this reader was opened, stands for it is looked for where its rows are now.
+MAX_MAPS the least recently read one is unmapped. A view that somebody still holds keeps its map until it is dropped, so it stays valid.
+If a file is gone because a merge that was committed after this reader was opened replaced it, its rows are read from the merged file.
 
 Invariant: what is read had the size and the SHA-256 that the manifest says when this process mapped it for the first time.
-Costs a look at each file when it is opened, 2 us; one reading of each file, once in a process; and 0.1 ms for each that is mapped again. The
-reading hashes 1,200 MB a second and core (with SHA instructions): 0.8 s for a GB of shards, of which all rows are gathered in 3.5 s of processor
-time, so the first epoch's reading takes a quarter longer, the next ones nothing.
+Costs: one stat of each file at opening (2 us), one reading of each file per process for its hash, and 0.1 ms each time that a file is mapped again.
+Hashing runs at 1,200 MB a second and core (with SHA instructions): 0.8 s for 1 GB of shards. Gathering all rows of that GB takes 3.5 s of
+processor time, so reading takes a quarter longer in the first epoch, and no longer in later ones.
 """
 
 from collections import OrderedDict
@@ -24,14 +24,14 @@ from schemas.errors import ShardCorrupt
 MAX_MAPS = 8_192
 """Of one reader; a process may have several, and its libraries some thousand maps of their own."""
 FEW_MAPS = 16
-"""Enough for a reader that takes documents in commit order, which leaves a file behind when it is done with it."""
+"""Enough for a reader that takes documents in commit order: it reads each file once and does not come back to it."""
 
 
 class ShardMaps:
     """``maps[i]`` is file i of ``maps.placement``: (rows, S) token ids, read-only. Not for use by several threads."""
 
     def __init__(self, dataset: Dataset, max_maps: int | None = None) -> None:
-        """The newest version of the log says where the rows of every version lie."""
+        """Takes the places of rows from the newest version of the log, for rows of every version."""
         self.placement = dataset.newest_placement()
         self._root = dataset.root
         self._sequence_length = dataset.manifest.sequence_length

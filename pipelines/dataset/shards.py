@@ -3,7 +3,7 @@
 Documents in commit order, each followed by the end-of-text token, are concatenated and chopped into rows of S; a document runs on
 over row ends, never over shard ends, so only the last row of a shard holds padding: at most S - 1 positions of up to
 ``shard_rows`` x S. The bytes are a pure function of the token ids (no times, no names inside), so that a batch that is run again
-after a crash gives the same SHA-256; and rows that were copied into another file (dataset/merging.py) give the bytes of their own file again.
+after a crash gives the same SHA-256, and the bytes of a shard can be rebuilt from its rows in a merged file (dataset/merging.py).
 Writing holds one shard in memory; reading maps the file and copies nothing.
 Source: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 """
@@ -161,7 +161,7 @@ def _batch(rows: Tokens, offsets: npt.NDArray[np.int32], positions: npt.NDArray[
 
 
 def joined(parts: Iterable[pa.RecordBatch], num_rows: int) -> pa.RecordBatch:
-    """The rows of several shards, or of a part of one, as one shard; takes memory for it and for one part at a time."""
+    """The rows of several shards, or of parts of shards, as one shard. Takes memory for the result and for one part at a time."""
     schema, rows, at = pa.schema([]), np.empty(0, np.uint16), 0
     lengths, positions = [], []
     for part in parts:
@@ -185,7 +185,7 @@ def write_shard(root: Path, path: str, batch: pa.RecordBatch) -> FileEntry:
 
 
 def shard_sha256(rows: pa.RecordBatch) -> str:
-    """SHA-256 (hex) of the file that a shard of just these rows has: they may be a part of a larger one."""
+    """SHA-256 (hex) of the file that a shard of exactly these rows has. The rows may be a part of a larger file."""
     sink = pa.BufferOutputStream()
     _write(sink, joined([rows], rows.num_rows))
     return hashlib.sha256(sink.getvalue()).hexdigest()
@@ -221,10 +221,10 @@ def _only_batch(path: Path, source: pa.NativeFile) -> pa.RecordBatch:
 
 
 def unreadable(path: Path, error: OSError | pa.ArrowInvalid) -> DatasetError:
-    """What is wrong, in words: with the file, or with the room that the system leaves this process."""
+    """The error to raise: the file is damaged, or the process has reached a limit of the system."""
     if isinstance(error, OSError) and error.errno in OUT_OF_MAPS:
         return DatasetError(
-            f"{path} cannot be mapped ({error}): this process has as many maps or open files as the system allows, and the file may be in order; "
+            f"{path} cannot be mapped ({error}): this process has as many maps or open files as the system allows; the file itself may be undamaged; "
             "raise vm.max_map_count (sysctl) and the limit on open files (ulimit -n), or read in fewer parts at a time"
         )
     return ShardCorrupt(f"{path} is missing or not a shard ({error}); restore the file from a copy")

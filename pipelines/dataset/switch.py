@@ -1,16 +1,16 @@
 """Another tokenizer for a dataset: a new lineage under another root, whose version 1 holds everything that versions 1..N held.
 
 Token ids of two tokenizers never stand in one dataset, so a changed tokenizer begins a new one. Its first version covers the same offsets of
-the same topics, [first read, next), so that ingest goes on under the new root where it stood. Offsets do not go on over a loss that was accepted:
-there the new lineage has a version before it, one that records the loss as it was recorded, and one after it, all of them with ``derived_from``.
+the same topics, [first read, next), so that ingest continues under the new root at the same offsets. A range of offsets cannot cross a loss that was
+accepted. There the new lineage has one version before the loss, one with the same record of the loss, and one after it, all with ``derived_from``.
 Every offset keeps its row in the audit trail:
 
 - kept documents are decoded from the old shards, compared with the content hash that the duplicate index keeps (one that differs stops it all),
   encoded anew and packed again; train documents stay train documents, validation documents validation documents;
 - documents that a retraction took out leave no token, fingerprint or content hash behind: their outcome is ``retracted``, for the reason
   ``withdrawn``, while a retraction itself has no reason. So the counts add up, and what is like them may enter, as under the old root;
-- everything else is as it was: rejected, duplicate of whom, dead, retraction. Fingerprints and the counts of lines go along, so duplicates
-  of old documents are still found.
+- all other outcomes stay the same: rejected, duplicate (of the same document), dead, retraction. Fingerprints and counts of lines are copied, so
+  duplicates of old documents are still found.
 
 Order: (1) the tokenizer's files; for each version of the new lineage (2) shards, audit trail, fingerprints, under names of this attempt; (3) the
 manifest, by create-if-absent; at the end (4) if the old duplicate index was compacted, the new one is too, which is a version of its own
@@ -66,7 +66,7 @@ from schemas.settings import Settings
 from schemas.statistics import VersionStatistics
 
 _TAKEN_ALONG = ("topic_ids", "record_bytes", "leader_epochs")
-"""Fields of a manifest that say where and how reading goes on: those of the last version of a part."""
+"""Fields of a manifest that say where and how reading continues; a part takes them from its last version."""
 WITHDRAWN = "withdrawn"
 """Reason of a document that had been taken out before the switch."""
 
@@ -80,12 +80,12 @@ class Switched(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What becomes one version: versions of the source between two losses, or a loss."""
+    """What becomes one version: the source's versions between two losses, or one loss."""
 
     versions: range
     is_loss: bool
     num_kept_before: int
-    """Documents that the source's versions before these kept."""
+    """Number of documents that the source kept before these versions."""
     num_kept: int
     is_last_with_documents: bool
 
@@ -130,7 +130,7 @@ def switch(
 
 
 def _parts(source: Dataset) -> list[_Part]:
-    """The source's versions, cut at its losses; those without records in between are left out."""
+    """The source's versions, cut at its losses; parts without records are left out."""
     columns = source.columns
     losses = (np.flatnonzero(columns["num_losses"].to_numpy()) + 1).tolist()
     edges = [1, *(edge for version in losses for edge in (version, version + 1)), source.version + 1]
@@ -212,7 +212,7 @@ def _compact_too(source: Dataset, root: Path, version: int, settings: Settings, 
 
 
 def _made(new_root: Path, derived: DerivedFrom, tokenizer_sha256: str, num_parts: int) -> list[DatasetManifest]:
-    """The versions that the same switch has published before. Raises DatasetError if there are others among them."""
+    """The versions that the same switch has published already. Raises DatasetError if other versions are there."""
     newest = latest_version(new_root)
     made = [read_manifest(new_root, version) for version in range(1, min(newest, num_parts) + 1)]
     for manifest in made:
@@ -286,7 +286,7 @@ class _Rewriting:
         return [file_entry(self._new_root, path, self._num_fingerprints)] if self._num_fingerprints else []
 
     def statistics(self) -> VersionStatistics:
-        """Of all versions of the part together; freshness is that of the versions' own commits."""
+        """Statistics of all versions of the part together; freshness is that of the versions' own commits."""
         return merged(self._statistics)
 
     def _encoded(self, documents: pa.Table, fingerprints: pa.Table) -> pa.LargeListArray:

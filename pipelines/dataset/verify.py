@@ -1,7 +1,7 @@
 """Checks that a dataset is what its manifests promise: every byte, every count, every span. Reads everything once; changes nothing.
 
 For each version: files are there and hash to what is listed; the audit trail has each offset of the ranges exactly once and adds up to
-the outcomes; shards are what dataset/verify_shards.py asks for, merged or not; a sample of
+the outcomes; shards pass the checks of dataset/verify_shards.py, merged or not; a sample of
 documents decodes to the text whose hash the index keeps; the statistics are those of the audit trail. Between versions: offsets join, topics
 and tokenizer stay, totals add up; what the checkpoints of the log say is what the log says. If all that is in order: the masks are those that the
 retractions ask for.
@@ -91,7 +91,7 @@ def verify(root: Path, on_version: Callable[[int, int], None] | None = None) -> 
 
 
 def _placement(root: Path, newest: int) -> Placement:
-    """Where the rows lie, by what can be read of the log."""
+    """Where the rows lie, from the versions of the log that can be read."""
     with suppress(ManifestCorrupt, DatasetNotFound):
         return Dataset(root, newest).placement
     parts = [VERSIONS.empty_table()]

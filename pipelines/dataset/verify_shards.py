@@ -1,8 +1,8 @@
 """Checks of shards: their files, wherever their rows lie, and their rows.
 
-The spans of a shard tile it without gap or overlap, each ends in the end-of-text token, and padding follows the last. A merged file has the rows
-of the shards that it stands for, unchanged: the bytes of each shard's own file are made again from these rows, and have the SHA-256 that its
-version listed. That holds of a shard whose own file is gone, and of one whose own file is still there. Reads a merged file twice.
+The spans of a shard tile it without gap or overlap, each ends in the end-of-text token, and padding follows the last. A merged file has the
+unchanged rows of its shards: the bytes of each shard's own file are rebuilt from these rows and compared with the SHA-256 that its version
+listed, whether the shard's own file still exists or not. Reads a merged file twice.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from schemas.errors import DatasetError
 from schemas.manifest import DatasetManifest, FileEntry, MergedShard, ShardEntry
 
 RESTORE = "restore the file from a copy"
-START_AGAIN = "the dataset was changed by something else than Headrace; start a new one under another --root"
+START_AGAIN = "something other than Headrace changed the dataset; start a new dataset under another --root"
 Found = tuple[str, str, str]
 """path, what, fix"""
 
@@ -36,7 +36,7 @@ def file_problems(root: Path, entry: FileEntry) -> Iterator[Found]:
 
 
 class ShardChecks:
-    """Of one dataset; ``placement`` says where its rows lie now. Keeps the file that was looked into last open."""
+    """Checks the shards of one dataset; ``placement`` says where its rows lie now. Keeps the file that was read last open."""
 
     def __init__(self, root: Path, placement: Placement) -> None:
         self._root = root
@@ -51,12 +51,12 @@ class ShardChecks:
             return [(entry.path, str(error), START_AGAIN)]
         found = [] if now != entry.path and not (self._root / entry.path).is_file() else list(file_problems(self._root, entry))
         if now == entry.path or list(file_problems(self._root, self._placement.entry(self._file(entry)))):
-            return found  # what is wrong with the other file, its own version says
+            return found  # problems of the other file are reported with its own version
         try:
             is_same = shard_sha256(self.batch(entry)) == entry.sha256
         except (DatasetError, pa.ArrowInvalid) as error:
             return [*found, (now, f"the rows of {entry.path} cannot be read from it: {error}", RESTORE)]
-        return found if is_same else [*found, (now, f"the rows of {entry.path} are not in it as they were", RESTORE)]
+        return found if is_same else [*found, (now, f"it does not reproduce the bytes of {entry.path}", RESTORE)]
 
     def batch(self, entry: ShardEntry) -> pa.RecordBatch:
         """The rows of a shard."""
@@ -68,7 +68,7 @@ class ShardChecks:
         return batch
 
     def merged_problems(self, manifest: DatasetManifest, entry: MergedShard) -> Iterator[Found]:
-        """Whether a merged file stands for whole shards of earlier versions, and has as much as these."""
+        """Whether a merged file replaces whole shards of earlier versions, and counts as many tokens and documents as they do."""
         first, shards = FIRST_ROW[entry.split] + entry.first_row, self._placement.shards
         rows = shards["first_row"]
         inside = shards.filter(pc.and_(pc.greater_equal(rows, first), pc.less(rows, first + entry.rows)))
@@ -79,7 +79,7 @@ class ShardChecks:
             yield entry.path, what, START_AGAIN
 
     def problems(self, manifest: DatasetManifest, entry: ShardEntry, kept: pl.DataFrame) -> Iterator[Found]:
-        """The spans of a shard tile it, as the ``starts`` column repeats."""
+        """Whether the spans of a shard tile it, and the ``starts`` column agrees with them."""
         batch = self.batch(entry)
         rows, starts = token_rows(batch), batch.column("starts")
         spans = kept.filter(pl.col("shard") == entry.path)
@@ -95,7 +95,7 @@ class ShardChecks:
         if not (flat[ends - 1] == manifest.tokenizer.eos_token_id).all():
             yield entry.path, "a document does not end in the end-of-text token", START_AGAIN
         if not (flat[entry.tokens :] == manifest.tokenizer.pad_token_id).all():
-            yield entry.path, "something else than padding follows the last document", START_AGAIN
+            yield entry.path, "something other than padding follows the last document", START_AGAIN
         listed = np.repeat(np.arange(entry.rows), starts.value_lengths().to_numpy()) * manifest.sequence_length + starts.flatten().to_numpy()
         if not np.array_equal(listed, first):
             yield entry.path, "the starts column does not list where documents begin", START_AGAIN

@@ -215,7 +215,7 @@ async def _first(engines: Engines, events: AsyncGenerator[Events, None], version
         while not (await asyncio.wait({coming}, timeout=ASK_EVERY_S))[0]:
             health = await engines.health(version)
             if not health.ok and not coming.done():
-                raise unavailable(f"the engine of model version {version} does not answer: {health.reason}")
+                raise unavailable(f"the engine of model version {version} is not healthy: {health.reason}")
         return coming.result()
     finally:
         coming.cancel()

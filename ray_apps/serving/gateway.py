@@ -165,7 +165,7 @@ class Gateway:
         return [ModelCard(id=name, created=self._started) for name in (*routed, *(f"{MODEL}-v{version}" for version in sorted(ready)))]
 
     async def health(self) -> JSONResponse:
-        """GET /health: 200 when the champion answers now, else 503 with what is missing. What a challenger lacks is told beside it."""
+        """GET /health: 200 when the champion answers now, else 503 with what is missing. What keeps a challenger from answering is added."""
         state = self._dispatcher.follower.active
         missing, lame = await asyncio.gather(self._missing(state.champion if state else None), self._lame(state.challenger if state else None))
         body: dict[str, Any] = {
@@ -179,25 +179,25 @@ class Gateway:
             body["challenger_missing"] = lame
         if missing is None:
             return JSONResponse(body)
-        error = unavailable(f"there is no model to answer; missing: {missing}", code="unavailable")
+        error = unavailable(f"no model can answer: {missing}", code="unavailable")
         headers = {"retry-after": error_response(error).headers["retry-after"]}
         return JSONResponse(body | {"missing": missing} | error_body(error).model_dump(), status_code=503, headers=headers)
 
     async def _missing(self, champion: int | None) -> str | None:
         """What keeps requests from being answered."""
         if champion is None:
-            return "a champion: no model has been registered, or none was put into service"
+            return "there is no champion: no model has been registered, or none was put into service"
         return await self._silent("champion", champion)
 
     async def _lame(self, challenger: int | None) -> str | None:
-        """What keeps the challenger from answering; its requests are the champion's meanwhile."""
+        """What keeps the challenger from answering. Meanwhile the champion answers its requests."""
         return None if challenger is None else await self._silent("challenger", challenger)
 
     async def _silent(self, role: str, version: int) -> str | None:
         if version not in self._dispatcher.engines.ready:
-            return f"the engine of {role} {version}: it {self._dispatcher.engines.why_not(version)}"
+            return f"the engine of {role} {version} {self._dispatcher.engines.why_not(version)}"
         health = await self._dispatcher.engines.health(version)
-        return None if health.ok else f"an answer of the engine of {role} {version}: {health.reason}"
+        return None if health.ok else f"the engine of {role} {version} is not healthy: {health.reason}"
 
 
 def _work_id(request: Request) -> str:

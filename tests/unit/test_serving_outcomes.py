@@ -241,7 +241,7 @@ async def test_a_challenger_that_is_not_well_is_told_by_health_and_its_users_get
         await until(lambda: ready(client))
         health = await client.get("/health")
         assert (health.status_code, health.json()["status"]) == (200, "ok")
-        assert health.json()["challenger_missing"] == "an answer of the engine of challenger 2: no step has ended for 9 s"
+        assert health.json()["challenger_missing"] == "the engine of challenger 2 is not healthy: no step has ended for 9 s"
         for number in range(20):
             response = await client.post("/v1/completions", json=ASK | {"user": f"u{number}"})
             assert (response.status_code, response.headers["x-headrace-variant"]) == (200, "champion")

@@ -215,7 +215,7 @@ def test_verify_sees_rows_that_a_merged_file_does_not_have_as_they_were(root: Pa
     log = dataset_log(root).path(manifest.version)
     log.write_text(log.read_text().replace(entry.sha256, hashlib.sha256(changed).hexdigest()))
     first = Dataset(root, 1).manifest.shards[0].path
-    assert f"the rows of {first} are not in it as they were" in [problem.what for problem in verify(root).problems]
+    assert f"it does not reproduce the bytes of {first}" in [problem.what for problem in verify(root).problems]
     collect_garbage(root, grace_s=0)
     assert [problem.path for problem in verify(root).problems] == [entry.path]
 

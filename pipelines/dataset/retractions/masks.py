@@ -80,7 +80,7 @@ def retracted_since(dataset: Dataset) -> Ids:
 
 
 def span_mask(dataset: Dataset) -> SpanMask | None:
-    """What versions 1..N mask, in the run of all rows by their numbers (dataset/placement.py); none if nothing."""
+    """The spans that versions 1..N mask, by row numbers (dataset/placement.py); None if no span is masked."""
     entries = dataset.entries("masks")
     if not entries:
         return None

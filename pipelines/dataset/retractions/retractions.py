@@ -18,9 +18,9 @@ Replays: a record that carries REPLAY_HEADER and whose id is that of a document 
 the reason ``replayed``, whatever its text. So replaying a dead letter twice, or one that its producer has mended meanwhile, adds nothing.
 
 State is a function of the committed versions; like dataset/duplicates.py, it is read again after a batch that was not committed.
-The index of duplicates says which documents have an id that is retracted or replayed (dedup/resolve.py): it maps the ids of all kept documents,
-so nothing is read for it and nothing held here. Costs: one look-up in the index per block that has replays; for each retraction that finds
-a document the trail of that document's version, one version at a time; else a look at two columns per block.
+The duplicate index knows which documents have a retracted or replayed id (dedup/resolve.py), because it maps the ids of all kept documents. So
+nothing is read and nothing is held here for that. Costs: one look-up in the index per block that has replays; for each retraction that finds a
+document, a reading of the trail of that document's version, one version at a time; else a look at two columns per block.
 """
 
 import logging
@@ -96,7 +96,7 @@ class Retractions:
         self._clean_at = version
 
     def passed(self, version: int) -> None:
-        """That version added no documents and retracted none."""
+        """Go on to a version that added no documents and retracted none."""
         if self._clean_at == version - 1:
             self._clean_at = version
 

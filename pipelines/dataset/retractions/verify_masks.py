@@ -17,7 +17,7 @@ from schemas.arrow import MASKS, Outcome
 from schemas.errors import DatasetError
 from schemas.manifest import DatasetManifest
 
-START_AGAIN = "the dataset was changed by something else than Headrace; start a new one under another --root"
+START_AGAIN = "something other than Headrace changed the dataset; start a new dataset under another --root"
 Found = tuple[int, str, str, str]
 """version, path, what, fix"""
 _SPAN = ["doc_id", "version", "ordinal", "shard", "row", "start", "length"]
