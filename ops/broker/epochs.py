@@ -1,8 +1,8 @@
-"""Leader epochs of one partition: which start of the broker wrote the records from which offset on.
+"""Leader epochs of one partition: at which offset each start of the broker began to write.
 
-The broker takes a larger epoch at each start, and every batch carries that of the start that wrote it. So a log that lost its end (a power cut, a
-folder that was restored from a copy) and grew again shows where: the epoch of a lost record ends where the next one begins.
-Nothing is kept beside the batches: opening the log reads their headers anyway. Memory: two integers for each start that wrote something.
+The broker takes a larger epoch at each start, and every batch carries the epoch of the start that wrote it. So a log that lost its end (a power
+cut, a folder that was restored from a copy) and grew again shows the place: the epoch of a lost record ends where the next epoch begins.
+Epochs are stored in the batches only; opening the log reads their headers anyway. Memory: two integers for each start that wrote a batch.
 Source: KIP-101, KIP-320; the answers are those of Apache Kafka's leader epoch cache.
 """
 
@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 UNKNOWN = -1
 BEGINNING_S = 1_767_225_600
-"""2026-01-01. Epochs count seconds from there, so that they fit into 31 bits until 2094."""
+"""2026-01-01. Epochs count seconds since then, so they fit into 31 bits until 2094."""
 
 
 class EpochEnd(NamedTuple):
-    """The largest epoch up to the one that was asked for, and the offset where it ends; both UNKNOWN for one that is still to come."""
+    """The largest epoch up to the one that was asked for, and the offset where it ends; both UNKNOWN for an epoch that has not begun."""
 
     epoch: int
     offset: int
@@ -26,7 +26,7 @@ NOT_BEGUN = EpochEnd(UNKNOWN, UNKNOWN)
 
 
 def next_epoch(last: int) -> int:
-    """The epoch of a new start. Seconds, and no plain count: a folder that was restored from a copy must not take an epoch for a second time."""
+    """The epoch of a new start. It counts seconds, not starts: a folder that was restored from a copy must not use an epoch twice."""
     return max(last + 1, int(time.time()) - BEGINNING_S)
 
 
@@ -43,7 +43,7 @@ class Epochs:
         return self._epochs[-1]
 
     def begin(self, epoch: int, offset: int) -> None:
-        """Records from ``offset`` on are written under this epoch, if it is a newer one. An epoch that wrote nothing is forgotten."""
+        """Records from ``offset`` on are written under this epoch, if it is newer. An epoch without records is forgotten."""
         if self._epochs and epoch <= self._epochs[-1]:
             return
         if self._starts and self._starts[-1] == offset:
@@ -53,11 +53,11 @@ class Epochs:
         self._starts.append(offset)
 
     def of(self, offset: int) -> int:
-        """The epoch of the record at this offset; the oldest one that is known for what was deleted."""
+        """The epoch of the record at this offset; for deleted records the oldest known epoch."""
         return self._epochs[max(bisect_right(self._starts, offset) - 1, 0)]
 
     def end_of(self, epoch: int, next_offset: int) -> EpochEnd:
-        """Where an epoch ends in a log that ends before ``next_offset``. Of an epoch before all that are known: where these begin."""
+        """Where an epoch ends in a log that ends before ``next_offset``. For an epoch older than all known ones: where the oldest one begins."""
         if epoch < 0 or epoch > self.latest:
             return NOT_BEGUN
         index = bisect_right(self._epochs, epoch)

@@ -107,9 +107,9 @@ class FetchApi:
 
 
 def check_leader_epoch(epoch: int, log: PartitionLog) -> None:
-    """Refuse a client that knows of a start before or after this one; -1 means that it does not care."""
+    """Refuse a client whose leader epoch is not the current one; -1 means that the client does not ask."""
     current = log.epochs.latest
     if epoch > current:
         raise ProtocolError(ErrorCode.UNKNOWN_LEADER_EPOCH, f"leader epoch {epoch} is newer than {current}")
     if 0 <= epoch < current:
-        raise ProtocolError(ErrorCode.FENCED_LEADER_EPOCH, f"leader epoch {epoch} is over; this is {current}")
+        raise ProtocolError(ErrorCode.FENCED_LEADER_EPOCH, f"leader epoch {epoch} is older than {current}")

@@ -2,8 +2,8 @@
 
 Invariants: offsets are dense and never reused; a batch is acknowledged only after it is with the operating system (``Segment.append``);
 after a crash the log is the longest prefix of whole batches, which contains everything acknowledged. Log start moves up only, and is on
-disk before a producer gets its acknowledgement. Each opening writes under a newer leader epoch (epochs.py), so that a log which lost its
-end shows that, once it has grown again.
+disk before a producer gets its acknowledgement. Each opening writes under a newer leader epoch (epochs.py), so a log that lost its end
+and grew again shows that.
 """
 
 import logging

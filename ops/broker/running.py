@@ -1,4 +1,4 @@
-"""Where a running broker listens. Imports little: every command asks before it does anything else."""
+"""Where a running broker listens. Imports little, because every command asks for it first."""
 
 from pathlib import Path
 

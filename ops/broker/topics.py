@@ -97,13 +97,13 @@ class Catalogue:
         self._remove_orphans()
 
     def _begin_epoch(self, stored: Any) -> None:
-        """Keep the epoch. On a full disk an old catalogue serves: whoever writes keeps it too, in each batch, and retention may make room."""
+        """Store the epoch. If the disk is full, an existing catalogue still serves: each batch stores the epoch too, and retention may free space."""
         try:
             self._write(stored["topics"] if stored else [])
         except OSError:
             if not stored:
                 raise
-            logger.exception("leader epoch %d could not be kept in %s", self.leader_epoch, self._file)
+            logger.exception("leader epoch %d could not be stored in %s", self.leader_epoch, self._file)
 
     def _remove_orphans(self) -> None:
         partitions = {topic.folder.name: len(topic.partitions) for topic in self}

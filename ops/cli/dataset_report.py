@@ -23,14 +23,12 @@ def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     """Add the actions to ``headrace datasets``."""
     report = actions.add_parser("report", parents=[common], help="one HTML page about a version")
     report.add_argument("--version", type=positive_int, help="default: the newest")
-    report.add_argument(
-        "--last", type=positive_int, default=1, metavar="N", help="report on N versions together, that one the last of them (default 1)"
-    )
+    report.add_argument("--last", type=positive_int, default=1, metavar="N", help="report on the last N versions up to this one together (default 1)")
     report.add_argument("--output", metavar="FILE.html", help="default: reports/ under the root; - writes to standard output")
     report.add_argument(
         "--examples", type=whole_number, default=0, metavar="N", help="show the texts of N rejected documents per rule, read from Kafka"
     )
-    report.add_argument("--json", action="store_true", help="one JSON document on standard output: where the page is, and what could not be shown")
+    report.add_argument("--json", action="store_true", help="one JSON document on standard output: the path of the page, and what could not be shown")
     report.set_defaults(run=run_report)
     drift = actions.add_parser("drift", parents=[common], help="how much a version differs from the versions before it")
     drift.add_argument("version", nargs="?", type=positive_int, help="default: the newest")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_HITS_SHOWN = 20
 OFTEN = 20
-"""A group whose share is so many times what there is of it gets a word of warning."""
+"""A group whose share is this many times larger than its part of the documents gets a warning."""
 
 
 def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
@@ -33,14 +33,14 @@ def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     comparing.add_argument("after", help="another one")
     comparing.add_argument("--json", action="store_true", help="one JSON document on standard output")
     comparing.set_defaults(run=run_diff)
-    exporting = actions.add_parser("export", parents=[common], help="write a version or a view for other tools, without what was retracted")
+    exporting = actions.add_parser("export", parents=[common], help="write a version or a view for other tools, without retracted documents")
     exporting.add_argument("--format", choices=("hf", "parquet", "bin", "jsonl"), required=True, help="hf: Parquet with a Hugging Face card")
     chosen = exporting.add_mutually_exclusive_group()
     chosen.add_argument("--version", type=positive_int, metavar="N", help="dataset version (default: the newest)")
     chosen.add_argument("--view", metavar="NAME[@N]", help="a view")
     exporting.add_argument("--output", required=True, metavar="DIR", help="folder to create; it must not be there yet")
     exporting.add_argument(
-        "--include-retracted-later", action="store_true", help="also what a version after the exported one retracted (default: that is left out)"
+        "--include-retracted-later", action="store_true", help="also export documents that a later version retracted (default: they are left out)"
     )
     exporting.add_argument("--json", action="store_true", help="one JSON document on standard output")
     exporting.set_defaults(run=run_export)
@@ -66,7 +66,7 @@ def _add_view_actions(actions: "argparse._SubParsersAction[argparse.ArgumentPars
     )
     making.add_argument("--exclude", metavar="FILE.parquet", help="documents to leave out: a column doc_id (repeatable)", **many)
     making.add_argument(
-        "--evaluation", metavar="PATH", help="evaluation set: documents that repeat one of it, or a passage, are left out (repeatable)", **many
+        "--evaluation", metavar="PATH", help="evaluation set: documents that repeat a document of it, or a passage, are left out (repeatable)", **many
     )
     making.add_argument(
         "--min-passage-tokens",
@@ -75,9 +75,9 @@ def _add_view_actions(actions: "argparse._SubParsersAction[argparse.ArgumentPars
         help="leave out documents that repeat N tokens in a row of an evaluation document; 0: do not look for passages",
     )
     listing = actions.add_parser("list", parents=[common], help="all views")
-    showing = actions.add_parser("show", parents=[common], help="documents, tokens, shares, and what is left out by which rule")
+    showing = actions.add_parser("show", parents=[common], help="documents, tokens, shares, and which rule leaves out how much")
     showing.add_argument("view", metavar="NAME[@N]", help="default: the newest version of the view")
-    showing.add_argument("--dataset", type=positive_int, metavar="N", help="of this dataset version (default: the newest)")
+    showing.add_argument("--dataset", type=positive_int, metavar="N", help="use this dataset version (default: the newest)")
     for action, function in ((making, run_create), (listing, run_list), (showing, run_show)):
         action.add_argument("--json", action="store_true", help="one JSON document on standard output")
         action.set_defaults(run=function)
@@ -222,12 +222,12 @@ def _print_view(opened: "OpenView", *, as_json: bool) -> None:
 
 
 def _warn_of(group: dict[str, Any]) -> None:
-    """Of a group that is empty, or so small that its documents would be read over and over."""
+    """Warn of a group that is empty, or so small that its documents would be read many times."""
     if not group["tokens"]:
-        say(f"group {group['name']} holds no document to train on: training refuses the view while that is so")
+        say(f"group {group['name']} holds no document to train on: training refuses the view until it does")
     elif group["wanted"] > OFTEN * group["available"]:
-        share = f"{group['wanted']:.1%} of what is read, but {group['tokens']:,} tokens"
-        say(f"group {group['name']} is to be {share} only: each of its documents is read {group['epochs_per_million_tokens']:,.0f} times per million")
+        often = f"each of its documents is read {group['epochs_per_million_tokens']:,.0f} times per million tokens"
+        say(f"group {group['name']} has a share of {group['wanted']:.1%} but only {group['tokens']:,} tokens: {often}")
 
 
 def _counts(counted: dict[str, dict[str, int]]) -> list[tuple[str, int, int]]:

@@ -36,7 +36,7 @@ def common_flags() -> argparse.ArgumentParser:
     """Flags that every command has."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", metavar="FILE", help=f"settings file (default: {DEFAULT_CONFIG} if it is there)")
-    common.add_argument("--root", metavar="DIR", help="folder in which everything durable lives")
+    common.add_argument("--root", metavar="DIR", help="folder for all durable data (default: the setting root, ./headrace-data)")
     common.add_argument(
         "--bootstrap-servers",
         metavar="HOST:PORT",
@@ -144,7 +144,7 @@ def start_logging(level: str) -> None:
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    """argparse takes names and files in one run only: `inspect SHA --against OTHER FILE` leaves FILE over, and that is said."""
+    """argparse takes names and files from one run of arguments only: `inspect SHA --against OTHER FILE` leaves FILE over. The error explains this."""
     parser = build_parser()
     args, left = parser.parse_known_args(argv)
     if left:
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _hear_interrupts() -> None:
-    """A shell without job control starts what it puts into the background with SIGINT ignored, and Python leaves it so: no Ctrl-C, no `kill -INT`."""
+    """A shell without job control starts background processes with SIGINT ignored, and Python keeps that: Ctrl-C and `kill -INT` do nothing."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

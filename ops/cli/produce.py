@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             _publish_all(args, settings, publisher)
         except KeyboardInterrupt:
             was_interrupted = True
-            say("headrace produce: interrupted; waiting for what was sent")
+            say("headrace produce: interrupted; waiting until the broker has acknowledged the documents that were sent")
         publisher.drain()
     _report(publisher.tally, publisher.topic, settings.formats.max_dataref_bytes, as_json=args.json)
     if was_interrupted:
@@ -90,9 +90,9 @@ def _publish_all(args: argparse.Namespace, settings: Settings, publisher: "Publi
 def _report(tally: "PublishCounts", topic: str, max_dataref_bytes: int, *, as_json: bool) -> None:
     for large in tally.too_large[:SHOWN_PROBLEMS]:
         if large.size_bytes > max_dataref_bytes:
-            limits = f"more than formats.max_dataref_bytes, {max_dataref_bytes:,} bytes: raise that, for ingest too, or cut it"
+            limits = f"more than formats.max_dataref_bytes, {max_dataref_bytes:,} bytes: raise the setting, for ingest too, or shorten the document"
         else:
-            limits = f"{large.size_bytes:,} bytes: raise the topic's max.message.bytes, lower formats.max_inline_bytes, or cut it"
+            limits = f"{large.size_bytes:,} bytes: raise the topic's max.message.bytes, lower formats.max_inline_bytes, or shorten the document"
         say(f"too large: {large.origin} ({limits})")
     for failed in tally.failed[:SHOWN_PROBLEMS]:
         say(f"failed: {failed.origin}: {failed.error}")

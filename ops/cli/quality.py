@@ -40,7 +40,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     exporting.add_argument("--output", required=True, metavar="FILE", help="the ARPA file to write")
     for action, function in ((fit, run_fit), (listing, run_list), (showing, run_show), (scoring, run_score), (exporting, run_export)):
         if action in (showing, scoring, exporting):
-            action.add_argument("--model", metavar="SHA256", help="the model, or how its hash begins (default: quality_model.path)")
+            action.add_argument("--model", metavar="SHA256", help="SHA-256 of the model, or its first characters (default: quality_model.path)")
         action.add_argument("--json", action="store_true", help="one JSON document on standard output")
         action.set_defaults(run=function)
 
@@ -48,7 +48,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 _FIT = (
     "From REFERENCE documents: an n-gram language model (perplexity) and term weights (informativeness) for each of their languages. "
     "From --good and --bad examples: a classifier for each language that has 50 of both. "
-    "A tenth of all (more of few) is held out for thresholds and metrics."
+    "A tenth of the documents (more if there are few) is held out for thresholds and metrics."
 )
 
 
@@ -60,7 +60,7 @@ def _add_fit_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prune", type=_count, default=1, metavar="N", help="leave out n-grams of 3 units and more seen N times or less (default: 1)"
     )
-    parser.add_argument("--max-megabytes", type=_count, default=64, metavar="N", help="most text of each language (default: 64)")
+    parser.add_argument("--max-megabytes", type=_count, default=64, metavar="N", help="read at most N MB of text per language (default: 64)")
     _add_reading_flags(parser)
 
 

@@ -27,7 +27,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("document", nargs="+", help="a document id; `headrace trace` finds it by URL or by place")
     parser.add_argument("--reason", help="why; the event records it")
     parser.add_argument(
-        "--restore-duplicates", action="store_true", help="publish again what was dropped as a duplicate of these documents (near or exact)"
+        "--restore-duplicates", action="store_true", help="publish again the documents that were dropped as exact or near duplicates of these"
     )
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.set_defaults(run=run)
@@ -70,7 +70,7 @@ def _tell(topic: str, told: list[dict[str, Any]], *, are_restored: bool) -> None
     say("it takes effect with the next version (`headrace ingest`); models that were trained before do not change (`headrace trace ID` lists them)")
     say("it acts on what was published before it: whoever publishes the id again brings the document back, and ingest warns of that")
     if not are_restored and any(entry["lost_duplicates"] for entry in told):
-        say("the documents that were dropped as duplicates are lost with it; --restore-duplicates publishes them again, texts like the retracted one")
+        say("the documents that were dropped as its duplicates are lost too; --restore-duplicates publishes these similar texts again")
 
 
 def _lost(settings: Settings, doc_ids: list[str]) -> "list[Lost]":

@@ -21,7 +21,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser("rollout", help="show and change which models answer")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add(actions, common, "show", "the state in force, the evidence so far, and what the next step waits for", show)
-    by_hand = _add(actions, common, "set", "set versions and shares by hand, and hold them: see hold", set_versions)
+    by_hand = _add(actions, common, "set", "set versions and shares by hand, and hold them (see hold)", set_versions)
     by_hand.add_argument("--champion", required=True, metavar="VERSION", help="model version that answers by default")
     by_hand.add_argument("--challenger", metavar="VERSION", help="model version that gets a share")
     by_hand.add_argument("--share", type=float, metavar="0..1", help="share of sticky keys for the challenger; 0: shadow copies only")
@@ -191,7 +191,7 @@ def release(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def promote(args: argparse.Namespace, settings: Settings) -> int:
-    """Without waiting for more evidence. A challenger that could not answer any more, its files being damaged or gone, is refused."""
+    """Promote without more evidence. Refuses a challenger that cannot be loaded because its files are damaged or missing."""
     from ray_apps.rollout import policy
     from ray_apps.rollout.controller import by_hand
     from ray_apps.rollout.log import RolloutLog

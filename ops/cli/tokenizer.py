@@ -31,12 +31,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     importing = actions.add_parser("import", parents=[common], help="take over a Hugging Face tokenizer")
     listing = actions.add_parser("list", parents=[common], help="the tokenizers under the root")
     showing = actions.add_parser("show", parents=[common], help="one tokenizer: ids, engine, round trip")
-    inspecting = actions.add_parser("inspect", parents=[common], help="fertility per language, fragments, unused ids; two side by side")
+    inspecting = actions.add_parser("inspect", parents=[common], help="fertility per language, fragments, unused ids; compares two tokenizers")
     switching = actions.add_parser("switch", parents=[common], help="begin a new lineage: the same dataset with another tokenizer, under a new root")
     _add_fit_flags(fit)
     _add_import_flags(importing)
     for action in (showing, inspecting, switching):
-        action.add_argument("tokenizer", metavar="SHA256|DIR", help="how the hash of one under the root begins, or a folder with a tokenizer.json")
+        action.add_argument("tokenizer", metavar="SHA256|DIR", help="first characters of a SHA-256 under the root, or a folder with tokenizer.json")
     _add_text_flags(inspecting)
     inspecting.add_argument("--against", metavar="SHA256|DIR", help="a second tokenizer for the same documents")
     switching.add_argument("--into", required=True, metavar="NEW_ROOT", help="root of the new dataset; the old one is left as it is")
@@ -50,7 +50,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add_fit_flags(parser: argparse.ArgumentParser) -> None:
     _add_text_flags(parser)
     parser.add_argument("--vocab-size", type=positive_int, metavar="N", help="ids, special tokens included (default: tokenizer.vocab_size)")
-    parser.add_argument("--balance", action="store_true", help="the same weight for every language, as far as it has text")
+    parser.add_argument("--balance", action="store_true", help="give every language the same weight, if it has enough text")
     parser.add_argument("--output", metavar="DIR", help="folder to write (default: tokenizer/SHA256 under the root)")
     parser.add_argument("--name", help="what you call it")
 
@@ -65,7 +65,7 @@ def _add_import_flags(parser: argparse.ArgumentParser) -> None:
 def _add_text_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="*", metavar="FILE", help="documents, as for `headrace produce`; - is standard input (JSON Lines)")
     parser.add_argument("--from-dataset", action="store_true", help="the documents that the dataset keeps (the default of inspect)")
-    parser.add_argument("--version", type=positive_int, metavar="N", help="those of this dataset version (default: the newest)")
+    parser.add_argument("--version", type=positive_int, metavar="N", help="documents of this dataset version (default: the newest)")
     parser.add_argument("--language", metavar="L", help="language of all FILEs (default: detected)")
     parser.add_argument("--text-field", default="text", metavar="NAME", help="field of JSON Lines and Parquet that holds the text (default: text)")
 
@@ -97,7 +97,7 @@ def run_fit(args: argparse.Namespace, settings: Settings) -> int:
         print_json(told)
         return 0
     _print_rows(inspection.rows(), f"tokenizer {ref.sha256[:12]}, {ref.vocab_size:,} ids, on what it was trained on")
-    say(f"written to {folder}; a dataset that begins with it: --set tokenizer.path={folder}; one that is there: `headrace tokenizer switch`")
+    say(f"written to {folder}; use --set tokenizer.path={folder} for a new dataset, `headrace tokenizer switch` for an existing one")
     return 0
 
 
@@ -214,7 +214,7 @@ def _show(folder: Path, settings: Settings, *, as_json: bool) -> int:
     facts += [("round trip", f"{trip.probes - len(trip.lossy)} of {trip.probes} probes come back as they were")]
     print_table(("", "value"), [(name, str(value)) for name, value in facts], title=f"tokenizer {opened.ref.sha256}")
     if trip.lossy:
-        say(f"it loses something of texts: {trip.lossy[0][0]!r} comes back as {trip.lossy[0][1]!r}")
+        say(f"it does not decode every text to the original: {trip.lossy[0][0]!r} comes back as {trip.lossy[0][1]!r}")
     return 0
 
 

@@ -43,7 +43,7 @@ class ReadOptions(NamedTuple):
     max_bytes: int = 32 * 2**20
     """Text larger than this is not read to its end."""
     max_damage: float = MAX_DAMAGE
-    """Share of a text's characters that may be bytes of no character set (formats.max_damaged_fraction)."""
+    """Largest share of a text's characters that may be undecodable (formats.max_damaged_fraction)."""
 
 
 def read_paths(paths: Iterable[str], options: ReadOptions, standard_input: BinaryIO) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""One ``up`` per root, and where its Kafka is. Imports little: every command asks before it does anything else."""
+"""One ``up`` per root, and where its Kafka is. Imports little, because every command asks for it first."""
 
 import os
 from collections.abc import Iterator

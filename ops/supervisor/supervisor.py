@@ -55,7 +55,7 @@ class Service:
     dies_with: tuple[str, ...] = ()
     """Services without whose very process this one is useless: when they go, it is stopped and started again after them."""
     told: str | None = None
-    """How lines of its log begin that whoever listens should hear."""
+    """Prefixes of log lines that are passed on to the listener."""
     environment: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 180.0
     """A start that takes longer, and does not show that it is alive, is stopped and tried again."""
@@ -75,7 +75,7 @@ class _Running:
     next_start: float = 0.0
     next_check: float = 0.0
     log_read: int = 0
-    """Bytes of the log that were looked through for lines to tell."""
+    """Bytes of the log that were searched for such lines."""
     failures: int = 0
     was_ready: bool = False
 
@@ -160,7 +160,7 @@ class Supervisor:
             self._pass_on(running, running.service.told)
 
     def _pass_on(self, running: _Running, beginning: str) -> None:
-        """Tell the whole lines that came into the log and begin so."""
+        """Pass on the new complete lines of the log that have one of these prefixes."""
         path = self._logs / f"{running.service.name}.log"
         size = path.stat().st_size if path.exists() else 0
         running.log_read = running.log_read if running.log_read <= size else 0  # it was rotated

@@ -318,7 +318,7 @@ class _Rewriting:
         if ref.requested_vocab_size is not None:
             return f"run `headrace datasets verify --root {self._source.root}` and restore what is damaged"
         return (
-            f"tokenizer {ref.sha256[:12]} was imported and loses something of some texts, or a file is damaged (`headrace datasets verify` tells): "
+            f"tokenizer {ref.sha256[:12]} does not decode every text to the original, or a file is damaged (run `headrace datasets verify`): "
             "read Kafka again into a new root with tokenizer.path"
         )
 

@@ -1,8 +1,9 @@
 """The base of the duplicate index: all kept documents up to some version, in one immutable file that is memory-mapped.
 
 It is mapped read-only and shared, so a base may be larger than memory: opening it reads one page, queries page in what they touch, and the
-kernel takes pages back as it needs them. So nobody compares its hash when it is opened (in 0.01 s; reading it would take a second a gigabyte):
-its size and its header are compared, the rest by `headrace datasets verify`. It holds the kept rows' columns (fingerprint, content hash, sketch,
+kernel takes pages back as it needs them. Opening takes 0.01 s and compares only its size and
+its header; reading it for its hash would take a second per gigabyte. `headrace datasets verify` compares the rest.
+It holds the kept rows' columns (fingerprint, content hash, sketch,
 id), the fingerprint tables (tables.py), and two more tables of the same form that find a row by its content hash or by its id's hash.
 Everything is in row order or bucket order, so the same rows give the same bytes.
 

@@ -44,10 +44,10 @@ class DriftState(Record):
     reports: tuple[DriftReport, ...]
     """The reports that later questions can be about."""
     sha256: str | None = None
-    """Of the other fields, as JSON; none: a state of before it was kept."""
+    """SHA-256 of the other fields, as JSON; None: the state was written before this field existed."""
 
     def digest(self) -> str:
-        """What ``sha256`` must be."""
+        """The value that ``sha256`` must have."""
         return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
 
 
@@ -70,7 +70,7 @@ def load_state(
     try:
         state = DriftState.model_validate_json((root / folder / FILE).read_bytes())
         if state.sha256 not in (None, state.digest()):
-            _log.warning("%s is damaged; judging begins at the first version again", root / folder / FILE)
+            _log.warning("%s is damaged; drift is computed again from the first version", root / folder / FILE)
             return None
         if state.version > newest or state.of != _fingerprint(root, state.version, settings, released):
             return None

@@ -28,7 +28,7 @@ PROBE_RECORDS = 1_000
 """What waits is measured in portions of this many offsets."""
 LOOK_AGAIN_AT = 1.1
 HOLDS_EVERY_S = 30.0
-"""How often open transactions are looked for that hold records back."""
+"""Seconds between two looks for open transactions that hold records back."""
 _log = logging.getLogger(__name__)
 
 
@@ -117,25 +117,25 @@ class Follower:
         return lambda: self._has_enough(waiting)
 
     def _has_enough(self, waiting: Mapping[int, OffsetRange]) -> bool:
-        """A guess by the size of the records; where their text was too little, it is looked at again once they are some more."""
+        """An estimate from the sizes of the records. If it is too small, it is made again when more records have arrived."""
         enough, num_waiting = self._settings.tokenizer.min_training_bytes, sum(len(span) for span in waiting.values())
         if num_waiting < self._enough_from:
             return False
         found = count_bytes(self._stream.topic, waiting, self._settings, enough)
         if found >= enough:
             return True
-        if not self._enough_from:  # once: the number grows with each document
+        if not self._enough_from:  # only once, because the number grows with each document
             self._progress.waiting(
-                f"for more documents: {num_waiting:,} records with {found:,} bytes are there, and the tokenizer of a new dataset is trained on "
-                f"{enough:,} bytes of text or more (tokenizer.min_training_bytes). Nothing is lost: they stay in the topic; "
-                "tokenizer.min_training_bytes=0 begins with what is there"
+                f"for more documents: {num_waiting:,} records with {found:,} bytes are in the topic, but a new dataset trains its tokenizer on "
+                f"{enough:,} bytes of text or more (tokenizer.min_training_bytes). Nothing is lost: the records stay in the topic. "
+                "To begin with these, set tokenizer.min_training_bytes=0"
             )
         self._enough_from = num_waiting + 1
         return False
 
 
 def count_bytes(topic: str, waiting: Mapping[int, OffsetRange], settings: Settings, enough: int) -> int:
-    """Bytes of keys and values of the records that wait; reads no more than ``enough`` of them, and a portion."""
+    """Bytes of keys and values of the records that wait; stops reading after the first portion that reaches ``enough``."""
     found = 0
     for partition, span in waiting.items():
         for start in range(span.start, span.end, PROBE_RECORDS):

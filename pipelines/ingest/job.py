@@ -121,7 +121,7 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef,
     except ray.exceptions.RayError as error:
         if not _has_cause(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
             raise _original(error) from error
-        _log.warning("worker processes ended again and again on the same slice; what is left of this version is prepared in processes of their own")
+        _log.warning("worker processes ended again and again on the same slice; the rest of this version is prepared in separate processes")
     else:
         return
     try:

@@ -1,11 +1,11 @@
-"""What a writer does for those who open the dataset later: versions without documents that make many small files into few.
+"""Versions without documents that replace many small files by few, so that readers open the dataset faster.
 
-There are two kinds: a compaction of the duplicate index (dataset/compaction.py), and a merge of small shards (dataset/merging.py). Each is begun
-when it is due, and published as a version of its own. In the background a thread writes the files while batches go on; one call begins it,
-a later one publishes it, and neither waits.
+There are two kinds: a compaction of the duplicate index (dataset/compaction.py), and a merge of small shards (dataset/merging.py). Each begins
+when it is due, and is published as a version of its own. In the background a thread writes the files while batches go on. One call begins the
+work, a later call publishes it, and neither waits.
 
-A merge that fails takes nothing from anybody: what went wrong is logged, and this process tries no other. One that was overtaken is dropped;
-the collector takes its file (dataset/gc.py), as it takes the shards that a merge stands for.
+A merge that fails changes nothing: the error is logged, and this process begins no other merge. A merge that another one overtook is dropped.
+The garbage collector removes its file (dataset/gc.py), and the shards that a published merge replaced.
 """
 
 import logging
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Upkeep:
-    """Of the dataset under ``settings.root``. Not for use by several threads."""
+    """Compactions and merges of the dataset under ``settings.root``. Not for use by several threads."""
 
     def __init__(self, settings: Settings, *, in_background: bool) -> None:
         self._settings = settings
@@ -36,7 +36,7 @@ class Upkeep:
         self._merge: Background[Merge] | None = None
         self._may_merge = settings.ingest.merge_shards > 0
         self._looked_at = 0
-        """Version in which no merge was due."""
+        """The newest version in which no merge was due."""
 
     def has_base(self) -> bool:
         """Whether a base is being written, or waits to be published."""
@@ -89,7 +89,7 @@ class Upkeep:
     def _published(self, dataset: Dataset, merge: Merge) -> DatasetManifest | None:
         try:
             manifest = publish_merge(dataset, merge, self._settings, now=datetime.now(UTC), traceparent=current_traceparent())
-        except CommitConflict as error:  # the next call looks whether it may be published behind that version
+        except CommitConflict as error:  # the next call checks whether it can be published after that version
             _log.info("%s", error)
             return None
         self._merge = None

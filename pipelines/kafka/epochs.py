@@ -47,11 +47,12 @@ def epoch_ends(admin: KafkaAdminClient, topic: str, leaders: Mapping[int, Leader
 
 
 def epochs_before(admin: KafkaAdminClient, topic: str, leaders: Mapping[int, Leader], offsets: Mapping[int, int]) -> dict[int, int]:
-    """The epoch of the record before each of these offsets, none of which lies beyond the end of its log: one that ends there or behind.
+    """The epoch of the record before each of these offsets. No offset may lie beyond the end of its log.
 
-    Goes down from the epoch of now, so it asks once for each epoch that began since, and twice more; not below one that ends at the offset, which
-    says as well where the log was cut: brokers forget epochs whose records are deleted, and answer for all of those alike. A partition whose
-    leader does not know its own epoch (there are brokers that keep none) is left out: later it would look like one that was cut.
+    The search goes down from the present epoch, so it asks once for each epoch that began since the record, and twice more. It stops at an epoch
+    that ends exactly at the offset: this epoch shows a cut of the log as well, and brokers forget older epochs whose records are deleted and give
+    one answer for all of them. A partition whose leader does not know its own epoch (some brokers keep none) is left out: later it would look as
+    if it had been cut.
     """
     found: dict[int, int] = {}
     asked = {partition: leaders[partition].epoch for partition in offsets if leaders[partition].epoch >= 0}

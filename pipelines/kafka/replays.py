@@ -51,8 +51,8 @@ def replay_record(
     """The record to publish: the original without headers whose names were not UTF-8, or ``value`` in its place, which may be a plain
     JSON document where the original was an event.
 
-    Raises EnvelopeError if it would die again (``max_bytes`` is ingest.max_document_bytes, ``max_damage`` formats.max_damaged_fraction), or if
-    there is nothing to publish, and what ``read_reference`` raises.
+    Raises EnvelopeError if the record would be dead-lettered again (``max_bytes`` is ingest.max_document_bytes, ``max_damage``
+    formats.max_damaged_fraction), or if there is nothing to publish, and what ``read_reference`` raises.
     """
     first = letter.first_place.encode()
     headers = [(name, text or b"") for name, text in letter.headers if name.lower() != REPLAY_HEADER and not name.startswith(BAD_NAME)]

@@ -3,7 +3,7 @@
 A reader of committed records stops before the first record of an open transaction, whatever is committed behind it. A producer that died without
 its coordinator noticing holds a partition until its transaction times out (by default after a minute; a hanging one for ever). Nothing here
 decides anything: it explains why there is nothing new.
-Cost of a look: one bootstrap, a metadata and two ListOffsets requests; three more requests where something is held. Source: KIP-98, KIP-664.
+Cost of a look: one bootstrap, a metadata and two ListOffsets requests; three more requests if records are held back. Source: KIP-98, KIP-664.
 """
 
 import math
@@ -58,7 +58,8 @@ def held_back(settings: Settings, topic: str) -> list[Held]:
 
 
 class HoldWatch:
-    """Looks for transactions that stay open while a stream is followed. One that is seen twice is told, once: short ones hold records too."""
+    """Looks for transactions that stay open while a stream is followed. Reports a transaction once, when it is seen for the second time: short ones
+    hold records back too."""
 
     def __init__(self, settings: Settings, topic: str, every_s: float) -> None:
         self._settings = settings
@@ -70,7 +71,7 @@ class HoldWatch:
         self._told: set[tuple[int, int]] = set()
 
     def look(self, now: float) -> list[Held]:
-        """Holds to tell of; ``now`` in seconds. None until the next look is due, or while the brokers do not answer."""
+        """Holds to report; ``now`` in seconds. Empty until the next look is due, or while the brokers do not answer."""
         if now < self._next_look:
             return []
         self._next_look = now + self._every_s

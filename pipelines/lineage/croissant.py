@@ -1,7 +1,7 @@
 """The dataset's card in Croissant 1.1 (JSON-LD): what files there are, what is in them, and how to check them.
 
-The card of version N lists every file of versions 1 to N with its SHA-256, of shards that were merged the file that stands for them; paths are
-relative to the root, next to which the card is meant to lie.
+The card of version N lists every file of versions 1 to N with its SHA-256, and for merged shards the file that has their rows. Paths are
+relative to the root, where the card is meant to be stored.
 ``documents`` reads the audit trail; ``shards`` lists the token files, because Croissant has no reader for Arrow IPC.
 Written by hand: mlcroissant (1.1) takes 1.2 s to import and 120 MB more on disk (scipy, rdflib). The tests validate and read the card with it.
 Source: https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html

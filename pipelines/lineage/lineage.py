@@ -71,7 +71,7 @@ class Fate:
     split: str | None
     """Train or validation, for kept documents."""
     file: str | None
-    """File in which the rows of ``shard`` lie now: itself, or one that stands for it and for its neighbours."""
+    """File in which the rows of ``shard`` lie now: the shard itself, or the file that it was merged into."""
     file_row: int | None
     """Row of that file in which the document begins."""
     models: list[int]

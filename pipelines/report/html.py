@@ -1,6 +1,6 @@
 """Building HTML so that nothing can be forgotten: whatever is not ``Html`` is escaped, attributes too.
 
-Jinja2 would replace these 50 lines, but not the page: its parts are computed, and here mypy checks what goes into each, and no `|safe` can slip in.
+Jinja2 could replace these 50 lines, but not the page, whose parts are computed. Here mypy checks what goes into each part, and there is no `|safe`.
 Documents are written by strangers. ``Html`` is made by the functions below only, from names that are constants of this package.
 """
 

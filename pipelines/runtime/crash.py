@@ -37,11 +37,11 @@ COMPACTION_CRASH_POINTS = (
 
 MERGE_CRASH_POINTS = (
     "merge_begun",  # nothing is written
-    "merged_shard_written",  # one file has its final name, no manifest lists it, and it was not compared yet
+    "merged_shard_written",  # one file has its final name; no manifest lists it, and it has not been compared yet
     "merge_written",
     "merge_published",
 )
-"""Every step of a merge of small shards (pipelines/dataset/merging.py), in its order."""
+"""Every step of a merge of small shards (pipelines/dataset/merging.py), in order."""
 
 CHECKPOINT_CRASH_POINTS = (
     "checkpoint_written",  # and those that it stands for are there too

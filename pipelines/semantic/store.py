@@ -3,10 +3,10 @@
     <root>/semantic/embeddings/<model sha256>/<sha256>.arrow   content_hash, embedding (float16): a text is embedded once per model
     <root>/semantic/<sha256>.parquet                           schemas.semantic.DUPLICATES, with what they follow from
 
-Both are immutable and named after what is in them, which is compared when they are read. A list is for a view to name (headrace datasets view).
-Embeddings may be deleted at any time, to be computed again; like the shards they go on holding what belongs to retracted documents, which no list
-names any more. Cosines are taken of the stored float16 numbers: the same list again, whatever was embedded before. (Another root may have embedded
-its texts in other batches, which moves cosines by some 0.0001.)
+Both are immutable and named after the hash of their content, which is compared when they are read. A view can name a list (headrace datasets view).
+Embeddings may be deleted at any time; they are computed again. Like shards, they keep the embeddings of retracted documents, which later lists do
+not name. Cosines are computed from the stored float16 numbers, so the same documents give the same list, whatever was embedded before. (Another
+root may have embedded its texts in other batches, which changes cosines by about 0.0001.)
 """
 
 import hashlib
@@ -103,13 +103,13 @@ def write_list(root: Path, rows: Mapping[str, object], made_from: SemanticList) 
 
 
 def _check_name(path: Path) -> None:
-    """Raise ValueError unless the file is named after what is in it."""
+    """Raise ValueError unless the name of the file is the hash of its content."""
     if (found := sha256_file(path)) != path.stem:
-        raise ValueError(f"its SHA-256 is {found}, its name says another")
+        raise ValueError(f"its SHA-256 is {found}, which is not the one in its name")
 
 
 def read_made_from(path: Path) -> SemanticList:
-    """What a list was made from. Raises ManifestCorrupt for another file, and for one whose name is a hash of something else."""
+    """What a list was made from. Raises ManifestCorrupt for any other file, and for a list whose name is not its hash."""
     try:
         if re.fullmatch("[0-9a-f]{64}", path.stem):
             _check_name(path)

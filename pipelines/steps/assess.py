@@ -1,6 +1,6 @@
-"""What a batch's documents are worth, and what of them is kept: normalize, language, known lines, mojibake, rules, personal data, models.
+"""Decides which documents of a batch are kept, and with which text: normalize, language, known lines, mojibake, rules, personal data, models.
 
-Each step, in this order, sees what the one before let pass, as the one before left it; the first rule that a document breaks is its verdict.
+The steps run in this order. Each sees the documents that passed the step before, with the text that it left. The first broken rule is the verdict.
 Invariant: a verdict depends on the document and the settings alone, not on its batch; no text raises.
 """
 
@@ -38,7 +38,7 @@ class Assessed(NamedTuple):
     num_chars: pa.Array
     """int64: characters before redaction."""
     num_replaced: pa.Array
-    """int64: U+FFFD among them."""
+    """int64: number of U+FFFD among the characters."""
     pii: pa.Array
     """schemas.arrow.PII_COUNTS; null for what the quality rules rejected."""
     scores: Scores

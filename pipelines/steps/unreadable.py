@@ -1,11 +1,11 @@
-"""Texts that are somebody's decoding mistake and cannot be mended for certain: they are rejected as ``mojibake``.
+"""Rejects as ``mojibake`` texts that were decoded in the wrong character set and cannot be repaired with certainty.
 
-What was UTF-8 and was read as Windows-1252 is mended line by line (mojibake.py). Not mended, because a pair of bytes is often lost on the way and a
-wrong guess would destroy what somebody wrote: UTF-8 that was read in a Chinese, Japanese or Korean set (``鑰佷汉鍧愬湪``, ``縺薙ｓ縺ｫ縺｡縺ｯ``), those
-sets read as Latin-1 (``ÄãºÃÊÀ½ç``), and U+FFFD that went through GBK (``锟斤拷``).
+UTF-8 that was read as Windows-1252 is repaired line by line (mojibake.py). Other mistakes are not repaired, because bytes are often lost and a wrong
+guess would destroy the text: UTF-8 that was read in a Chinese, Japanese or Korean set (``鑰佷汉鍧愬湪``, ``縺薙ｓ縺ｫ縺｡縺ｯ``), these sets read as
+Latin-1 (``ÄãºÃÊÀ½ç``), and U+FFFD that went through GBK (``锟斤拷``).
 
-A text is suspected by a regular expression, and rejected iff taking the mistake back gives a text that makes sense (plausible.py), or nothing else
-explains it. A text of a person's own, taken back, is no UTF-8: of 80,382 texts in 12 languages none is rejected.
+A regular expression finds suspects. A suspect is rejected iff reversing the mistake gives a text that makes sense (plausible.py), or if no other
+explanation is left. Reversing the mistake on a correct text does not give valid UTF-8: of 80,382 texts in 12 languages none is rejected.
 Cost: one regular expression over all texts (500 MB/s), 100 us for each suspect (one of the good texts in 25).
 """
 
@@ -26,12 +26,12 @@ _SETS = ("gb18030", "cp932", "big5hkscs", "cp949")
 LOST = "锟斤拷"
 """Two U+FFFD in UTF-8, read as GBK."""
 _MAX_LOST = 0.05
-"""Share of the characters that may be of LOST: a text may speak of it."""
+"""Largest share of a text's characters that may belong to LOST: a text may write about this mistake."""
 _MIN_GOOD = 4
 _MAX_BAD = 1.0
-"""Characters that came to nothing for each one that was taken back: some bytes are lost on the way. Of good texts a hundred come to nothing."""
+"""Most characters that may fail to convert back for each one that converts: some bytes were lost. In correct texts a hundred fail."""
 _MIN_LATIN1 = 0.4
-"""Share of the letters and signs that Latin-1 has beyond ASCII: a manual shows rows of accented letters, and is no mojibake."""
+"""Smallest share of Latin-1's letters and signs beyond ASCII in such mojibake. A manual that lists accented letters has fewer."""
 _BEFORE_BYTES = 32
 _SCREENED_CHARS = 160
 _WIDE = re.compile("[\u2010-\u2027\u2e80-\ud7a3\uf900-\ufaff\uff00-\uffef]")
@@ -40,25 +40,25 @@ _LATIN1 = re.compile("[\u00a1-\u00ff]")
 
 
 def _first_halves() -> str:
-    """What the first two bytes of a Chinese or Japanese character's UTF-8 are in other sets: rare characters in all of them."""
+    """The first two bytes of a Chinese or Japanese character in UTF-8, read in other sets: rare characters in all of them."""
     pairs = [bytes(pair).decode(name, "ignore") for name in _SETS for pair in product(range(0xE3, 0xEE), range(0x80, 0xC0))]
     return "".join(sorted({character for character in pairs if len(character) == 1 and ord(character) >= 0x2E80}))
 
 
 _HALF = f"[{_first_halves()}]"
 SUSPECT = rf"{_HALF}[^\x00-\x7f]{{2}}{_HALF}[^\x00-\x7f]{{2}}|{LOST}|[\u00a1-\u00ff]{{6}}|{SIGNATURE}"
-"""Regular expression (the common subset of Python's and Rust's) of what good text hardly ever contains."""
+"""Regular expression (the common subset of Python's and Rust's) for what correct text hardly ever contains."""
 
 
 class _TakenBack(NamedTuple):
-    """What a text is if the bytes of its characters in another set are read as UTF-8."""
+    """The text encoded in another set and read as UTF-8."""
 
     text: str
     num_bad: int
 
 
 def find_unreadable(texts: pa.Array) -> npt.NDArray[np.bool_]:
-    """Which texts of a ``large_string`` array are mojibake, as far as SAMPLE_CHARS characters from the first suspicious one on tell: bool [n]."""
+    """Which texts of a ``large_string`` array are mojibake, judged by SAMPLE_CHARS characters from the first suspicious one: bool [n]."""
     series = pl.from_arrow(texts)
     assert isinstance(series, pl.Series)
     found = np.zeros(len(texts), bool)
@@ -93,7 +93,7 @@ def _makes_sense(taken: _TakenBack) -> bool:
 
 
 def _was_read_as_latin1(sample: str) -> bool:
-    """Whether what stands there are the bytes of a Chinese, Japanese or Korean text, one character each."""
+    """Whether the text consists of the bytes of a Chinese, Japanese or Korean text, one character for each byte."""
     if len(_LATIN1.findall(sample)) < _MIN_LATIN1 * len(sample) or nonsense(sample) <= MAX_NONSENSE:
         return False
     data = sample.encode("cp1252", "replace")

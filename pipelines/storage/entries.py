@@ -16,9 +16,9 @@ _UNKNOWN = {"extra_forbidden", "less_than_equal", "enum", "literal_error"}
 
 
 def parse_entry(kind: type[_Entry], data: bytes, path: Path, what: str = "manifest", advice: str = "restore it from a copy") -> _Entry:
-    """The entry at ``path``; ``what`` it is and ``advice`` are for the message.
+    """The entry at ``path``. Error messages contain ``what``, the kind of entry, and ``advice``.
 
-    Raises ManifestNewer if another Headrace wrote what this one does not know, else ManifestCorrupt if it is not valid.
+    Raises ManifestNewer if another version of Headrace wrote something that this one does not know, else ManifestCorrupt if it is not valid.
     """
     try:
         return kind.model_validate_json(data)

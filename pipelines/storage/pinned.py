@@ -34,7 +34,7 @@ def verify_pinned(root: Path, entry: FileEntry) -> Path:
 
 
 def verify_once(root: Path, entry: FileEntry) -> Path:
-    """``verify_pinned``, but for a file that this process has verified already and that is the same file still."""
+    """As ``verify_pinned``, but a file that this process has verified is not read again while inode and time of change stay the same."""
     path = check_size(root, entry)
     found = path.stat()
     mark = (str(path), entry.sha256, found.st_ino, found.st_mtime_ns)
@@ -53,7 +53,7 @@ def read_pinned(root: Path, entry: FileEntry) -> bytes:
 
 
 def check_size(root: Path, entry: FileEntry) -> Path:
-    """Path of the file, if it is there with its size: for what is too large to be read as a whole. Raises ShardCorrupt."""
+    """Path of the file, once its size was compared: for files that are too large to be read as a whole. Raises ShardCorrupt."""
     path = root / entry.path
     if not path.is_file():
         raise ShardCorrupt(f"{path} is missing, but a manifest lists it ({entry.size_bytes:,} bytes); restore it from a copy")

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 def card(told: Mapping[str, Any], schema: pa.Schema) -> str:
     """The text of README.md, from what ``headrace.json`` says. Splits are named as ``datasets`` allows it, without hyphens."""
-    from huggingface_hub import DatasetCard, DatasetCardData  # 0.24 s, which an export alone pays
+    from huggingface_hub import DatasetCard, DatasetCardData  # takes 0.24 s; only an export needs it
 
     splits = {re.sub(r"\W", "_", name): (name, split) for name, split in told["splits"].items()}
     header = DatasetCardData(

@@ -3,8 +3,8 @@
 A view is rules over documents, and those are the same there. What it rests on goes along: lists of documents as they are, and the fingerprints
 of its evaluation sets; their passages, which are token ids, are decoded and encoded anew, and compared with the hashes of the texts; how many
 tokens in a row make one stays as it was asked for.
-A view that is bound to a dataset version goes along if that is the version that was switched. Nothing is taken along by
-halves, and a view that is there under the new root already is never changed: calling it again completes what a crash cut off.
+A view that is bound to a dataset version is carried over if that version was switched. A view is carried over completely or
+not at all. A view that exists under the new root is never changed, so calling this again completes the work after a crash.
 """
 
 from contextlib import suppress
@@ -40,7 +40,7 @@ class _LeftBehindError(Exception):
 
 
 def carry_views(source: Dataset, target: Dataset) -> list[Carried]:
-    """Publish the newest version of each of the source's views under the root of the version that the source became; by name."""
+    """Publish the newest version of each of the source's views under the new root; by name."""
     return [_carry(source, target, read_view(source.root, name)[0]) for name in view_names(source.root)]
 
 

@@ -102,7 +102,7 @@ def export(opened: OpenView, kind: str, output: Path, *, with_later_retracted: b
     tokenizer to write texts with.
     """
     if output.exists() or output.is_symlink():
-        raise SettingsError(f"{output} is there already; name a folder that is not, or remove it")
+        raise SettingsError(f"{output} exists already; name a folder that does not exist, or remove it")
     current = opened.without_later_retractions()
     retracted_later = {"documents": len(current.retracted_later), "included": with_later_retracted}
     opened = opened if with_later_retracted else current
@@ -161,7 +161,7 @@ def _batches(output: Output) -> Iterator[Batch]:
     batch_of = (pl.col("length").cum_sum() - pl.col("length")) // BATCH_TOKENS
     for batch in output.documents.with_columns(batch=batch_of).partition_by("batch", maintain_order=True):
         places = batch.select(pl.col("shard").cast(pl.String), "row", "start", "length").iter_rows()
-        yield Batch(batch, [maps.span(*place).copy() for place in places])  # a view would keep its file mapped, and a batch may be of very many
+        yield Batch(batch, [maps.span(*place).copy() for place in places])  # a view would keep its file mapped, and a batch may read many files
 
 
 def _schema(opened: OpenView, *, with_tokens: bool) -> pa.Schema:

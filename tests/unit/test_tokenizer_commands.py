@@ -152,7 +152,7 @@ def test_a_switch_from_an_imported_tokenizer_needs_every_text_back(tokenizer: Co
     tokenizer.root = lossy
     refused = tokenizer("switch", str(tmp_path / "fitted"), "--into", str(target), code=1)
     assert "'doc-0'" in refused
-    assert "was imported and loses something" in refused
+    assert "does not decode every text to the original" in refused
     assert latest_version(target) == 0
     tokenizer.root = lossless
     other = str(tmp_path / "other")

@@ -153,7 +153,7 @@ def test_an_export_is_the_same_every_time(root: Path, tmp_path: Path) -> None:
 def test_an_existing_folder_is_refused_and_a_failure_leaves_nothing(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "there").mkdir()
     assert main(["datasets", "export", "--format", "jsonl", "--output", str(tmp_path / "there"), "--root", str(root)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     (tmp_path / "there").rmdir()
     create_view(root, "nothing", ViewSpec.model_validate({"filter": {"domain": ["none"]}}), [], DedupSettings(), clock())
     assert main(["datasets", "export", "--format", "bin", "--view", "nothing", "--output", str(tmp_path / "out"), "--root", str(root)]) == 1

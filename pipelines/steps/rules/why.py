@@ -5,7 +5,7 @@ from schemas.settings_quality import RULE_SETS
 _OWN = {
     "too_long": "more characters than quality.max_chars",
     "replacement_chars": "too many U+FFFD and control characters, it was decoded wrongly upstream (quality.max_replacement_ratio)",
-    "mojibake": "it was decoded in a wrong character set upstream; publish it again as it was, as UTF-8 or with its charset",
+    "mojibake": "it was decoded in the wrong character set before it was published; publish the original again as UTF-8, or with its charset",
     "too_short": "fewer words than quality.min_words, in what is left without the lines that cleaning took out (dedup.boilerplate, "
     "quality.remove_boilerplate_lines, the set c4)",
     "mean_word_length": "words too long for prose (quality.max_mean_word_chars)",
