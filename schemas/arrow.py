@@ -200,7 +200,7 @@ FILE_LISTS = {
     "boilerplate": _FILE,
     "masks": _FILE,
 }
-"""The lists of files in a manifest, and what is said of each file."""
+"""The lists of files in a manifest, and the fields of each file."""
 VERSIONS = pa.schema(
     [
         pa.field("attempt", pa.uint64(), nullable=False),

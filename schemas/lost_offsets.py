@@ -8,10 +8,10 @@ from schemas.record import Record
 
 
 class LossKind(StrEnum):
-    """How records can go before they are read."""
+    """How records can be lost before they are read."""
 
     REMOVED = "removed"
-    """Retention or DeleteRecords took them."""
+    """Retention or DeleteRecords deleted them."""
     CUT = "cut"
     """The log was cut and may have grown again: an unclean leader election, or a broker restored from a copy."""
     RECREATED = "recreated"
@@ -19,7 +19,7 @@ class LossKind(StrEnum):
 
 
 class LostOffsets(Record):
-    """Where reading one partition could not go on, and where it does."""
+    """Where reading of one partition had to stop, and where it continues."""
 
     topic: str
     """Name of the topic."""
@@ -28,13 +28,13 @@ class LostOffsets(Record):
     kind: LossKind
     """What happened."""
     expected: int = Field(ge=0)
-    """Offset at which the version before ended. Of a log that was cut, records from ``resumed`` to here were read; they stay in the dataset."""
+    """Offset at which the version before ended. If the log was cut, records from ``resumed`` to here were read; they stay in the dataset."""
     resumed: int | None = Field(None, ge=0)
-    """Offset at which reading goes on; none: the partition is no longer there."""
+    """Offset at which reading continues; None: the partition no longer exists."""
     num_unread: int | None = Field(None, ge=0)
-    """Offsets that no version read and nobody can read any more; none: nobody knows."""
+    """Number of offsets that no version read and that can no longer be read; None: unknown."""
     epoch: int | None = Field(None, ge=0)
-    """Leader epoch of the record before ``expected``, where it tells that the log was cut."""
+    """Leader epoch of the record before ``expected``, if this epoch shows that the log was cut."""
     epoch_is_known: bool = True
     """Whether the partition's leader still knows that epoch."""
 

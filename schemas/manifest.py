@@ -56,15 +56,15 @@ class ShardEntry(FileEntry):
 
 
 class MergedShard(ShardEntry):
-    """A file that holds the rows of several shards of a split, one after the other, unchanged: it stands for them in every version.
+    """A file with the unchanged rows of several consecutive shards of a split. Readers of every version use it instead of these shards.
 
-    Rows keep the numbers that they have had since they were committed, so two numbers say which shards these are.
+    Rows keep the numbers that they got when they were committed, so ``first_row`` and ``rows`` say which shards these are.
     """
 
     first_row: int = Field(ge=0)
     """Number of its first row among all rows of the split, in the order of versions."""
     copies: int = Field(ge=1)
-    """How often its rows were copied since they were committed: once more than those of the files that it was made of."""
+    """How often its rows were copied since they were committed: once more than in the files from which it was made."""
 
 
 class OffsetRange(Record):
@@ -182,7 +182,7 @@ class DatasetManifest(Record):
     dedup_base_version: int = Field(0, ge=0)
     """Version whose kept documents, and those before, ``dedup_base`` holds."""
     merged: list[MergedShard] = Field(default_factory=list)
-    """Of a merge, which is a version of its own without documents: files that stand for runs of small shards (pipelines/dataset/merging.py)."""
+    """Files that replace runs of small shards; a merge is a version without documents (pipelines/dataset/merging.py)."""
     boilerplate: list[FileEntry] = Field(default_factory=list)
     """With ``dedup.boilerplate``, one file: in how many kept documents each line stood, over the versions from ``boilerplate_first_version`` on."""
     boilerplate_first_version: int = Field(0, ge=0)
@@ -206,7 +206,7 @@ class DatasetManifest(Record):
     totals: Totals
     """Sums over this version and all before."""
     derived_from: DerivedFrom | None = None
-    """Of the versions with which a new lineage began (pipelines/dataset/switch.py), one where no loss was accepted: the dataset they were made of."""
+    """The dataset from which a new lineage was made (pipelines/dataset/switch.py); only in the versions that the switch made."""
     code_version: str | None = None
     """Version of Headrace that wrote it, with the git commit where there is one; none: one that did not say so yet."""
     traceparent: str | None = None
@@ -239,7 +239,7 @@ class DatasetManifest(Record):
         if len(self.boilerplate) > 1 or bool(self.boilerplate) != (0 < self.boilerplate_first_version <= self.version):
             raise ValueError(f"version {self.version} lists {len(self.boilerplate)} files of lines from version {self.boilerplate_first_version} on")
         if self.merged and (self.num_records or self.shards):
-            raise ValueError(f"version {self.version} merges shards and reads {self.num_records} offsets; these are two versions")
+            raise ValueError(f"version {self.version} merges shards and reads {self.num_records} offsets; one version cannot do both")
         if self.accepted_loss is not None:
             self._check_loss(self.accepted_loss)
         if self.parent != self.version - 1:

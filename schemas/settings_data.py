@@ -39,17 +39,17 @@ class IngestSettings(Section):
     validation_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of documents, chosen by hash of the document id, that goes to the validation shards."""
     merge_shards: int = Field(64, ge=0)
-    """So many shards of a split in a row, each under a quarter of ``packing.shard_rows``, are merged into one file: a version of its own without
-    documents; 0: never. What it stands for is removed after ``gc_grace_s``."""
+    """Number of consecutive shards of a split, each under a quarter of ``packing.shard_rows``, that are merged into one file; 0: never. A merge is a
+    version without documents. The shards that it replaces are removed after ``gc_grace_s``."""
     gc_grace_s: float = Field(3600.0, ge=0)
-    """Files that no manifest lists, and shards that were merged into another file, are removed once they are older than this."""
+    """Age in seconds at which files that no manifest lists are removed, and shards that were merged into a file of this age."""
 
     @field_validator("merge_shards")
     @classmethod
     def merges_several(cls, value: int) -> int:
-        """Refuse to merge one shard with nothing."""
+        """Refuse 1: one shard cannot be merged."""
         if value == 1:
-            raise ValueError("1 shard is nothing to merge: write 0 for never, or 2 and more")
+            raise ValueError("it is 1, but one shard cannot be merged; set 0 for never, or 2 or more")
         return value
 
 

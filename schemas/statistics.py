@@ -66,7 +66,7 @@ class LanguageTotals(Record):
     tokens: int = Field(0, ge=0)
     """Their tokens, the end-of-text token of each included."""
     replaced: int = Field(0, ge=0)
-    """U+FFFD among their characters: what was lost in decoding; 0 in versions of before they were counted."""
+    """U+FFFD among their characters: characters that were lost in decoding; 0 in older versions, which did not count them."""
 
 
 class Distribution(Record):

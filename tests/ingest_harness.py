@@ -170,9 +170,9 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0
 
 
 def wait_until_stopped(*children: Child) -> None:
-    """Until each child is suspended where it was told to (a crash point ``stop@…``). A child that ends instead fails the test.
+    """Wait until each child is suspended at its crash point (``stop@…``). A child that ends instead fails the test.
 
-    What is bounded is the processor time that it takes to get there: on a busy machine a child may wait for it as long as the test may take.
+    The limit is on the child's processor time: on a busy machine a child may wait for the processor as long as the test may take.
     """
     for child in children:
         state = ""
@@ -184,7 +184,7 @@ def wait_until_stopped(*children: Child) -> None:
 
 
 def _state_and_processor_s(pid: int) -> tuple[str, float]:
-    """The letter of its state, and the seconds that its threads have run; nothing of a process that has just ended."""
+    """The letter of its state, and the seconds that its threads have run; empty for a process that has just ended."""
     try:
         fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Engines that misbehave, each by one name, and what a client reads out of the gateway's answers."""
+"""Engines that misbehave, each in the way that its name says, and functions that read the gateway's answers as a client does."""
 
 import asyncio
 import json
@@ -67,7 +67,7 @@ class Stuck(Misbehaving):
 
 
 class Dead(Misbehaving):
-    """Is gone before it answers, as a killed replica is."""
+    """Disappears before it answers, as a killed replica does."""
 
     async def misbehave(self, request: GenerationRequest) -> AsyncIterator[Events]:
         raise unavailable("killed")
@@ -75,7 +75,7 @@ class Dead(Misbehaving):
 
 
 class DiesMidway(Misbehaving):
-    """Is gone after the first token."""
+    """Disappears after the first token."""
 
     async def misbehave(self, request: GenerationRequest) -> AsyncIterator[Events]:
         yield (Chunk(index=0, text="half", token_ids=(5,), prompt_tokens=1),)
@@ -83,7 +83,7 @@ class DiesMidway(Misbehaving):
 
 
 class BuggyMidway(Misbehaving):
-    """Raises what no engine should, after the first token."""
+    """Raises an unexpected error after the first token."""
 
     async def misbehave(self, request: GenerationRequest) -> AsyncIterator[Events]:
         yield (Chunk(index=0, text="half", token_ids=(5,), prompt_tokens=1),)
@@ -91,14 +91,14 @@ class BuggyMidway(Misbehaving):
 
 
 class StopsMidway(Misbehaving):
-    """Ends without a word after the first token."""
+    """Ends the stream after the first token, without an end event."""
 
     async def misbehave(self, request: GenerationRequest) -> AsyncIterator[Events]:
         yield (Chunk(index=0, text="half", token_ids=(5,), prompt_tokens=1),)
 
 
 class GivesUp(Misbehaving):
-    """Says that nobody waits for the answer, though somebody does."""
+    """Says that the request was cancelled, although a client waits for the answer."""
 
     async def misbehave(self, request: GenerationRequest) -> AsyncIterator[Events]:
         yield (Chunk(index=0, text="half", token_ids=(5,), prompt_tokens=1),)
@@ -113,7 +113,7 @@ class Failing(Misbehaving):
 
 
 class Buggy(Misbehaving):
-    """Raises what no engine should."""
+    """Raises an unexpected error."""
 
     async def misbehave(self, request: GenerationRequest) -> AsyncIterator[Events]:
         raise ZeroDivisionError("a bug")

@@ -1,4 +1,4 @@
-"""``headrace gc``: remove what crashed or fenced attempts left under the root, also beside the versions, and tokenizers that nothing names."""
+"""``headrace gc``: remove files of crashed or fenced attempts, shards that were merged into another file, and tokenizers that nothing names."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from schemas.settings import Settings
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("gc", parents=[common], help="remove files that no dataset version lists or can still list")
+    parser = subparsers.add_parser("gc", parents=[common], help="remove files that no dataset version needs or can still list")
     parser.add_argument(
         "--grace-s",
         type=_seconds,

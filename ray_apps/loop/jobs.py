@@ -66,7 +66,7 @@ class Job:
             self._child = None
 
     def failure(self, code: int) -> str:
-        """What the command says of its failure in its last line, or, if it said nothing, the end of its log."""
+        """The command's last line, if it reports the failure; else the end of its log."""
         if (last := tail(self.log, 1)).startswith("headrace "):
             return f"exit code {code}: {last} ({self.log})"
         return f"exit code {code}; the end of {self.log}:\n{tail(self.log)}"

@@ -1,4 +1,4 @@
-"""The model card (README.md) of a version: the hub's header (huggingface_hub writes it), what it was trained on, how good it is, what it is not for.
+"""The model card (README.md) of a version: the hub's header (written by huggingface_hub), training data, quality, and uses it is not meant for.
 
 A pure function of the manifest and the languages of its documents: the same model gives the same card.
 Source: https://huggingface.co/docs/hub/model-cards
@@ -24,7 +24,7 @@ def model_card(manifest: ModelManifest, languages: dict[str, int]) -> str:
 
 
 def _header(manifest: ModelManifest, languages: dict[str, int]) -> str:
-    from huggingface_hub import EvalResult, ModelCardData  # 0.24 s, which only whoever registers a model pays
+    from huggingface_hub import EvalResult, ModelCardData  # takes 0.24 s; only the registration of a model needs it
 
     results = []
     if manifest.evaluation is not None:

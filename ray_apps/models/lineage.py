@@ -49,7 +49,7 @@ def lineage(root: Path, ancestors: list[ModelManifest]) -> dict[str, Any]:
 
 
 def _version(manifest: DatasetManifest, placement: Placement) -> dict[str, Any]:
-    """Each shard with the file in which its rows lie now, and the row at which they begin there."""
+    """The version's entry: each shard with the file in which its rows lie now, and the row at which they begin there."""
     shards = [(entry, *placement.place_of(entry.path)) for entry in manifest.shards if entry.split is Split.TRAIN]
     return {
         "version": manifest.version,

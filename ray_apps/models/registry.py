@@ -94,7 +94,7 @@ class Registry:
         return None
 
     def rollout(self) -> RolloutState | None:
-        """The newest rollout state. Raises ManifestCorrupt if it does not parse, ManifestNewer if another Headrace wrote it."""
+        """The newest rollout state. Raises ManifestCorrupt if it does not parse, ManifestNewer if another version of Headrace wrote it."""
         log = CommitLog(self.root / "rollout")
         number = log.latest()
         if number == 0:

@@ -2,8 +2,8 @@
 
 Invariants: a shadow copy runs in a task of its own, of which at most MAX_SHADOWS exist; it shares nothing with the primary answer but
 the request's values, so it cannot delay, fail or cancel it. As long as nothing has been shown to the client and time is left, the champion
-answers in the place of a challenger that fails, refuses (a full queue, a prompt it cannot take), is not well while its first token is waited
-for, or has none in half of the time; and an engine of the champion that dies is replaced by another replica of it. The recorder gets every answer.
+answers instead of a challenger that fails, refuses (a full queue, a prompt it cannot take), is not healthy before its first token, or gives no
+first token in half of the time. If an engine of the champion dies, another replica of it answers. The recorder gets every answer.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ from schemas.errors import ApiError
 
 _log = logging.getLogger(__name__)
 ASK_EVERY_S = 5.0
-"""A long prompt or a queue may take seconds: then the engine still says that it is well."""
+"""Seconds between two health checks while the first token is awaited. A long prompt or a queue may take seconds; the engine is healthy meanwhile."""
 MAX_REASON_CHARS = 300
 """Of what Serve says about an engine that could not be started."""
 
@@ -183,8 +183,8 @@ async def stream_chunks(
 ) -> AsyncIterator[tuple[Chunk, ...]]:
     """Chunks of one engine until ``deadline_s`` (``time.perf_counter``); closing this cancels the request at once.
 
-    Where somebody else can answer, ``first_deadline_s`` is given: the first chunk must come before it, and while it does not come the engine is
-    asked every ASK_EVERY_S whether it is well; one that is not is given up with a 503. Ends well only when every sequence has ended.
+    ``first_deadline_s`` is given if another engine can answer instead. The first chunk must come before it. Until then the engine's health is
+    checked every ASK_EVERY_S; an engine that is not healthy gives a 503. Ends without an error only when every sequence has ended.
     Raises the ApiError that a Failure stands for, 504 when time is up (``timeout_s`` is for the message), 503 when the engine goes away
     or stops in the middle, 500 for whatever else it raises.
     """
@@ -209,7 +209,7 @@ async def stream_chunks(
 
 
 async def _first(engines: Engines, events: AsyncGenerator[Events, None], version: int, limit_s: float, timeout_s: float) -> Events | None:
-    """The first chunks, from an engine that is well; None if it ends without any."""
+    """The first chunks, from a healthy engine; None if it ends without any."""
     coming = asyncio.create_task(_next(events, version, limit_s, timeout_s))
     try:
         while not (await asyncio.wait({coming}, timeout=ASK_EVERY_S))[0]:

@@ -75,7 +75,7 @@ def test_no_sequence_of_transitions_makes_a_champion_of_what_was_not_challenger_
 
 
 def arm(number: int, *, bucket: int = 0, errors: int = 0) -> ArmCounts:
-    """So many measured answers, each of another user."""
+    """This many measured answers, each to a different user."""
     return ArmCounts(answers=number, errors=errors, latency_buckets={bucket: number}, users={f"{user:016x}" for user in range(number)})
 
 
@@ -117,13 +117,13 @@ def test_a_trial_moves_on_exactly_when_nothing_is_missing_or_a_guard_trips(seen:
 
 
 def is_complete(seen: Evidence) -> bool:
-    """Whether there is enough of it to end the phase, whatever it says."""
+    """Whether there is enough evidence to end the phase, whatever the evidence says."""
     enough = seen.challenger.measured >= 20 and len(seen.challenger.users) >= 10 and seen.champion.measured >= 10
     return enough and seen.validation.status != "pending"
 
 
 def is_worse(seen: Evidence, phase: Phase) -> bool:
-    """Whether the challenger is worse in a way that a phase never waits out; the numbers are the default settings."""
+    """Whether the challenger is so much worse that the phase ends at once; the numbers are the default settings."""
     champion, challenger, validation = seen.champion, seen.challenger, seen.validation
     failed, answered = challenger.errors + challenger.refusals, challenger.answers
     total = failed + answered + challenger.cancellations

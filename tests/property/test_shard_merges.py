@@ -1,4 +1,4 @@
-"""Whatever is committed, retracted and merged in whatever order: every reader gets what it gets where nothing was ever merged."""
+"""Commits, retractions and merges in any order: every reader gets the same as from a dataset without merges."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ records = st.one_of(
 
 
 class Step(NamedTuple):
-    """A batch, and what happens to the other root after it."""
+    """A batch, and the merges and the garbage collection in the other root after it."""
 
     batch: list[tuple[bytes | None, bytes | None]]
     num_merges: int
@@ -47,7 +47,7 @@ steps = st.lists(st.builds(Step, st.lists(records, min_size=1, max_size=6), st.i
 
 
 def seen(root: Path, version: int, folder: Path) -> dict[str, Any]:
-    """What a version gives to its readers; paths carry the attempt, which is the number of the version here."""
+    """What readers get from a version; paths contain the attempt, which is the version number here."""
     dataset = Dataset(root, version)
     found: dict[str, Any] = {}
     for split in Split:

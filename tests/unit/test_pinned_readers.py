@@ -1,4 +1,4 @@
-"""Whoever reads a file that is pinned by its hash compares first: one flipped byte stops the reader, who names the file.
+"""Readers compare a pinned file with its hash first: one flipped byte stops the reader with an error that names the file.
 
 Quality models have this test beside their others (test_quality_model_scores.py).
 """
