@@ -37,8 +37,8 @@ def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     releasing = actions.add_parser(
         "release", parents=[common], help="accept a version that drifted: training uses it, and later versions are compared with it"
     )
-    releasing.add_argument("version", type=positive_int, help="the version")
-    releasing.add_argument("--reason", default="no reason was given", help="for the log")
+    releasing.add_argument("version", type=positive_int, help="version to release")
+    releasing.add_argument("--reason", default="no reason was given", help="why; is recorded")
     releasing.add_argument("--json", action="store_true", help="one JSON document on standard output")
     releasing.set_defaults(run=run_release)
     card = actions.add_parser("card", parents=[common], help="the Croissant 1.1 card (JSON-LD) of a version")

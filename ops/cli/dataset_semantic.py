@@ -14,7 +14,7 @@ def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     parser = actions.add_parser("semantic", parents=[common], help="list documents that say the same in other words (needs headrace[semantic])")
     parser.add_argument("--version", type=positive_int, help="default: the newest")
     parser.add_argument(
-        "--threshold", type=_cosine, default=DEFAULT_THRESHOLD, help="two documents with at least this cosine are the same (default 0.9)"
+        "--threshold", type=_cosine, default=DEFAULT_THRESHOLD, help="two documents with at least this cosine count as the same (default 0.9)"
     )
     parser.add_argument("--model", metavar="DIR", help="a model in the layout of sentence-transformers; default: MiniLM, which reads English")
     parser.add_argument("--max-tokens", type=positive_int, metavar="N", help="read N tokens of each document (default: the limit of the model)")

@@ -38,7 +38,7 @@ def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     chosen = exporting.add_mutually_exclusive_group()
     chosen.add_argument("--version", type=positive_int, metavar="N", help="dataset version (default: the newest)")
     chosen.add_argument("--view", metavar="NAME[@N]", help="a view")
-    exporting.add_argument("--output", required=True, metavar="DIR", help="folder to create; it must not be there yet")
+    exporting.add_argument("--output", required=True, metavar="DIR", help="folder to create; it must not exist yet")
     exporting.add_argument(
         "--include-retracted-later", action="store_true", help="also export documents that a later version retracted (default: they are left out)"
     )
@@ -48,7 +48,7 @@ def add_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", 
 
 def _add_view_actions(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     making = actions.add_parser("create", parents=[common], help="make a view, or its next version")
-    making.add_argument("name", help="small letters, digits, - and _")
+    making.add_argument("name", help="lower-case letters, digits, - and _")
     making.add_argument("--file", metavar="VIEW.toml", help="dataset, [filter], [[group]], [[holdout]], exclude, evaluation; flags add to it")
     making.add_argument("--dataset", type=positive_int, metavar="N", help="bind it to this dataset version (default: the newest at each use)")
     many: dict[str, Any] = {"action": "append", "default": []}

@@ -36,7 +36,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     scoring.add_argument("paths", nargs="+", metavar="FILE", help="as for `headrace produce`; - is standard input (JSON Lines)")
     _add_reading_flags(scoring)
     exporting = actions.add_parser("export", parents=[common], help="write a language model as an ARPA file, for kenlm and others")
-    exporting.add_argument("--language", type=_language, required=True, metavar="L", help="which language's model")
+    exporting.add_argument("--language", type=_language, required=True, metavar="L", help="language of the model")
     exporting.add_argument("--output", required=True, metavar="FILE", help="the ARPA file to write")
     for action, function in ((fit, run_fit), (listing, run_list), (showing, run_show), (scoring, run_score), (exporting, run_export)):
         if action in (showing, scoring, exporting):
@@ -58,7 +58,7 @@ def _add_fit_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bad", nargs="+", default=[], metavar="FILE", help="bad examples for the classifier")
     parser.add_argument("--order", type=int, choices=range(2, 7), default=3, help="longest n-gram (default: 3)")
     parser.add_argument(
-        "--prune", type=_count, default=1, metavar="N", help="leave out n-grams of 3 units and more seen N times or less (default: 1)"
+        "--prune", type=_count, default=1, metavar="N", help="leave out n-grams of 3 or more units that occur at most N times (default: 1)"
     )
     parser.add_argument("--max-megabytes", type=_count, default=64, metavar="N", help="read at most N MB of text per language (default: 64)")
     _add_reading_flags(parser)

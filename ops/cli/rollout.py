@@ -28,11 +28,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     shadow = _add(actions, common, "shadow", "put a model on trial: shadow first, then the loop decides; ends a hold", start_trial)
     shadow.add_argument("version", metavar="VERSION", help="number, or latest")
     held = "a person decides from now on: the loop withdraws a challenger that fails, but starts no trial and promotes nothing"
-    _add(actions, common, "hold", held, hold).add_argument("--reason", default="a person decides from now on", help="for the log")
+    _add(actions, common, "hold", held, hold).add_argument("--reason", default="a person decides from now on", help="why; is recorded")
     freed = "the loop decides again, also about versions and shares that were set by hand"
-    _add(actions, common, "release", freed, release).add_argument("--reason", default="the loop decides again", help="for the log")
+    _add(actions, common, "release", freed, release).add_argument("--reason", default="the loop decides again", help="why; is recorded")
     _add(actions, common, "promote", "make the challenger champion now", promote)
-    _add(actions, common, "abort", "withdraw the challenger", abort).add_argument("--reason", default="no reason was given", help="for the log")
+    _add(actions, common, "abort", "withdraw the challenger", abort).add_argument("--reason", default="no reason was given", help="why; is recorded")
 
 
 def _add(
