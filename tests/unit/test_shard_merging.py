@@ -162,7 +162,7 @@ def test_a_merge_that_versions_have_passed_is_published_and_one_that_another_has
     assert collect_garbage(root, grace_s=0, by_hand=True) == []  # a writer may still publish either
     publish_merge(Dataset(root), first, settings, now=clock())
     assert is_superseded(Dataset(root), second)
-    with pytest.raises(CommitConflict, match="start again"):
+    with pytest.raises(CommitConflict, match="Start again from version"):
         publish_merge(Dataset(root), second, settings, now=clock())
     assert {entry.path for entry in second.entries} <= set(collect_garbage(root, grace_s=0))
     assert verify(root).problems == []
