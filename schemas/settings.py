@@ -214,7 +214,7 @@ class LoopSettings(Section):
     min_new_tokens: int = Field(100_000, ge=1)
     """New training tokens since the last trained dataset version that start a training run."""
     view: str = Field("", pattern=r"^([a-z][a-z0-9_-]{0,63}(@[1-9][0-9]{0,7})?)?$")
-    """View ``NAME[@N]`` of the newest dataset version that is trained on; without @N its newest version. Empty: the dataset version as it is."""
+    """Train on this view ``NAME[@N]`` of the newest dataset version; without @N on its newest version. Empty: train on the whole dataset version."""
     poll_interval_s: float = Field(0.5, gt=0)
     """How often the loop looks at what has changed."""
     restart_backoff_s: float = Field(1.0, gt=0)
@@ -251,7 +251,7 @@ class Settings(Section):
     """All settings."""
 
     root: str = "./headrace-data"
-    """Folder in which everything durable lives."""
+    """Folder for all durable data."""
     kafka: KafkaSettings = KafkaSettings()
     broker: BrokerSettings = BrokerSettings()
     ingest: IngestSettings = IngestSettings()

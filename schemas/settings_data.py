@@ -61,15 +61,15 @@ class TokenizerSettings(Section):
     vocab_size: int = Field(8_192, ge=300, le=1_000_000)
     """Vocabulary of a trained tokenizer, special tokens included."""
     min_training_bytes: int = Field(2**20, ge=0)
-    """The first version waits for this much text to train on, for the dataset keeps its tokenizer for good; 0 begins with what is there."""
+    """Bytes of text that the first version waits for, because a dataset never changes its tokenizer; 0: begin with the text that is there."""
     max_wait_s: float = Field(0.0, ge=0)
-    """``--follow``: goes on with less text after this long; 0 waits as long as it takes."""
+    """``--follow``: begin with less text after this many seconds; 0: wait without limit."""
     max_training_bytes: int = Field(16 * 2**20, ge=1)
-    """Text of the first documents (in offset order) that the tokenizer is trained on: every language has the same weight, as far as it has text."""
+    """Bytes of text, from the first documents in offset order, that train the tokenizer. Every language has the same weight, if it has enough."""
     engine: Literal["auto", "huggingface"] = "auto"
-    """``auto``: gigatoken, with the same ids and checked against the tokenizers package, where it knows the tokenizer; or that package alone."""
+    """``auto``: gigatoken if it supports the tokenizer, with the same ids and compared with the tokenizers package; else that package alone."""
     check_fraction: float = Field(0.002, ge=0, le=1)
-    """Share of documents, chosen by their content, that both engines encode: one difference, and the tokenizers package does the work alone."""
+    """Share of documents, chosen by their content, that both engines encode. After one difference only the tokenizers package is used."""
 
 
 class PackingSettings(Section):

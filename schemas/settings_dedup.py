@@ -15,8 +15,8 @@ class DedupSettings(Section):
     min_similarity: float = Field(0.7, ge=0, le=1)
     """Jaccard similarity of their pairs of words, estimated from the sketches, that confirms a candidate."""
     compact_segments: int = Field(64, ge=0)
-    """So many versions (or 500,000 documents) after the last compaction the duplicate index is merged into one memory-mapped file, if they hold an
-    eighth of its documents; 0: never."""
+    """Versions since the last compaction (or 500,000 documents) after which the duplicate index is merged into one memory-mapped file, if they hold
+    an eighth of its documents; 0: never."""
     index_shards: int = Field(1, ge=1, le=1024)
     """Ray actors that share the compacted index, each with a part of every table; 1: the ingesting process alone."""
     feature_cap: int = Field(5, ge=1, le=255)
@@ -28,6 +28,6 @@ class DedupSettings(Section):
     boilerplate_min_documents: int = Field(10, ge=2)
     """Kept documents of earlier versions in which a line must have stood to be boilerplate."""
     boilerplate_min_chars: int = Field(20, ge=1)
-    """Letters and digits that a line needs to be looked at; a Chinese or Japanese character counts as two."""
+    """Fewest letters and digits of a line that is counted; a Chinese or Japanese character counts as two."""
     boilerplate_max_entries: int = Field(2_000_000, ge=1_000)
     """Lines whose counts are kept, 12 bytes each in memory; when there are more, the rarest are forgotten until half of them is left."""

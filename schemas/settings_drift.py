@@ -18,9 +18,9 @@ class DriftSettings(Section):
     features: tuple[Feature, ...] = ("source", "language", "length", "outcome", "quality", "perplexity", "informativeness")
     """What is compared: source, language, domain, length, tokens, outcome, reason, quality, perplexity, informativeness, pii, freshness."""
     baseline_versions: int = Field(8, ge=1, le=1_000)
-    """How many accepted samples before it a sample is compared with. A sample is a version, or as many small ones as make up min_documents."""
+    """Number of earlier accepted samples with which a sample is compared. A sample is a version, or several small ones that make up min_documents."""
     min_documents: int = Field(500, ge=10)
-    """Records that a sample needs to be judged; smaller versions wait for the next ones."""
+    """Fewest records of a sample that is compared; smaller versions are compared together with the next ones."""
     max_psi: float = Field(0.2, gt=0)
     """Population stability index of a feature above which it has drifted (0.1 is usually called a small change, 0.2 a large one)."""
     max_js: float = Field(0.1, gt=0, le=1)

@@ -17,6 +17,6 @@ class FormatsSettings(Section):
     max_batch_unpacked_bytes: int = Field(256 * 2**20, ge=2**20)
     """A compressed batch of records that unpacks to more than this is not unpacked: its records are dead-lettered as ``broken_record``."""
     html_max_depth: int = Field(500, ge=10)
-    """Of pages that may be nested deeper than this all text is kept: finding the main content takes quadratic time in the depth."""
+    """A page that may be nested deeper than this keeps all its text, because finding the main content takes quadratic time in the depth."""
     max_damaged_fraction: float = Field(0.01, ge=0, le=1)
     """Share of a text's characters that may be undecodable: they become U+FFFD (one is always allowed; with 0 none). More is a dead letter."""

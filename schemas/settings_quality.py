@@ -17,11 +17,11 @@ class QualitySettings(Section):
     """Sets that judge, first come first named: ``headrace``, ``gopher_quality``, ``gopher_repetition``, ``c4``, ``fineweb``.
     ``c4`` goes before all others: it takes lines out of the text."""
     words: Literal["whitespace", "unicode"] = "whitespace"
-    """What the Gopher and FineWeb sets count: what stands between white space (as the papers do), or Unicode words; unspaced script: letters."""
+    """What the Gopher and FineWeb sets count as words: text between white space (as the papers do), or Unicode words; unspaced script: letters."""
     min_words: int = Field(8, ge=1)
     """Shorter documents are rejected as ``too_short``."""
     max_chars: int = Field(2_000_000, ge=1)
-    """Longer documents (some 1,000 pages) are rejected as ``too_long``; raise it where longer books come in."""
+    """Longer documents (some 1,000 pages) are rejected as ``too_long``; raise it for longer books."""
     max_mean_word_chars: float = Field(20.0, gt=0)
     """Mean word length above which text is not prose: base64, minified code. CJK characters count 1."""
     min_letter_ratio: float = Field(0.35, ge=0, le=1)
@@ -47,7 +47,7 @@ class QualitySettings(Section):
     logs: Literal["keep", "reject"] = "keep"
     """What becomes of logs: documents with more than half of their bytes in lines that begin with a time."""
     chinese: Literal["both", "simplified", "traditional"] = "both"
-    """Which Chinese to keep. A text of Chinese counts as what most of its characters are that only one of the two has."""
+    """Which Chinese script to keep. The majority of the characters that only one of the two scripts has decides which script a text is in."""
     languages: tuple[str, ...] = ()
     """ISO 639 codes to keep; empty keeps all languages."""
 
