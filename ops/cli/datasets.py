@@ -63,7 +63,7 @@ def _what_it_did(row: dict[str, Any]) -> str:
     if row["num_losses"]:
         return f"accepted a loss in {row['num_losses']} partitions"
     if row["merged"]:
-        return f"merged small shards into {len(row['merged'])} larger"
+        return f"merged small shards into {len(row['merged'])} larger {'file' if len(row['merged']) == 1 else 'files'}"
     return "compacted the duplicate index" if row["dedup_base"] else outcome_counts(row["outcomes"])
 
 
@@ -123,7 +123,7 @@ def run_show(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _print_shards(dataset: "Dataset") -> None:
-    """The shards of a version, with where their rows lie if they were merged, and what a merge made."""
+    """Print the shards of a version, where their rows lie if they were merged, and the files of a merge."""
     placement, manifest = dataset.newest_placement(), dataset.manifest
     entries = [*manifest.shards, *manifest.merged]
     rows = [(entry.path, entry.rows, entry.tokens, entry.documents) for entry in entries]
