@@ -17,6 +17,7 @@ from tempfile import mkdtemp
 from pipelines.runtime.bound import die_with_parent
 
 IMPORTED = (
+    "awkward",  # which numba loads, as it loads scipy where that is installed
     "kafka.admin",
     "numba",
     "opentelemetry.sdk.trace",
@@ -31,6 +32,8 @@ IMPORTED = (
     "pyarrow.compute",
     "pyarrow.parquet",
     "schemas.settings_sources",
+    "scipy.linalg.cython_blas",
+    "tests.warm_start",
 )
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(list(IMPORTED))

@@ -5,6 +5,7 @@ processes get its address (``RAY_ADDRESS``): helpers of Ray Train ask for "the" 
 """
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -75,6 +76,7 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
     if ray.is_initialized():
         yield ray.get_runtime_context().gcs_address
         return
+    _print_to_standard_error()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with contextlib.chdir(CODE):  # Ray puts the working folder before everything else that its workers import from
         _connect(settings, has_dashboard=has_dashboard)
@@ -104,3 +106,19 @@ def _connect(settings: RaySettings, *, has_dashboard: bool) -> None:
             )
     else:
         ray.init(address=settings.address, **common)
+
+
+@functools.cache
+def _print_to_standard_error() -> None:
+    """Standard output is for results. Ray prints there what its processes print there, and that one of them died; it has no setting for that.
+
+    So the function that prints is told that everything is of standard error.
+    """
+    from ray._private import worker
+
+    printed = worker.print_to_stdstream
+
+    def to_standard_error(data: Any, ignore_prefix: bool) -> None:
+        printed({**data, "is_err": True}, ignore_prefix)
+
+    worker.print_to_stdstream = to_standard_error
