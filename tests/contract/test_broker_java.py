@@ -51,6 +51,7 @@ def test_a_topic_through_the_whole_of_apaches_tools(kafka: KafkaUnderTest, topic
     assert "low_watermark: 3" in run_tool("delete-records", *servers, "--offset-json-file", str(wanted))
 
 
+@pytest.mark.slow
 def test_apaches_performance_tools_run(kafka: KafkaUnderTest, topic_prefix: str) -> None:
     servers = ("--bootstrap-server", kafka.bootstrap_servers)
     produced = run_tool(

@@ -63,6 +63,7 @@ def shadow_our_packages(folder: Path) -> None:
         (folder / f"{name}.py").write_text(f"raise SystemExit('{name} of the working folder was imported')")
 
 
+@pytest.mark.slow
 def test_ingest_on_ray_survives_a_crash_in_the_middle_of_a_job_and_makes_the_dataset_of_a_local_run(source: Ingest, tmp_path: Path) -> None:
     ingest = on_ray(source, tmp_path / "data")
     shadow_our_packages(ingest.root)
