@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import xxhash
 from fastapi import FastAPI, Request
@@ -37,8 +37,6 @@ _log = logging.getLogger(__name__)
 SESSION_HEADER = "x-headrace-session"
 CLIENT_CLOSED = 499
 """Nobody reads this answer: its client has gone."""
-
-ResultT = TypeVar("ResultT")
 
 
 class Gateway:
@@ -206,16 +204,28 @@ def _work_id(request: Request) -> str:
     return request_id.removeprefix("req_")
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:
-    """The result of ``work``, which is cancelled if the client disconnects first; then None."""
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer | None:
+    """The answer that ``work`` begins. If the client disconnects first, ``work`` is cancelled; then None.
+
+    Whoever cancels this gets no answer. One that has begun in the same moment is closed, so that nothing is generated for nobody, and it is recorded.
+    """
     task, gone = asyncio.create_task(work), asyncio.create_task(disconnected(request))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else None
-    finally:
-        for pending in (task, gone):
-            pending.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await _ended(gone) if task.done() else await _ended(task, gone)
+    except asyncio.CancelledError:
+        await _ended(task, gone)
+        if not task.cancelled() and task.exception() is None:
+            await task.result().aclose()
+        raise
+    return None if task.cancelled() else task.result()
+
+
+async def _ended(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancel them, and wait for their ends."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _whole(form: Form, answer: Answer, headers: dict[str, str]) -> Response:

@@ -2,14 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import Request
 
-from ray_apps.serving.engine.interface import Engine
+from ray_apps.serving.dispatch import Answer
+from ray_apps.serving.engine.interface import Chunk, Engine
 from ray_apps.serving.engine.torch_engine import TorchEngine
+from ray_apps.serving.gateway import unless_gone
 from schemas.settings import ServingSettings
 from tests.model_factory import make_model
 from tests.serving_harness import EventList, publish_state, ready, running_gateway, until
@@ -66,3 +69,33 @@ async def test_a_client_that_goes_away_while_it_is_sent_to_cancels_its_generatio
         task.cancel()
         await asyncio.wait([task])
         assert [data.finish_reason for data in sink.data] == ["cancelled"]
+
+
+@pytest.mark.parametrize("num_turns", range(1, 9))
+async def test_an_answer_that_begins_in_the_moment_in_which_its_request_is_cancelled_is_closed(num_turns: int) -> None:
+    """``num_turns`` of the event loop later: while the work runs, when it is done and nobody has seen that, and after."""
+    begun: list[Answer] = []
+    closed: list[Answer] = []
+
+    class Begun(Answer):
+        async def aclose(self) -> None:
+            closed.append(self)
+
+    async def nothing() -> AsyncGenerator[tuple[Chunk, ...], None]:
+        yield ()
+
+    async def begin() -> Answer:
+        await asyncio.sleep(0)
+        begun.append(Begun(1, "champion", [], nothing()))
+        return begun[0]
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    task = asyncio.create_task(unless_gone(Request({"type": "http"}, receive), begin()))
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert closed == begun if task.cancelled() else [task.result()] == begun
