@@ -60,7 +60,6 @@ def stream_settings(bootstrap_servers: str, prefix: str) -> Settings:
             "kafka.topic_prefix": prefix,
             "kafka.request_timeout_s": 10.0,
             "kafka.num_partitions": 2,
-            "ingest.stall_timeout_s": 1.0,
         },
     )
 

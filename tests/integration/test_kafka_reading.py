@@ -148,8 +148,9 @@ def test_offsets_removed_between_plan_and_read_stop_the_read(stream: Stream) -> 
 def test_a_partition_without_progress_is_a_stall_not_a_hang(stream: Stream) -> None:
     topic = stream.create()
     send(stream.settings, topic, [b"x"] * 3)
+    hasty = stream.settings.model_copy(update={"ingest": stream.settings.ingest.model_copy(update={"stall_timeout_s": 1.0})})
     with pytest.raises(SourceStalled, match="no progress from offset 3 towards 5"):
-        read_slice(Slice(topic, 0, 0, 5), stream.settings)
+        read_slice(Slice(topic, 0, 0, 5), hasty)
 
 
 def test_a_missing_topic_is_named_and_looking_does_not_create_it(stream: Stream) -> None:
