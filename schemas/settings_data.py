@@ -40,9 +40,12 @@ class IngestSettings(Section):
     """Share of documents, chosen by hash of the document id, that goes to the validation shards."""
     merge_shards: int = Field(64, ge=0)
     """Number of consecutive shards of a split, each under a quarter of ``packing.shard_rows``, that are merged into one file; 0: never. A merge is a
-    version without documents. The shards that it replaces are removed after ``gc_grace_s``."""
+    version without documents. The shards that it replaces are removed after ``merged_grace_s``."""
+    merged_grace_s: float = Field(604_800.0, ge=0)
+    """Seconds after a merge at which the shards that it replaced are removed. Longer than a process on another host reads them over NFS: a file
+    that is removed there takes the pages that it has mapped with it."""
     gc_grace_s: float = Field(3600.0, ge=0)
-    """Age in seconds at which files that no manifest lists are removed, and shards that were merged into a file of this age."""
+    """Age in seconds at which files that no manifest lists are removed."""
 
     @field_validator("merge_shards")
     @classmethod

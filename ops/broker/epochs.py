@@ -6,6 +6,7 @@ Epochs are stored in the batches only; opening the log reads their headers anywa
 Source: KIP-101, KIP-320; the answers are those of Apache Kafka's leader epoch cache.
 """
 
+import secrets
 import time
 from bisect import bisect_right
 from typing import NamedTuple
@@ -26,8 +27,12 @@ NOT_BEGUN = EpochEnd(UNKNOWN, UNKNOWN)
 
 
 def next_epoch(last: int) -> int:
-    """The epoch of a new start. It counts seconds, not starts: a folder that was restored from a copy must not use an epoch twice."""
-    return max(last + 1, int(time.time()) - BEGINNING_S)
+    """The epoch of a new start. It counts seconds, not starts: a folder that was restored from a copy must not use an epoch twice.
+
+    Where the clock was ahead before and has been set back, chance sees to that.
+    """
+    now = int(time.time()) - BEGINNING_S
+    return now if now > last else last + 1 + secrets.randbelow(1 << 16)
 
 
 class Epochs:

@@ -14,7 +14,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--grace-s",
         type=_seconds,
         metavar="SECONDS",
-        help="keep files that are younger (default: ingest.gc_grace_s); a file that is being written always stays",
+        help="keep files that are younger (default: ingest.gc_grace_s, and ingest.merged_grace_s for shards that a merge replaced); "
+        "a file that is being written always stays",
     )
     parser.add_argument("--dry-run", action="store_true", help="only list what would be removed")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
@@ -33,9 +34,10 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     from pipelines.dataset.gc import collect_garbage
 
     grace_s = settings.ingest.gc_grace_s if args.grace_s is None else args.grace_s
-    removed = collect_garbage(Path(settings.root), grace_s=grace_s, by_hand=True, dry_run=args.dry_run)
+    merged_grace_s = settings.ingest.merged_grace_s if args.grace_s is None else args.grace_s
+    removed = collect_garbage(Path(settings.root), grace_s=grace_s, merged_grace_s=merged_grace_s, by_hand=True, dry_run=args.dry_run)
     if args.json:
-        print_json({"dry_run": args.dry_run, "grace_s": grace_s, "removed": removed})
+        print_json({"dry_run": args.dry_run, "grace_s": grace_s, "merged_grace_s": merged_grace_s, "removed": removed})
         return 0
     for path in removed:
         tell(path)

@@ -60,9 +60,9 @@ def _unlisted(root: Path, paths: list[str], newest: int) -> list[str]:
     return [path for path in paths if path not in listed]
 
 
-def collect_garbage(root: Path, *, grace_s: float, by_hand: bool = False, dry_run: bool = False) -> list[str]:
+def collect_garbage(root: Path, *, grace_s: float, merged_grace_s: float | None = None, by_hand: bool = False, dry_run: bool = False) -> list[str]:
     """Remove the orphans that no manifest can list any more, and shards that were merged into another file, once they are older than the grace
-    period; returns their paths.
+    period; returns their paths. ``merged_grace_s``: a grace period of its own for the shards, counted from the merge.
 
     ``by_hand``: also tokenizers that nothing names, and temporary files beside the versions, which only a person can tell from those that are
     to be used next. ``dry_run`` only lists. What is being written stays, whatever the grace period.
@@ -71,7 +71,7 @@ def collect_garbage(root: Path, *, grace_s: float, by_hand: bool = False, dry_ru
     newest = latest_version(root)  # before the orphans are listed: what is committed in between stays
     candidates = [path for path in _collectable(root, newest) if _modified_at(root / path) <= oldest]
     others = _log_leftovers(root, newest) + (_leftovers(root) + _orphan_tokenizers(root) if by_hand else [])
-    found = _unlisted(root, candidates, newest) + _merged_away(root, newest, oldest)
+    found = _unlisted(root, candidates, newest) + _merged_away(root, newest, oldest if merged_grace_s is None else time.time() - merged_grace_s)
     found += [path for path in others if _modified_at(root / path) <= oldest]
     return [path for path in found if (not is_held(root / path) if dry_run else _remove(root, path))]
 
@@ -89,17 +89,21 @@ def _collectable(root: Path, newest: int) -> list[str]:
 
 def _merged_away(root: Path, newest: int, oldest: float) -> list[str]:
     """Files of shards whose rows have been in another file for longer than the grace period; none if that file is damaged."""
-    placement = Dataset(root, newest).placement if newest else None
-    replaced = placement.replaced() if placement else {}
+    if not newest:
+        return []
+    placement = Dataset(root, newest).placement
+    replaced = placement.replaced()
     there = {path: replaced[path] for path in data_files(root) if path in replaced}
-    sound = {file for file in set(there.values()) if placement and _stands(root, placement.entry(file), oldest)}
+    listed_by = dict(zip(placement.merged["path"].to_pylist(), placement.merged["version"].to_pylist(), strict=True))
+    entries = {file: placement.entry(file) for file in set(there.values())}
+    sound = {file for file, entry in entries.items() if _stands(root, entry, listed_by[entry.path], oldest)}
     return [path for path, file in there.items() if file in sound]
 
 
-def _stands(root: Path, entry: ShardEntry, oldest: float) -> bool:
-    """Whether a file of merged shards is old enough and equals its manifest."""
+def _stands(root: Path, entry: ShardEntry, listed_by: int, oldest: float) -> bool:
+    """Whether a file of merged shards was published long enough ago and equals its manifest."""
     try:
-        return _modified_at(verify_once(root, entry)) <= oldest
+        return read_manifest(root, listed_by).created_at.timestamp() <= oldest and _modified_at(verify_once(root, entry)) <= oldest
     except ShardCorrupt:  # `headrace datasets verify` reports it
         return False
 

@@ -15,6 +15,7 @@ growth of their file (with 64 at a time: at most three times up to 65,536 rows),
 Memory: one shard of ``packing.shard_rows``.
 """
 
+import logging
 import secrets
 from collections.abc import Iterator
 from datetime import datetime
@@ -34,10 +35,11 @@ from pipelines.dataset.writer import manifest_without_documents, publish
 from pipelines.runtime.crash import crash_point
 from pipelines.storage.pinned import read_pinned
 from schemas.arrow import Split
-from schemas.errors import CommitConflict, ShardCorrupt
+from schemas.errors import CommitConflict, DatasetError, ShardCorrupt
 from schemas.manifest import DatasetManifest, MergedShard, ShardEntry
 from schemas.settings import Settings
 
+_log = logging.getLogger(__name__)
 SMALL = 4
 """A file is small if it has fewer rows than the limit of a shard divided by this."""
 MAX_PARTS = 1_024
@@ -87,12 +89,26 @@ def _due_run(placement: Placement, split: Split, merge_shards: int, shard_rows: 
 
 
 def write_merge(dataset: Dataset, runs: list[Run]) -> Merge:
-    """Write a file for each run, durably. Raises ShardCorrupt if a shard is not what its manifest says."""
+    """Write a file for each run, durably. A run that fails is left out, and its file is removed.
+
+    If every run fails, raises ShardCorrupt (a shard is not what its manifest says) or OSError.
+    """
     attempt = secrets.token_hex(6)
     crash_point("merge_begun")
-    entries = [_write_run(dataset.root, run, merged_path(dataset.version + 1, run.split, attempt)) for run in runs]
+    made: list[tuple[Run, MergedShard]] = []
+    failed: DatasetError | OSError | None = None
+    for run in runs:
+        path = merged_path(dataset.version + 1, run.split, attempt)
+        try:
+            made.append((run, _write_run(dataset.root, run, path)))
+        except (DatasetError, OSError) as error:
+            (dataset.root / path).unlink(missing_ok=True)
+            _log.warning("%d small %s shards are not merged: %s", len(run.parts), run.split, error)
+            failed = error
+    if failed is not None and not made:
+        raise failed
     crash_point("merge_written")
-    return Merge(entries, attempt, runs)
+    return Merge([entry for _, entry in made], attempt, [run for run, _ in made])
 
 
 def _write_run(root: Path, run: Run, path: str) -> MergedShard:

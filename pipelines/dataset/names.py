@@ -70,8 +70,11 @@ def is_base(path: str) -> bool:
 
 
 def is_merged(path: str) -> bool:
-    """Whether one of the ``data_files`` is a file of merged shards. The version in its name, or a later one, may list it."""
-    return path.startswith(SHARDS) and "-merged-" in path
+    """Whether one of the ``data_files`` is a file of merged shards. The version in its name, or a later one, may list it.
+
+    One that is being written has a temporary name, and is none yet.
+    """
+    return path.startswith(f"{SHARDS}/v") and "-merged-" in path
 
 
 def split_of(path: str) -> Split:

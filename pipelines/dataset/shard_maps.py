@@ -10,6 +10,7 @@ Hashing runs at 1,200 MB a second and core (with SHA instructions): 0.8 s for 1 
 processor time, so reading takes a quarter longer in the first epoch, and no longer in later ones.
 """
 
+import errno
 from collections import OrderedDict
 from contextlib import suppress
 
@@ -23,6 +24,8 @@ from schemas.errors import ShardCorrupt
 
 MAX_MAPS = 8_192
 """Of one reader; a process may have several, and its libraries some thousand maps of their own."""
+_GONE = {errno.ENOENT, errno.ESTALE}
+"""What opening a file gives if it was removed in this moment; the second one over NFS."""
 FEW_MAPS = 16
 """Enough for a reader that takes documents in commit order: it reads each file once and does not come back to it."""
 
@@ -101,6 +104,8 @@ class ShardMaps:
                 raise
             raise FileNotFoundError(path) from error
         except OSError as error:
+            if error.errno in _GONE:
+                raise FileNotFoundError(path) from error
             raise unreadable(path, error) from error
         if tokens.shape != (shape := (entry.rows, self._sequence_length)):
             raise ShardCorrupt(f"{path} has shape {tokens.shape}, its manifest promised {shape}; run `headrace datasets verify`")

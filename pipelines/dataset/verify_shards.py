@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.names import version_of
 from pipelines.dataset.placement import FIRST_ROW, Placement
 from pipelines.dataset.shards import read_batch, shard_sha256, token_rows
@@ -104,5 +105,12 @@ class ShardChecks:
         return self._placement.file_of(self._placement.first_row(entry.path))
 
     def _now(self, entry: ShardEntry) -> str:
+        path = self._listed(entry)
+        if not (self._root / path).is_file():  # a merge may have replaced it since we began
+            self._placement = Dataset(self._root).placement
+            path = self._listed(entry)
+        return path
+
+    def _listed(self, entry: ShardEntry) -> str:
         """Path of the file that has the rows of a shard."""
         return self._placement.entry(self._file(entry)).path

@@ -105,12 +105,16 @@ class Stream:
         check_root(self.root)
         self._resources.enter_context(served(self.metrics, self.settings.telemetry.metrics_port))
         self.dataset()  # and with it the columns of all versions, which make the next line cheap
-        collect_garbage(self.root, grace_s=self.settings.ingest.gc_grace_s)
+        self._collect_garbage()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._resources.close()
-        collect_garbage(self.root, grace_s=self.settings.ingest.gc_grace_s)
+        self._collect_garbage()
+
+    def _collect_garbage(self) -> None:
+        ingest = self.settings.ingest
+        collect_garbage(self.root, grace_s=ingest.gc_grace_s, merged_grace_s=ingest.merged_grace_s)
 
     def dataset(self) -> Dataset | None:
         """The newest committed version, read from disk."""

@@ -63,7 +63,8 @@ class Upkeep:
         with span("dataset.merge"):
             manifest = self._publish_merge(dataset, self._merge)
         if manifest is not None:
-            collect_garbage(Path(self._settings.root).resolve(), grace_s=self._settings.ingest.gc_grace_s)
+            ingest = self._settings.ingest
+            collect_garbage(Path(self._settings.root).resolve(), grace_s=ingest.gc_grace_s, merged_grace_s=ingest.merged_grace_s)
         return manifest
 
     def _begin_merge(self, dataset: Dataset) -> None:

@@ -88,7 +88,7 @@ def test_a_merge_that_was_overtaken_is_dropped_and_its_file_collected(ingest: In
 
 
 def test_a_follower_merges_in_the_background_also_when_no_document_comes_any_more(tmp_path: Path, broker: BrokerProcess) -> None:
-    often = OFTEN | {"ingest.follow_interval_s": 0.1, "ingest.max_wait_s": 0, "ingest.gc_grace_s": 0}
+    often = OFTEN | {"ingest.follow_interval_s": 0.1, "ingest.max_wait_s": 0, "ingest.gc_grace_s": 0, "ingest.merged_grace_s": 0}
     following = Ingest(tmp_path / "data", broker.bootstrap_servers, "followed-merges", often)
     stop = threading.Event()
     follower = threading.Thread(target=lambda: ingest_follow(following.settings, stop))

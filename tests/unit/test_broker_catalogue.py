@@ -10,6 +10,7 @@ import pytest
 from ops.broker.app import Broker
 from ops.broker.batch import check_produced
 from ops.broker.codes import ErrorCode, ProtocolError
+from ops.broker.epochs import BEGINNING_S, next_epoch
 from ops.broker.offsets import Committed, OffsetStore, TopicPartition
 from ops.broker.retention import apply_retention
 from ops.broker.topics import Catalogue
@@ -157,3 +158,11 @@ def test_documents_that_no_version_has_read_are_never_deleted_by_the_brokers_own
 def test_other_topics_and_documents_topics_with_limits_of_their_own_are_kept_as_long_as_these_say(tmp_path: Path) -> None:
     assert kept_from(tmp_path / "other", "mill.inference", None) == 10
     assert kept_from(tmp_path / "own", DOCUMENTS, None, {"retention.ms": "1000"}) == 10
+
+
+def test_a_clock_that_was_ahead_gives_no_epoch_that_a_restored_copy_takes_again() -> None:
+    ahead = 2**30
+    epochs = [next_epoch(ahead) for _ in range(20)]
+    assert min(epochs) > ahead
+    assert len(set(epochs)) > 1
+    assert next_epoch(0) == pytest.approx(time.time() - BEGINNING_S, abs=60)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,11 @@ from pipelines.dataset.merging import Merge, due_runs, is_superseded, merge, pub
 from pipelines.dataset.retractions.masks import Ids
 from pipelines.dataset.shards import joined
 from pipelines.dataset.verify import verify
+from pipelines.dataset.verify_shards import ShardChecks
 from pipelines.ingest.upkeep import Upkeep
 from pipelines.lineage.lineage import trace
+from pipelines.storage.durable import TEMPORARY_PREFIX
+from pipelines.storage.holds import hold
 from pipelines.views.rows import ViewRows
 from pipelines.views.selection import whole
 from schemas.arrow import Outcome, Split
@@ -33,7 +38,9 @@ SEQUENCE_LENGTH = 16
 
 
 def settings_of(root: Path, shard_rows: int = 200) -> Settings:
-    return text_settings(root, **{"ingest.merge_shards": TOGETHER, "packing.shard_rows": shard_rows, "ingest.gc_grace_s": 0})
+    return text_settings(
+        root, **{"ingest.merge_shards": TOGETHER, "packing.shard_rows": shard_rows, "ingest.gc_grace_s": 0, "ingest.merged_grace_s": 0}
+    )
 
 
 def story(number: int) -> tuple[None, bytes]:
@@ -233,9 +240,11 @@ def test_verify_sees_a_merge_of_rows_that_are_not_whole_shards(root: Path) -> No
 def test_a_damaged_shard_is_not_merged_and_ingest_goes_on(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     flip(root / Dataset(root, 2).manifest.shards[0].path)
     upkeep = Upkeep(settings_of(root), in_background=False)
-    assert upkeep.merge(Dataset(root)) is upkeep.merge(Dataset(root)) is None
+    made = [upkeep.merge(Dataset(root)) for _ in range(3)]
+    assert made[0] is not None and [entry.split for entry in made[0].merged] == [Split.VALIDATION]
+    assert made[1:] == [None, None]
     assert "small shards are not merged" in caplog.text and "restore it from a copy" in caplog.text
-    assert Dataset(root).version == NUM_VERSIONS
+    assert Dataset(root).version == NUM_VERSIONS + 1
     with pytest.raises(ShardCorrupt):
         merge(Dataset(root), settings_of(root), now=clock())
 
@@ -258,3 +267,44 @@ def test_commands_say_where_the_rows_of_a_merged_shard_lie(root: Path, capsys: p
         assert said in out.out + out.err
     assert main(["datasets", "show", str(manifest.version), "--json", "--root", str(root)]) == 0
     assert json.loads(capsys.readouterr().out)["merged"][0]["path"] == file.path
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_merge_that_is_being_written_or_was_killed_while_it_was_does_not_disturb_the_collector(root: Path, is_held: bool) -> None:
+    version = Dataset(root).version
+    temporary = root / "shards" / f"{TEMPORARY_PREFIX}v{version:08d}-train-merged-{'a' * 12}.arrow-{'b' * 12}"
+    temporary.touch()
+    with temporary.open("rb") as file:
+        if is_held:
+            hold(file.fileno())
+        assert collect_garbage(root, grace_s=0) == ([] if is_held else [temporary.relative_to(root).as_posix()])
+
+
+def test_a_damaged_shard_keeps_neither_the_other_split_from_being_merged_nor_leaves_a_file(root: Path) -> None:
+    dataset = Dataset(root)
+    flip(root / dataset.shards(Split.TRAIN)[0].path)
+    runs = due_runs(dataset.placement, TOGETHER, 200)
+    assert {run.split for run in runs} == set(Split)
+    before = orphans(root)
+    found = write_merge(dataset, runs)
+    assert [entry.split for entry in found.entries] == [run.split for run in found.runs] == [Split.VALIDATION]
+    assert set(orphans(root)) - set(before) == {found.entries[0].path}
+    with pytest.raises(ShardCorrupt, match="has SHA-256"):
+        write_merge(dataset, [run for run in runs if run.split is Split.TRAIN])
+    assert set(orphans(root)) - set(before) == {found.entries[0].path}
+
+
+def test_replaced_shards_have_a_grace_period_of_their_own_which_begins_with_the_merge(root: Path) -> None:
+    manifest = publish_merge(Dataset(root), written(root), settings_of(root), now=datetime.now(UTC))
+    for entry in manifest.merged:
+        os.utime(root / entry.path, (0, 0))
+    assert collect_garbage(root, grace_s=0, merged_grace_s=3600) == []
+    assert collect_garbage(root, grace_s=3600, merged_grace_s=0)
+
+
+def test_verification_that_began_before_a_merge_follows_the_rows(root: Path) -> None:
+    dataset = Dataset(root)
+    checks = ShardChecks(root, dataset.placement)
+    assert merge(dataset, settings_of(root), now=clock()) is not None
+    assert collect_garbage(root, grace_s=0)
+    assert [problem for manifest in dataset.manifests() for entry in manifest.shards for problem in checks.file_problems(entry)] == []
