@@ -9,11 +9,12 @@ from typing import Any
 
 import httpx
 
-from ray_apps.serving.engine.interface import Chunk, Engine, EngineHealth, EngineStats, Events, Failure, FinishReason, GenerationRequest
+from ray_apps.serving.engine.interface import Chunk, Engine, Events, Failure, FinishReason, GenerationRequest
 from ray_apps.serving.engine.torch_engine import TorchEngine
 from ray_apps.serving.engine_pool import unavailable
 from schemas.settings import ServingSettings
 from tests.model_factory import make_model
+from tests.serving_harness import IdleEngine
 
 ASK = {"model": "headrace", "prompt": "水渠", "max_tokens": 8, "temperature": 0}
 LONG = ASK | {"max_tokens": 500, "prompt": ["x"] * 4, "temperature": 1, "seed": 5}
@@ -31,7 +32,7 @@ def two_engines(root: Path) -> Iterator[dict[int, Engine]]:
         engine.close()
 
 
-class Misbehaving:
+class Misbehaving(IdleEngine):
     """An engine that begins no answer; the subclasses say what it does instead."""
 
     def __init__(self) -> None:
@@ -50,16 +51,6 @@ class Misbehaving:
     async def misbehave(self, request: GenerationRequest) -> AsyncIterator[Events]:
         await asyncio.Event().wait()
         yield ()
-
-    def cancel(self, request_id: str) -> None: ...
-
-    def stats(self) -> EngineStats:
-        return EngineStats(num_running=0, num_waiting=0, num_slots=0, prompt_tokens=0, completion_tokens=0)
-
-    def health(self) -> EngineHealth:
-        return EngineHealth(ok=True)
-
-    def close(self) -> None: ...
 
 
 class Stuck(Misbehaving):

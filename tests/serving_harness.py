@@ -10,13 +10,27 @@ from typing import Any
 import httpx
 
 from pipelines.storage.commit_log import CommitLog
-from ray_apps.serving.engine.interface import Engine, GenerationRequest, Sampling
+from ray_apps.serving.engine.interface import Engine, EngineHealth, EngineStats, GenerationRequest, Sampling
 from ray_apps.serving.engine_pool import LocalEngines
 from ray_apps.serving.following import RolloutFollower
 from ray_apps.serving.gateway import build_gateway
 from schemas.events import Event, InferenceCompleted
 from schemas.rollout import Decision, Phase, RolloutState
 from schemas.settings import ServingSettings
+
+
+class IdleEngine:
+    """All of an engine but its answers: it is well, and has nothing to do."""
+
+    def cancel(self, request_id: str) -> None: ...
+
+    def stats(self) -> EngineStats:
+        return EngineStats(num_running=0, num_waiting=0, num_slots=0, prompt_tokens=0, completion_tokens=0)
+
+    def health(self) -> EngineHealth:
+        return EngineHealth(ok=True)
+
+    def close(self) -> None: ...
 
 
 class EventList:

@@ -13,12 +13,12 @@ import pytest
 from ray_apps.rollout.evidence import Evidence, LossComparison
 from ray_apps.rollout.policy import decide
 from ray_apps.rollout.tally import TrialTally
-from ray_apps.serving.engine.interface import Chunk, EngineHealth, EngineStats, Events, Failure, FinishReason, GenerationRequest, Timing
+from ray_apps.serving.engine.interface import Chunk, EngineHealth, Events, Failure, FinishReason, GenerationRequest, Timing
 from ray_apps.serving.metrics import Metrics
 from ray_apps.serving.record import Assignment, Recorder
 from schemas.rollout import Decision, RolloutState
 from schemas.settings import RolloutSettings, ServingSettings
-from tests.serving_harness import EventList, publish_state, ready, running_gateway, until
+from tests.serving_harness import EventList, IdleEngine, publish_state, ready, running_gateway, until
 
 pytestmark = pytest.mark.anyio
 ASK: dict[str, Any] = {"model": "headrace", "prompt": "x", "max_tokens": 8}
@@ -28,23 +28,13 @@ FULL = Failure(status=429, message="try again later", type="rate_limit_error", c
 SHUT = Failure(status=503, message="shutting down", type="server_error", code="shutting_down", retry_after_s=1)
 
 
-class Good:
+class Good(IdleEngine):
     """Answers two tokens, timed."""
 
     async def submit(self, request: GenerationRequest) -> AsyncIterator[Events]:
         yield (Chunk(index=0, text="a", token_ids=(5,), prompt_tokens=1),)
         timing = Timing(queue_s=1.0, prefill_s=2.0, decode_s=4.0)
         yield (Chunk(index=0, text="b", token_ids=(6,), prompt_tokens=1, finish_reason=FinishReason.STOP, timing=timing),)
-
-    def cancel(self, request_id: str) -> None: ...
-
-    def stats(self) -> EngineStats:
-        return EngineStats(num_running=0, num_waiting=0, num_slots=0, prompt_tokens=0, completion_tokens=0)
-
-    def health(self) -> EngineHealth:
-        return EngineHealth(ok=True)
-
-    def close(self) -> None: ...
 
 
 class Hung(Good):

@@ -6,11 +6,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ray_apps.serving.engine.interface import Chunk, Engine, EngineHealth, EngineStats, Events, Failure, FinishReason, GenerationRequest
+from ray_apps.serving.engine.interface import Chunk, Engine, Events, Failure, FinishReason, GenerationRequest
 from schemas.events import is_traceparent
 from schemas.settings import ServingSettings
 from tests.collector import Collector, nobody_answers, running_collector, tracing_to
-from tests.serving_harness import EventList, publish_state, running_gateway, until
+from tests.serving_harness import EventList, IdleEngine, publish_state, running_gateway, until
 
 CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SECRET = "秘密的水渠"
@@ -25,7 +25,7 @@ def collector() -> Iterator[Collector]:
         yield running
 
 
-class Echo:
+class Echo(IdleEngine):
     """Answers every prompt with two tokens, or says that it failed."""
 
     def __init__(self, *, fails: bool = False) -> None:
@@ -37,16 +37,6 @@ class Echo:
             return
         for token, end in ((5, None), (6, FinishReason.LENGTH)):
             yield (Chunk(index=0, text=SECRET, token_ids=(token,), prompt_tokens=3, finish_reason=end),)
-
-    def cancel(self, request_id: str) -> None: ...
-
-    def stats(self) -> EngineStats:
-        return EngineStats(num_running=0, num_waiting=0, num_slots=0, prompt_tokens=0, completion_tokens=0)
-
-    def health(self) -> EngineHealth:
-        return EngineHealth(ok=True)
-
-    def close(self) -> None: ...
 
 
 ENGINES: dict[int, Engine] = {1: Echo(), 2: Echo(fails=True)}
