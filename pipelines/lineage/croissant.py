@@ -17,6 +17,7 @@ from pipelines.dataset.columns import documents_by_language
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.names import version_of
 from pipelines.dataset.placement import FIRST_ROW
+from pipelines.dataset.shard_maps import files_in
 from schemas.arrow import DOCUMENTS, Split
 from schemas.errors import ShardCorrupt
 from schemas.manifest import DatasetManifest
@@ -111,8 +112,10 @@ def _files(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def _shard_files(dataset: Dataset) -> list[dict[str, Any]]:
-    """Files with the rows of versions 1 to N, train rows first."""
-    return [entry for split in Split for entry in dataset.shard_files(split).to_pylist()]
+    """Files in which the rows of versions 1 to N lie now, train rows first."""
+    placement = dataset.newest_placement()
+    numbers = [files_in(placement, *dataset.row_range(split)) for split in Split]
+    return [entry for some in numbers for entry in placement.files.take(pa.array(some)).to_pylist()]
 
 
 def _file(entry: dict[str, Any], encoding: str) -> dict[str, Any]:
@@ -179,6 +182,6 @@ def _shards(dataset: Dataset) -> dict[str, Any]:
     data = [{f"{_SHARDS}/{name}": entry[name] for name in names} | {f"{_SHARDS}/sha256": entry["sha256"].hex()} for entry in shards]
     about = (
         "Packed rows of token ids: Arrow IPC files with columns tokens (rows of S ids) and starts (positions at which documents begin). "
-        "first_row is the number of a file's first row among the rows of its split."
+        "first_row is the number of a file's first row among the rows of its split. The last file may hold rows of later versions behind them."
     )
     return {"@type": "cr:RecordSet", "@id": _SHARDS, "name": _SHARDS, "description": about, "field": fields} | ({"data": data} if data else {})

@@ -22,8 +22,9 @@ from pipelines.dataset.shards import joined
 from pipelines.dataset.verify import verify
 from pipelines.dataset.verify_shards import ShardChecks
 from pipelines.ingest.upkeep import Upkeep
+from pipelines.lineage.croissant import _shard_files
 from pipelines.lineage.lineage import trace
-from pipelines.storage.durable import TEMPORARY_PREFIX
+from pipelines.storage.durable import TEMPORARY_PREFIX, sha256_file
 from pipelines.storage.holds import hold
 from pipelines.views.rows import ViewRows
 from pipelines.views.selection import whole
@@ -267,6 +268,16 @@ def test_commands_say_where_the_rows_of_a_merged_shard_lie(root: Path, capsys: p
         assert said in out.out + out.err
     assert main(["datasets", "show", str(manifest.version), "--json", "--root", str(root)]) == 0
     assert json.loads(capsys.readouterr().out)["merged"][0]["path"] == file.path
+
+
+def test_the_card_of_a_version_before_a_merge_lists_files_that_are_there(root: Path) -> None:
+    early = Dataset(root, 2)
+    num_files = len(_shard_files(early))
+    assert merge(Dataset(root), settings_of(root), now=clock()) is not None
+    collect_garbage(root, grace_s=0)
+    found = _shard_files(early)
+    assert found and len(found) < num_files
+    assert all(sha256_file(root / entry["path"]) == entry["sha256"].hex() for entry in found)
 
 
 @pytest.mark.parametrize("is_held", [True, False])
