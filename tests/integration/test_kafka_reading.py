@@ -34,6 +34,11 @@ def delete_before(stream: Stream, offset: int, partition: int = 0) -> None:
     stream.admin.delete_records({TopicPartition(stream.topic, partition): offset})
 
 
+def hasty(stream: Stream) -> Settings:
+    """Settings with which a read that gets nowhere is given up after a second."""
+    return stream.settings.model_copy(update={"ingest": stream.settings.ingest.model_copy(update={"stall_timeout_s": 1.0})})
+
+
 def values_of(table: pa.Table) -> list[bytes | None]:
     return list(table.column("value").to_pylist())
 
@@ -148,16 +153,15 @@ def test_offsets_removed_between_plan_and_read_stop_the_read(stream: Stream) -> 
 def test_a_partition_without_progress_is_a_stall_not_a_hang(stream: Stream) -> None:
     topic = stream.create()
     send(stream.settings, topic, [b"x"] * 3)
-    hasty = stream.settings.model_copy(update={"ingest": stream.settings.ingest.model_copy(update={"stall_timeout_s": 1.0})})
     with pytest.raises(SourceStalled, match="no progress from offset 3 towards 5"):
-        read_slice(Slice(topic, 0, 0, 5), hasty)
+        read_slice(Slice(topic, 0, 0, 5), hasty(stream))
 
 
 def test_a_missing_topic_is_named_and_looking_does_not_create_it(stream: Stream) -> None:
     for look in (
         lambda: plan_ranges(stream.settings, stream.topic, {}, 10),
         lambda: topic_ids(stream.settings, [stream.topic]),
-        lambda: read_slice(Slice(stream.topic, 0, 0, 1), stream.settings),
+        lambda: read_slice(Slice(stream.topic, 0, 0, 1), hasty(stream)),
     ):
         with pytest.raises(TopicMissing, match=f"there is no topic '{stream.topic}'"):
             look()
