@@ -56,7 +56,9 @@ class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]  # it is 
     def add_parser(self, name: str, *, help: str, **kwargs: Any) -> argparse.ArgumentParser:  # type: ignore[override]
         self.told[name] = help
         kwargs.setdefault("description", f"{help[0].upper()}{help[1:]}.")
-        return super().add_parser(name, **kwargs)  # type: ignore[no-any-return]
+        parser: argparse.ArgumentParser = super().add_parser(name, **kwargs)
+        parser.register("action", "parsers", _Commands)  # its own actions are told of in the same way
+        return parser
 
 
 def build_parser() -> argparse.ArgumentParser:

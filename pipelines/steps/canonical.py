@@ -4,7 +4,7 @@ Invariant: a text that is called canonical is left as it is by every part of nor
 A character belongs to canonical text if no rule of normalize.py is about it, it is NFC by itself (quick check "yes", UAX #15 §9), its
 combining class does not go down, and it does not stand behind a character with which it could be mojibake.
 
-Cost: 300 to 1,000 MB/s on one core; the table 4.5 MB and 0.5 s, once per process.
+Cost: 300 to 1,000 MB/s on one core; the table 2.2 MB and 0.1 s, once per process.
 """
 
 import functools
@@ -30,11 +30,11 @@ def _table() -> npt.NDArray[np.uint16]:
     """By code point: the canonical combining class, and whether normalization may change it, uint16 [0x110000]."""
     table = np.full(0x110000, _CHANGES, np.uint16)
     table[0x20000:0x2FFFE] = 0
-    seconds = _composing()
-    for code in range(_LISTED):
-        character = chr(code)
-        is_stable = code not in seconds and unicodedata.category(character) != "Cn" and unicodedata.is_normalized("NFC", character)
-        table[code] = unicodedata.combining(character) if is_stable else _CHANGES
+    listed = [chr(code) for code in range(_LISTED)]
+    table[:_LISTED] = [unicodedata.combining(character) for character in listed]
+    unstable = (unicodedata.category(character) == "Cn" or not unicodedata.is_normalized("NFC", character) for character in listed)
+    table[:_LISTED][np.fromiter(unstable, bool, _LISTED)] = _CHANGES
+    table[list(_composing())] = _CHANGES
     table[0x2A6E0:0x2A700] = table[0x2F800:0x30000] = _CHANGES  # compatibility ideographs decompose
     table[character_flags() & (BLANK | CONTROL | HIDDEN | JOINER | NEWLINE | SELECTOR | TAG) != 0] = _CHANGES
     table[0x0A] = 0
@@ -46,12 +46,9 @@ def _table() -> npt.NDArray[np.uint16]:
 
 def _composing() -> set[int]:
     """Code points that may compose with what stands before them (quick check "maybe"): second halves of pairs, and Hangul's vowels and tails."""
-    found = {*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)}
-    for code in range(_LISTED):
-        parts = unicodedata.decomposition(chr(code)).split()
-        if len(parts) == 2 and not parts[0].startswith("<"):
-            found.add(int(parts[1], 16))
-    return found
+    pairs = (unicodedata.decomposition(chr(code)) for code in range(_LISTED))
+    seconds = {int(pair.split()[1], 16) for pair in pairs if " " in pair and not pair.startswith("<")}
+    return seconds | {*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)}
 
 
 def are_canonical(data: Any, offsets: Any) -> npt.NDArray[np.bool_]:

@@ -22,7 +22,7 @@ from ray_apps.serving.edge import SERVE_PREFIX
 from ray_apps.serving.environment import SERVE_ENVIRONMENT
 from ray_apps.serving.naming import application_names, is_gateway
 from ray_apps.serving.reconciler import Reconciler, ServeApplications
-from schemas.errors import BrokerError, SettingsError
+from schemas.errors import BrokerError, ServiceFailed, SettingsError
 from schemas.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -34,9 +34,11 @@ EDGE_TIMEOUT_S = 10.0
 def start(settings: Settings) -> str:
     """Start Serve's proxy on the Ray that this process is connected to; returns its URL. It answers 503 until ``deploy_gateway`` has run.
 
-    A Serve that is running is used. Raises SettingsError if the port is taken, or if that Serve listens elsewhere or lacks our edge.
+    A Serve that is running is used. Raises SettingsError if the port is taken, or if that Serve listens elsewhere or lacks our edge, and
+    ServiceFailed if the proxy does not start.
     """
     from ray import serve
+    from ray.exceptions import RayError
 
     host, port = settings.serving.host, settings.serving.port
     if serve.status().proxies:
@@ -46,7 +48,12 @@ def start(settings: Settings) -> str:
         location = "HeadOnly" if _is_loopback(host) else "EveryNode"
         # Serve's actors inherit the controller's environment: so they have ours also where somebody else started Ray.
         environment = None if settings.ray.address == "local" else {"runtime_env": {"env_vars": SERVE_ENVIRONMENT}}
-        serve.start(proxy_location=location, http_options={"host": host, "port": port}, logging_config=LOGGING, controller_options=environment)
+        options = {"http_options": {"host": host, "port": port}, "logging_config": LOGGING, "controller_options": environment}
+        try:
+            serve.start(proxy_location=location, **options)
+        except (TimeoutError, RayError) as error:
+            told = str(error).partition("\n")[0]
+            raise ServiceFailed(f"Ray Serve's HTTP proxy did not start ({told}); is this machine too busy? Start again") from error
     url = settings.serving.model_copy(update={"port": port}).url
     _check_edge(url)
     return url

@@ -5,9 +5,12 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from pipelines.dataset.dataset import latest_version
@@ -37,23 +40,43 @@ def on_ray(source: Ingest, root: Path) -> Ingest:
     return Ingest(root, source.bootstrap_servers, source.prefix, ON_RAY)
 
 
+@pytest.fixture(scope="module")
+def cluster(source: Ingest) -> Iterator[None]:
+    """Ray, started once for the tests that run in this process."""
+    with ray_session(source.settings.ray):
+        yield
+
+
+@pytest.mark.usefixtures("cluster")
 def test_ray_gives_the_rows_of_a_local_run_in_the_order_of_the_slices_and_raises_what_tasks_raise(source: Ingest) -> None:
     settings = source.settings
     parts = slices(source.topic, plan_ranges(settings, source.topic, {}, 10**6), 20)
     tokenizer = create_tokenizer(parts, settings)
-    with ray_session(settings.ray):
-        tasks = tasks_at_once()
-        assert tasks is not None
-        blocks = list(run_ray(parts, settings, tokenizer))
-        lost = Slice(source.topic, 0, 10**6, 10**6 + 5)
-        with pytest.raises(OffsetsLost, match="no longer holds offsets 1000000") as caught:
-            list(run_ray([*parts[:2], lost], settings, tokenizer))
+    tasks = tasks_at_once()
+    assert tasks is not None
+    blocks = list(run_ray(parts, settings, tokenizer))
+    lost = Slice(source.topic, 0, 10**6, 10**6 + 5)
+    with pytest.raises(OffsetsLost, match="no longer holds offsets 1000000") as caught:
+        list(run_ray([*parts[:2], lost], settings, tokenizer))
     assert "\n" not in str(caught.value)
     firsts = {(group[0].partition, group[0].start) for group in grouped(parts, tasks, settings.ingest)}
     firsts |= {(part.partition, part.start) for part in parts if part.start == 0}
     assert [(block["partition"][0].as_py(), block["offset"][0].as_py()) for block in blocks] == sorted(firsts)
     assert all(len(block["partition"].unique()) == 1 for block in blocks)  # a retraction is judged by what blocks of other partitions held
     assert pa.concat_tables(blocks).equals(pa.concat_tables(run_local(parts, settings, tokenizer)))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_takes_the_known_lines_out_and_reports_the_same_ones(source: Ingest) -> None:
+    settings = source.settings.model_copy(update={"dedup": source.settings.dedup.model_copy(update={"boilerplate": True})})
+    parts = slices(source.topic, plan_ranges(settings, source.topic, {}, 10**6), 50)
+    tokenizer = create_tokenizer(parts, settings)
+    untouched = pa.concat_tables(run_local(parts, settings, tokenizer))
+    known = np.unique(pc.list_flatten(untouched["paragraphs"]).to_numpy())[::2]
+    assert len(known) > 0
+    on_ray = pa.concat_tables(run_ray(parts, settings, tokenizer, known))
+    assert on_ray.equals(pa.concat_tables(run_local(parts, settings, tokenizer, known)))
+    assert pc.sum(on_ray["num_chars"]).as_py() < pc.sum(untouched["num_chars"]).as_py()
 
 
 def shadow_our_packages(folder: Path) -> None:

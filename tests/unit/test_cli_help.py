@@ -38,6 +38,12 @@ def test_help_lists_each_command_in_one_group_with_what_it_does(capsys: pytest.C
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_each_help_text_begins_with_what_the_command_does(name: str) -> None:
+    description = ALL[name].description
+    assert description is not None and description[0].isupper() and description.endswith(".") and " " in description
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_each_help_text_ends_with_an_example_that_is_right(name: str) -> None:
     words = shlex.split(EXAMPLES[name])
     assert " ".join(ALL[name].format_help().split()).endswith(f"example: {EXAMPLES[name]}")

@@ -1,16 +1,19 @@
 """Putting the first model into service, and ports."""
 
+import inspect
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ops.supervisor.services import build_stack
 from ray_apps.rollout.log import RolloutLog
-from ray_apps.serving.app import _free_port
+from ray_apps.serving.app import _free_port, start
 from ray_apps.serving.deployments import gateway_application, model_application
+from ray_apps.serving.environment import SERVE_ENVIRONMENT
 from ray_apps.serving.reconciler import bootstrap_newest
-from schemas.errors import SettingsError
+from schemas.errors import ServiceFailed, SettingsError
 from schemas.rollout import Decision
 from schemas.settings import ServingSettings, Settings
 from tests.model_factory import make_model
@@ -46,6 +49,27 @@ def test_a_port_that_is_taken_is_an_error_that_says_so() -> None:
         with pytest.raises(SettingsError, match=rf"127.0.0.1:{port} is in use"):
             _free_port("127.0.0.1", port)
     assert _free_port("127.0.0.1", 0) > 0
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # Ray Serve's own models, when it is imported
+def test_a_proxy_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray import serve
+
+    def time_out(**_: object) -> None:
+        raise TimeoutError("HTTP proxies not available after 60s.")
+
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(proxies={}))
+    monkeypatch.setattr(serve, "start", time_out)
+    with pytest.raises(ServiceFailed, match=r"proxy did not start \(HTTP proxies not available after 60s\.\)"):
+        start(Settings(serving=ServingSettings(port=0)))
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")
+@pytest.mark.parametrize("name", SERVE_ENVIRONMENT)
+def test_what_serve_is_told_by_its_environment_is_what_it_reads(name: str) -> None:
+    from ray.serve._private import constants
+
+    assert f'"{name}"' in inspect.getsource(constants)
 
 
 @pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # Ray Serve's own models, when it is imported
