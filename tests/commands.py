@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 
 from pipelines.runtime.bound import die_with_parent
 
@@ -21,20 +21,27 @@ IMPORTED = (
     "kafka.admin",
     "numba",
     "opentelemetry.sdk.trace",
-    "ops.cli.main",
     "pandas",
     "pipelines.dataset.dataset",
+    "pipelines.dataset.merging",
     "pipelines.dedup.resolve",
+    "pipelines.ingest.announcer",
     "pipelines.kafka.events",
-    "pipelines.steps.decode",
+    "pipelines.lineage.openlineage",
+    "pipelines.quality.scoring",
     "pipelines.runtime.tracing",
+    "pipelines.steps.decode",
+    "pipelines.steps.quality",
+    "pipelines.tokenizers.engine.fast",
     "prometheus_client",
     "pyarrow.compute",
     "pyarrow.parquet",
+    "rich.console",
     "schemas.settings_sources",
     "scipy.linalg.cython_blas",
     "tests.warm_start",
 )
+TIMEOUT_S = 120.0
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(list(IMPORTED))
 
@@ -82,6 +89,17 @@ class Command:
     def kill(self) -> None:
         """End it at once."""
         self.send_signal(signal.SIGKILL)
+
+
+def run_command(arguments: Sequence[str], cwd: Path, environment: Mapping[str, str] = os.environ) -> "subprocess.CompletedProcess[str]":
+    """The command, to its end. Raises subprocess.TimeoutExpired after TIMEOUT_S, and the command is killed."""
+    with TemporaryDirectory() as output:
+        command = Command(arguments, cwd, environment, Path(output))
+        try:
+            out, err = command.communicate(TIMEOUT_S)
+        finally:
+            command.kill()
+    return subprocess.CompletedProcess(command.args, command.wait(), out, err)
 
 
 def _run(arguments: list[str], cwd: Path, environment: dict[str, str], files: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures that every room may use: one embedded broker for the whole run, and names that do not collide on it."""
+"""Fixtures that every room may use: one embedded broker and one Apache Kafka for the whole run, and names that do not collide on them."""
 
 import os
 import uuid
@@ -11,6 +11,7 @@ os.environ.pop("COLUMNS", None)  # which workers of pytest-xdist have: what comm
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models on few cores: a second thread would only wait for its turn
 
 from schemas.settings import BrokerSettings, Settings
+from tests.apache_kafka import ApacheKafka, running_apache_kafka
 from tests.broker_process import BrokerProcess, start_broker
 
 hypothesis_settings.register_profile("headrace", deadline=None)  # a slow first example (an import, a compilation) is no failure
@@ -24,6 +25,22 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
     settings = Settings(broker=BrokerSettings(retention_check_interval_s=0.5))
     with start_broker(settings, listen="127.0.0.1:0", root=tmp_path_factory.mktemp("broker")) as process:
         yield process
+
+
+FAST_CLEANING = (
+    "log.cleaner.backoff.ms=200",
+    "log.retention.check.interval.ms=500",
+    "log.segment.delete.delay.ms=100",
+    "auto.create.topics.enable=true",
+    "num.partitions=2",
+)
+
+
+@pytest.fixture(scope="session")
+def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    """One Apache Kafka for the whole run, which compacts and expires within seconds; skips where it is missing."""
+    with running_apache_kafka(tmp_path_factory.mktemp("apache"), settings=FAST_CLEANING) as kafka:
+        yield kafka
 
 
 @pytest.fixture

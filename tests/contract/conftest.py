@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.apache_kafka import ApacheKafka, running_apache_kafka
+from tests.apache_kafka import ApacheKafka
 from tests.broker_process import BrokerProcess
 from tests.contract.wire import Wire
 
@@ -25,13 +25,6 @@ class KafkaUnderTest:
     def has_transactions(self) -> bool:
         """The embedded broker has none."""
         return self.name != "embedded"
-
-
-@pytest.fixture(scope="package")
-def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
-    """One Apache Kafka for all contract tests (3 s to start, and not idle when nobody asks); skips where it is missing."""
-    with running_apache_kafka(tmp_path_factory.mktemp("apache"), settings=("num.partitions=2", "log.retention.check.interval.ms=500")) as kafka:
-        yield kafka
 
 
 EXTERNAL = os.environ.get("HEADRACE_TEST_BOOTSTRAP", "")

@@ -17,19 +17,19 @@ from tests.rule_documents import CASES
 
 CORPUS = Path(__file__).parents[2].parent / "shared" / "corpus" / "documents.jsonl.zst"
 GOLDEN = Path(__file__).parents[1] / "unit" / "golden" / "datatrove_verdicts.json"
-NUM_DOCUMENTS = 3000
 MIN_AGREEMENT = 0.995
 
 needs_datatrove = pytest.mark.skipif(not IS_INSTALLED, reason="needs datatrove, loguru, humanize and multiprocess")
 
 
-@pytest.fixture(scope="module")
-def documents() -> pa.Array:
+@pytest.fixture(scope="module", params=[1000, pytest.param(3000, marks=pytest.mark.slow)])
+def documents(request: pytest.FixtureRequest) -> pa.Array:
+    """So many English documents, evenly drawn, or a few more."""
     if not CORPUS.exists():
         pytest.skip(f"needs the test corpus at {CORPUS}")
     with pa.CompressedInputStream(pa.OSFile(str(CORPUS)), "zstd") as stream:
         texts = [document["text"] for line in stream.read().splitlines() if (document := json.loads(line))["lang"] == "en"]
-    return normalize(pa.array(texts[:: len(texts) // NUM_DOCUMENTS], pa.large_string())).texts
+    return normalize(pa.array(texts[:: len(texts) // request.param], pa.large_string())).texts
 
 
 @needs_datatrove
@@ -38,7 +38,7 @@ def test_verdicts_on_english_documents_are_datatroves(name: str, documents: pa.A
     theirs = [verdict for verdict, _ in verdicts(name, documents.to_pylist())]
     judged = judge(documents, pa.array(["en"] * len(documents)), np.zeros(len(documents), np.int64), settings_of(name))
     ours = judged.rules.to_pylist()
-    assert len(ours) >= NUM_DOCUMENTS
+    assert len(ours) >= 1000
     assert np.mean([(a is None) == (b is None) for a, b in zip(theirs, ours, strict=True)]) >= MIN_AGREEMENT
     assert np.mean([a == b for a, b in zip(theirs, ours, strict=True)]) >= MIN_AGREEMENT
 
@@ -50,7 +50,7 @@ def test_texts_that_c4_cleans_are_datatroves(documents: pa.Array) -> None:
     ours = judge(documents, pa.array(["en"] * len(documents)), np.zeros(len(documents), np.int64), settings_of("c4"))
     pairs = [(text, cleaned) for (verdict, text), cleaned in zip(theirs, ours.texts.to_pylist(), strict=True) if verdict is None]
     without = [["\n".join(line for line in text.split("\n") if not line.endswith(("。", "！", "？"))) for text in pair] for pair in pairs]
-    assert len(pairs) > NUM_DOCUMENTS / 5
+    assert len(pairs) > len(documents) / 5
     assert sum(a == b for a, b in without) / len(pairs) >= MIN_AGREEMENT
 
 

@@ -1,4 +1,4 @@
-"""Brokers for integration tests: the embedded one and a real Apache Kafka that compacts and expires within seconds."""
+"""Streams for integration tests: on the embedded broker and on a real Apache Kafka."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,15 +10,8 @@ from kafka import KafkaAdminClient
 from pipelines.kafka.clients import open_admin
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
-from tests.apache_kafka import ApacheKafka, running_apache_kafka
+from tests.apache_kafka import ApacheKafka
 from tests.broker_process import BrokerProcess
-
-FAST_CLEANING = (
-    "log.cleaner.backoff.ms=200",
-    "log.retention.check.interval.ms=500",
-    "log.segment.delete.delay.ms=100",
-    "auto.create.topics.enable=true",
-)
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
@@ -64,25 +57,18 @@ def stream_settings(bootstrap_servers: str, prefix: str) -> Settings:
     )
 
 
-@pytest.fixture(scope="package")
-def apache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
-    """One Apache Kafka for all integration tests; skips where it is missing."""
-    with running_apache_kafka(tmp_path_factory.mktemp("apache"), settings=FAST_CLEANING) as kafka:
-        yield kafka
-
-
 @pytest.fixture(params=["embedded", "apache"])
 def stream(request: pytest.FixtureRequest, topic_prefix: str) -> Iterator[Stream]:
     """A fresh prefix on each of both brokers in turn."""
-    process: BrokerProcess | ApacheKafka = request.getfixturevalue("broker" if request.param == "embedded" else "apache")
+    process: BrokerProcess | ApacheKafka = request.getfixturevalue("broker" if request.param == "embedded" else "apache_kafka")
     settings = stream_settings(process.bootstrap_servers, topic_prefix)
     with open_admin(settings) as admin:
         yield Stream(settings, admin)
 
 
 @pytest.fixture
-def apache_stream(apache: ApacheKafka, topic_prefix: str) -> Iterator[Stream]:
+def apache_stream(apache_kafka: ApacheKafka, topic_prefix: str) -> Iterator[Stream]:
     """A fresh prefix on Apache Kafka, for what only it can do: transactions, compaction."""
-    settings = stream_settings(apache.bootstrap_servers, topic_prefix)
+    settings = stream_settings(apache_kafka.bootstrap_servers, topic_prefix)
     with open_admin(settings) as admin:
         yield Stream(settings, admin)

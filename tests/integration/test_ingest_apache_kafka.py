@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -19,21 +18,15 @@ from pipelines.kafka.clients import open_admin, open_producer
 from pipelines.runtime.crash import CRASH_POINTS
 from schemas.arrow import Outcome
 from schemas.errors import OffsetsLost, TopicRecreated
-from tests.apache_kafka import running_apache_kafka
 from tests.ingest_harness import Ingest, document, sample_records, state
 
 TEXT = "water comes down from the hill and the mill turns, so that grain is ground between two stones number"
 
 
 @pytest.fixture(scope="module")
-def bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def bootstrap_servers(request: pytest.FixtureRequest) -> str:
     """Apache Kafka, or the broker that HEADRACE_TEST_BOOTSTRAP names."""
-    named = os.environ.get("HEADRACE_TEST_BOOTSTRAP")
-    if named:
-        yield named
-        return
-    with running_apache_kafka(tmp_path_factory.mktemp("kafka")) as kafka:
-        yield kafka.bootstrap_servers
+    return os.environ.get("HEADRACE_TEST_BOOTSTRAP") or str(request.getfixturevalue("apache_kafka").bootstrap_servers)
 
 
 @pytest.fixture

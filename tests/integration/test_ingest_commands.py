@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.broker_process import BrokerProcess
+from tests.commands import run_command
 from tests.ingest_harness import Ingest, sample_records
 
 FIXED_FIELDS = [
@@ -35,8 +35,7 @@ def ingest(broker: BrokerProcess, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def headrace(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "ops.cli.main", *arguments, "--root", str(root), "--set", "kafka.topic_prefix=commands"]
-    return subprocess.run(command, cwd=root.parent, capture_output=True, text=True, timeout=120, check=False)
+    return run_command([*arguments, "--root", str(root), "--set", "kafka.topic_prefix=commands"], root.parent)
 
 
 def answer(root: Path, *arguments: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ops.cli.kafka_of_root import kafka_of
-from tests.commands import Command
+from tests.commands import Command, run_command
 
 TEXTS = [
     f"The miller of village {number} opened the gate of the headrace, and the water turned the {name} wheel until night."
@@ -35,10 +35,9 @@ def lines(tmp_path: Path) -> str:
 
 
 def answer(folder: Path, *words: str) -> Any:
-    command = Command([*words, "--json"], folder, os.environ, folder / "output")
-    out, err = command.communicate(120)
-    assert command.returncode == 0, err
-    return json.loads(out)
+    done = run_command([*words, "--json"], folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_without_any_kafka_the_commands_work_one_after_the_other(tmp_path: Path, lines: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from pipelines.kafka.events import read_events
 from pipelines.kafka.topics import topic_names
 from schemas.events import AlertFired
 from tests.broker_process import BrokerProcess
+from tests.commands import run_command
 from tests.ingest_harness import CHINESE, ENGLISH, Ingest, Record, document
 
 HOSTILE = "<script>alert('x')</script>"
@@ -35,10 +35,10 @@ def ingest(tmp_path_factory: pytest.TempPathFactory, broker: BrokerProcess) -> I
 
 
 def run(ingest: Ingest, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "ops.cli.main", "datasets", *arguments]
+    command = ["datasets", *arguments]
     for name, value in ingest.values.items():
         command += ["--set", f"{name}={json.dumps(value) if not isinstance(value, str) else value}"]
-    return subprocess.run(command, cwd=ingest.root, capture_output=True, text=True, timeout=120, check=False)
+    return run_command(command, ingest.root)
 
 
 def test_the_report_shows_rejected_texts_from_kafka_escaped_and_without_personal_data(ingest: Ingest, tmp_path: Path) -> None:

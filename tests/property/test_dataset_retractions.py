@@ -157,7 +157,7 @@ def test_a_replay_is_known_without_reading_the_audit_trail(tmp_path: Path) -> No
 AGAIN = [Item("document", "a", 0, 0), Item("retraction", "a", 0, 0), Item("document", "a", 1, 0), Item("retraction", "a", 0, 0)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @example(history=[[AGAIN, []]], cut=4, carries_on=True)
 @given(history=versions, cut=st.integers(1, 7), carries_on=st.booleans())
 def test_every_record_fares_as_the_rules_say_and_masks_are_the_documents_that_are_out(

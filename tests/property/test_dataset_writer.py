@@ -23,7 +23,7 @@ records = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(batches=st.lists(st.lists(records, min_size=1, max_size=25), min_size=1, max_size=3), shard_rows=st.integers(1, 6))
 def test_outcomes_add_up_and_nothing_is_kept_twice(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple[bytes | None, bytes | None]]], shard_rows: int

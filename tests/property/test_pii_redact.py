@@ -27,7 +27,7 @@ def _strings(texts: list[str]) -> pa.Array:
     return pa.array([text.encode("utf-8", "ignore").decode() for text in texts], pa.large_string())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(TEXTS, max_size=4))
 def test_redaction_is_idempotent_and_leaves_no_match(texts: list[str]) -> None:
     once = redact(_strings(texts), ALL)
@@ -36,7 +36,7 @@ def test_redaction_is_idempotent_and_leaves_no_match(texts: list[str]) -> None:
     assert redact(once.texts, COUNT).counts.null_count == len(texts)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(TEXTS, min_size=1, max_size=5))
 def test_a_document_does_not_depend_on_its_batch(texts: list[str]) -> None:
     batch = _strings(texts)

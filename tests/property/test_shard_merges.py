@@ -68,7 +68,7 @@ def with_documents(root: Path) -> list[int]:
     return [manifest.version for manifest in Dataset(root).manifests() if not manifest.merged]
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(story=steps, together=st.integers(2, 3), shard_rows=st.integers(8, 60))
 def test_every_reader_of_every_version_gets_the_same_with_and_without_merges(
     tmp_path_factory: pytest.TempPathFactory, story: list[Step], together: int, shard_rows: int

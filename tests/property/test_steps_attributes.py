@@ -87,7 +87,7 @@ def check(table: pa.Table) -> None:
         assert found.to_pylist() == decoding.decode(table, SETTINGS).to_pylist()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(ROWS, st.integers(0, 3))
 def test_columns_give_the_verdicts_that_single_headers_give(rows: list[tuple[bytes | None, bytes | None, Pairs | None]], first: int) -> None:
     check(table_of(rows).slice(first))

@@ -62,7 +62,7 @@ def texts_of(root: Path) -> list[tuple[str, str]]:
     return [(row["doc_id"], row["text"]) for block in live_texts(Dataset(root), ["doc_id"]) for row in block.to_pylist()]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(before=batches, after=batches)
 def test_what_comes_next_meets_the_same_fate_in_both_lineages(before: list[list[Value]], after: list[list[Value]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from schemas.arrow import Outcome, Split
 from schemas.errors import DatasetError, TokenizerMismatch
 from schemas.settings_data import TokenizerSettings
 from tests.broker_process import BrokerProcess
+from tests.commands import run_command
 from tests.factories import clock
 from tests.ingest_harness import CHINESE, ENGLISH, Ingest, Record, document, sample_records
 
@@ -163,13 +163,12 @@ def test_a_crash_at_any_step_leaves_no_dataset_and_the_same_command_completes_it
     old: Ingest, new: Ingest, files: dict[str, bytes], tmp_path: Path, points: tuple[str, ...]
 ) -> None:
     ref = keep_tokenizer(old.root, files, TokenizerCard(origin="trained", created_at=clock()))
-    command = [sys.executable, "-m", "ops.cli.main", "tokenizer", "switch", ref.sha256[:12], "--json"]
+    command = ["tokenizer", "switch", ref.sha256[:12], "--json"]
     command += [part for name, value in old.values.items() for part in ("--set", f"{name}={value}")]
 
     def crash(point: str) -> "subprocess.CompletedProcess[str]":
         environment = {**os.environ, VARIABLE: point}
-        into = ["--into", str(tmp_path / point)]
-        return subprocess.run([*command, *into], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        return run_command([*command, "--into", str(tmp_path / point)], tmp_path, environment)
 
     with ThreadPoolExecutor(2) as pool:
         crashed = dict(zip(points, pool.map(crash, points), strict=True))
