@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.dataset.dataset import latest_version
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.names import base_path, documents_path
+from pipelines.dataset.verify import verify
 from pipelines.storage.durable import durable_file, durable_folder
-from tests.factories import make_seven_versions
+from tests.factories import commit_records, make_seven_versions
+from tests.ingest_harness import ENGLISH, document
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +73,15 @@ def test_what_is_being_written_stays_without_any_grace(root: Path) -> None:
     assert running.read_bytes() == b"whole"
     assert (root / "quality/model/weights").exists()
     assert collect_garbage(root, grace_s=0, by_hand=True) == [documents_path(2, "f" * 12)]
+
+
+def test_a_copy_that_takes_the_log_first_is_sound_whatever_is_committed_meanwhile(tmp_path: Path) -> None:
+    root, copy = tmp_path / "root", tmp_path / "copy"
+    documents: list[tuple[bytes | None, bytes | None]] = [(None, document(f"doc-{n}", f"{ENGLISH} {n * 7919}", 0).value) for n in range(60)]
+    commit_records(root, documents[:30])
+    shutil.copytree(root / "log", copy / "log")
+    commit_records(root, documents[30:])
+    collect_garbage(root, grace_s=0)
+    shutil.copytree(root, copy, ignore=lambda folder, _: ["log"] if Path(folder) == root else [], dirs_exist_ok=True)
+    report = verify(copy)
+    assert (latest_version(copy), report.problems) == (1, [])
