@@ -31,17 +31,6 @@ def source(broker: BrokerProcess, tmp_path_factory: pytest.TempPathFactory) -> I
     return ingest
 
 
-@pytest.fixture(scope="module")
-def reference(source: Ingest) -> list[dict[str, Any]]:
-    return state(source.root)
-
-
-@pytest.fixture
-def ingest(source: Ingest, tmp_path: Path) -> Ingest:
-    """An empty root that reads the same topic."""
-    return Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix, OFTEN)
-
-
 def test_compactions_are_versions_without_documents_and_change_no_outcome(source: Ingest, reference: list[dict[str, Any]], tmp_path: Path) -> None:
     assert [bool(version["base"]) for version in reference] == [False, True, False, True]
     plain = Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix, {"dedup.compact_segments": 0})

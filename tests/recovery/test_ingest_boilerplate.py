@@ -51,16 +51,6 @@ def source(broker: BrokerProcess, tmp_path_factory: pytest.TempPathFactory) -> I
     return ingest
 
 
-@pytest.fixture(scope="module")
-def reference(source: Ingest) -> list[dict[str, Any]]:
-    return state(source.root)
-
-
-@pytest.fixture
-def ingest(source: Ingest, tmp_path: Path) -> Ingest:
-    return Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix, ON)
-
-
 def manifests(ingest: Ingest) -> list[DatasetManifest]:
     return list(Dataset(ingest.root).manifests())
 

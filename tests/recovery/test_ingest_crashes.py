@@ -39,17 +39,6 @@ def source(broker: BrokerProcess, tmp_path_factory: pytest.TempPathFactory) -> I
     return ingest
 
 
-@pytest.fixture(scope="module")
-def reference(source: Ingest) -> list[dict[str, Any]]:
-    return state(source.root)
-
-
-@pytest.fixture
-def ingest(source: Ingest, tmp_path: Path) -> Ingest:
-    """An empty root that reads the same topic."""
-    return Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix)
-
-
 def test_the_uninterrupted_run_has_every_offset_once_and_meets_every_outcome(source: Ingest, reference: list[dict[str, Any]]) -> None:
     totals = reference[-1]["totals"]
     assert totals.num_records == sum(totals.outcomes.values()) == NUM_RECORDS

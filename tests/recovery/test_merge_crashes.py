@@ -28,17 +28,6 @@ def source(broker: BrokerProcess, tmp_path_factory: pytest.TempPathFactory) -> I
     return ingest
 
 
-@pytest.fixture(scope="module")
-def reference(source: Ingest) -> list[dict[str, Any]]:
-    return state(source.root)
-
-
-@pytest.fixture
-def ingest(source: Ingest, tmp_path: Path) -> Ingest:
-    """An empty root that reads the same topic."""
-    return Ingest(tmp_path / "data", source.bootstrap_servers, source.prefix, OFTEN)
-
-
 def without_numbers(version: dict[str, Any]) -> dict[str, Any]:
     """A version as it is where others stand before it: paths and masks name versions by their numbers."""
     documents = [row | {"shard": None} for row in version["documents"]]
