@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 REMOVAL_S = 10.0
 """For Serve to end a gateway whose time is up."""
 EDGE_TIMEOUT_S = 10.0
+PROXIES_START_S = 300.0
 
 
 def start(settings: Settings) -> str:
@@ -38,7 +40,6 @@ def start(settings: Settings) -> str:
     ServiceFailed if the proxy does not start.
     """
     from ray import serve
-    from ray.exceptions import RayError
 
     host, port = settings.serving.host, settings.serving.port
     if serve.status().proxies:
@@ -48,15 +49,35 @@ def start(settings: Settings) -> str:
         location = "HeadOnly" if _is_loopback(host) else "EveryNode"
         # Serve's actors inherit the controller's environment: so they have ours also where somebody else started Ray.
         environment = None if settings.ray.address == "local" else {"runtime_env": {"env_vars": SERVE_ENVIRONMENT}}
-        options = {"http_options": {"host": host, "port": port}, "logging_config": LOGGING, "controller_options": environment}
-        try:
-            serve.start(proxy_location=location, **options)
-        except (TimeoutError, RayError) as error:
-            told = str(error).partition("\n")[0]
-            raise ServiceFailed(f"Ray Serve's HTTP proxy did not start ({told}); is this machine too busy? Start again") from error
+        _start_proxies(
+            {"proxy_location": location, "http_options": {"host": host, "port": port}, "logging_config": LOGGING, "controller_options": environment}
+        )
     url = settings.serving.model_copy(update={"port": port}).url
     _check_edge(url)
     return url
+
+
+def _start_proxies(options: dict[str, Any]) -> None:
+    """Serve itself waits for its proxies for a minute only, and on a busy machine they come up later. Raises ServiceFailed."""
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.schema import ProxyStatus
+
+    deadline_s = time.monotonic() + PROXIES_START_S
+    try:
+        serve.start(**options)
+    except TimeoutError:
+        _log.warning("Ray Serve's HTTP proxy takes longer than a minute to start: this machine is busy")
+        while set(serve.status().proxies.values()) != {ProxyStatus.HEALTHY}:
+            if time.monotonic() > deadline_s:
+                raise ServiceFailed(f"Ray Serve's HTTP proxy did not start in {PROXIES_START_S:g} s; is this machine too busy? Start again") from None
+            time.sleep(DRAIN_POLL_S)
+    except RayError as error:
+        raise ServiceFailed(f"Ray Serve's HTTP proxy did not start: {_first_line(error)}; start again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _check_edge(url: str) -> None:

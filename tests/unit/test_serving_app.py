@@ -2,6 +2,7 @@
 
 import inspect
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 
 from ops.supervisor.services import build_stack
 from ray_apps.rollout.log import RolloutLog
+from ray_apps.serving import app
 from ray_apps.serving.app import _free_port, start
 from ray_apps.serving.deployments import gateway_application, model_application
 from ray_apps.serving.environment import SERVE_ENVIRONMENT
@@ -51,16 +53,31 @@ def test_a_port_that_is_taken_is_an_error_that_says_so() -> None:
     assert _free_port("127.0.0.1", 0) > 0
 
 
-@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # Ray Serve's own models, when it is imported
-def test_a_proxy_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def slow_serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, str]]]:
+    """Ray Serve gives up waiting for its proxy; afterwards its status is each of these in turn, and the last one for good."""
     from ray import serve
+
+    statuses: list[dict[str, str]] = [{}]
 
     def time_out(**_: object) -> None:
         raise TimeoutError("HTTP proxies not available after 60s.")
 
-    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(proxies={}))
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(proxies=statuses.pop(0) if len(statuses) > 1 else statuses[0]))
     monkeypatch.setattr(serve, "start", time_out)
-    with pytest.raises(ServiceFailed, match=r"proxy did not start \(HTTP proxies not available after 60s\.\)"):
+    yield statuses
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # Ray Serve's own models, when it is imported
+def test_a_proxy_that_needs_more_than_a_minute_is_waited_for(slow_serve: list[dict[str, str]]) -> None:
+    slow_serve += [{}, {"node": "STARTING"}, {"node": "HEALTHY"}]
+    assert start(Settings(serving=ServingSettings(port=0))).startswith("http://127.0.0.1:")
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")
+def test_a_proxy_that_never_starts_is_one_line(slow_serve: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "PROXIES_START_S", 0.0)
+    with pytest.raises(ServiceFailed, match="proxy did not start in 0 s"):
         start(Settings(serving=ServingSettings(port=0)))
 
 
