@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from ops.supervisor.ray_head import free_ports
@@ -160,6 +161,12 @@ def taken_in(root: Path) -> int:
     return Dataset(root).manifest.totals.num_records if latest_version(root) else 0
 
 
+def offsets_of(root: Path) -> list[tuple[int, int]]:
+    """Partition and offset of every record of every version."""
+    trails = [root / entry.path for manifest in Dataset(root).manifests() for entry in manifest.documents]
+    return pl.concat([pl.read_parquet(path, columns=["partition", "offset"]) for path in trails]).rows()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_loop_goes_on_whatever_is_killed_and_loses_and_doubles_nothing(tmp_path: Path) -> None:
@@ -182,7 +189,8 @@ def test_the_loop_goes_on_whatever_is_killed_and_loses_and_doubles_nothing(tmp_p
         wait_until(lambda: taken_in(root) == sent, "all documents", MODEL_DEADLINE_S)
         model = Registry(root).manifest(1)
         assert model.training.run_id == runs[0], "the killed run was taken up, not begun anew"
-        assert sum(Dataset(root).manifest.totals.outcomes.values()) == sent
+        positions = offsets_of(root)
+        assert len(positions) == len(set(positions)) == sent == sum(Dataset(root).manifest.totals.outcomes.values())
         assert up.terminate() == 0
         wait_until(lambda: not processes_under(root), "everything is gone")
         run_ids = [Registry(root).manifest(version).training.run_id for version in Registry(root).versions()]
