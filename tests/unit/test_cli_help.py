@@ -91,6 +91,12 @@ def test_a_root_that_is_a_file_is_refused_in_one_line(tmp_path: Path, capsys: py
     assert code in (1, 2) and "Traceback" not in error and str(tmp_path / "root") in error
 
 
+@pytest.mark.parametrize("command", [("ingest", "--once"), ("produce", "--sample"), ("retract", "a"), ("deadletter", "list"), ("serve",)])
+def test_a_root_that_cannot_be_made_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
+    code, line = failed(capsys, *command, "--root", "/proc/headrace")
+    assert code == 2 and "nothing can be written under the root /proc/headrace" in line
+
+
 def test_a_section_is_no_setting_and_its_settings_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     code, line = failed(capsys, "datasets", "list", "--set", "kafka=3")
     assert code == 2 and "'kafka' is a section" in line and "kafka.bootstrap_servers" in line
