@@ -110,6 +110,24 @@ def test_a_wrong_number_is_answered_with_what_would_be_right(capsys: pytest.Capt
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("datasets", "show", "abc"), "'abc' is not a whole number of 1 or more"),
+        (("datasets", "list", "--last", "0"), "'0' is not a whole number of 1 or more"),
+        (("train", "--dataset", "x"), "'x' is not a whole number of 1 or more"),
+        (("rollout", "set", "--champion", "1", "--share", "half"), "'half' is not a number"),
+    ],
+)
+def test_a_wrong_version_or_share_is_answered_without_names_of_python_types(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_settings_shows_what_is_changed_and_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
     main(["settings", "--changed", "--root", "x", "--set", "serving.port=9001", "--set", "kafka.sasl_plain_password=hidden"])
     shown = capsys.readouterr().out
