@@ -19,4 +19,4 @@ class FormatsSettings(Section):
     html_max_depth: int = Field(500, ge=10)
     """A page that may be nested deeper than this keeps all its text, because finding the main content takes quadratic time in the depth."""
     max_damaged_fraction: float = Field(0.01, ge=0, le=1)
-    """Share of a text's characters that may be undecodable: they become U+FFFD (one is always allowed; with 0 none). More is a dead letter."""
+    """Share of a text's characters that may be undecodable: they become U+FFFD (one place is always allowed; with 0 none). More is a dead letter."""

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ops.cli.arguments import positive_int
 from ops.cli.dataset_report import add_actions as add_report_actions
 from ops.cli.dataset_semantic import add_actions as add_semantic_actions
 from ops.cli.dataset_views import add_actions as add_view_actions
@@ -26,9 +27,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser("datasets", help="list, show and verify dataset versions")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", parents=[common], help="all versions, or the last of them")
-    listing.add_argument("--last", type=int, metavar="N", help="only the newest N versions")
+    listing.add_argument("--last", type=positive_int, metavar="N", help="only the newest N versions")
     showing = actions.add_parser("show", parents=[common], help="one version: offsets, outcomes, shards")
-    showing.add_argument("version", nargs="?", type=int, help="default: the newest")
+    showing.add_argument("version", nargs="?", type=positive_int, help="default: the newest")
     verifying = actions.add_parser("verify", parents=[common], help="hash every file, add up every count, decode a sample")
     add_report_actions(actions, common)
     add_semantic_actions(actions, common)

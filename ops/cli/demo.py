@@ -26,7 +26,7 @@ STOP_TIMEOUT_S = 60.0
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Define the command."""
     text = "run the whole loop on this machine: documents, two models, shadow, canary, promotion"
-    description = f"{text}. It works in ROOT/demo and first removes the data of an earlier demo. If a port is taken, it uses a free one."
+    description = f"{text.capitalize()}. It works in ROOT/demo and first removes the data of an earlier demo. If a port is taken, it uses a free one."
     parser = subparsers.add_parser("demo", parents=[common], help=text, description=description)
     parser.add_argument("--exit", action="store_true", help="stop everything at the end instead of leaving the service running")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON document")

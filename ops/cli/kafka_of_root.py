@@ -60,10 +60,12 @@ def _using(settings: Settings, address: str) -> Settings:
 
 @contextmanager
 def _broker_of_our_own(settings: Settings) -> Iterator[str]:
-    """The embedded broker as a child on a free port of the loopback interface."""
+    """The embedded broker as a child on a free port of the loopback interface. Raises SettingsError if the root cannot hold its data."""
     from pipelines.runtime.child import Child
+    from pipelines.storage.durable import check_root
     from ray_apps.loop.commands import child_environment, headrace
 
+    check_root(Path(settings.root))
     say(f"no Kafka is named and none runs for {settings.root}: this command starts the embedded broker and stops it at its end")
     log = Path(settings.root) / "logs" / "broker.log"
     child = Child(headrace(settings, "broker", "--listen", "127.0.0.1:0"), log, environment=child_environment(settings))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ops.cli.arguments import number
 from ops.cli.output import print_json, say, tell
 from schemas.settings import Settings
 
@@ -24,7 +25,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     by_hand = _add(actions, common, "set", "set versions and shares by hand, and hold them (see hold)", set_versions)
     by_hand.add_argument("--champion", required=True, metavar="VERSION", help="model version that answers by default")
     by_hand.add_argument("--challenger", metavar="VERSION", help="model version that gets a share")
-    by_hand.add_argument("--share", type=float, metavar="0..1", help="share of sticky keys for the challenger; 0: shadow copies only")
+    by_hand.add_argument("--share", type=number, metavar="0..1", help="share of sticky keys for the challenger; 0: shadow copies only")
     shadow = _add(actions, common, "shadow", "put a model on trial: shadow first, then the loop decides; ends a hold", start_trial)
     shadow.add_argument("version", metavar="VERSION", help="number, or latest")
     held = "a person decides from now on: the loop withdraws a challenger that fails, but starts no trial and promotes nothing"

@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 import threading
+from pathlib import Path
 
 from ops.cli.output import print_json, say
 from schemas.settings import Settings
@@ -18,9 +19,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Serve until told to stop; prints the URL on standard output once it answers."""
+    from pipelines.storage.durable import check_root
     from ray_apps.serving.app import serve_forever
     from ray_apps.serving.reconciler import bootstrap_newest
 
+    if not Path(settings.root).exists():  # one that is there may be read-only
+        check_root(Path(settings.root))
     state = bootstrap_newest(settings)
     if state is not None:
         say(f"no rollout yet: model {state.champion}, the newest, is champion now (rollout entry {state.number})")

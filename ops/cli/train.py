@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from ops.cli.arguments import positive_int
 from ops.cli.output import print_json, progress_bar, say, tell
 from schemas.settings import Settings
 
@@ -24,7 +25,7 @@ LINES_PER_RUN = 10
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Define the command."""
     parser = subparsers.add_parser("train", parents=[common], help="train a model on a dataset version and register it")
-    parser.add_argument("--dataset", type=int, metavar="N", help="dataset version (default: the newest)")
+    parser.add_argument("--dataset", type=positive_int, metavar="N", help="dataset version (default: the newest)")
     parser.add_argument("--view", metavar="NAME[@N]", help="train on this view of the dataset version (headrace datasets view)")
     parser.add_argument("--parent", metavar="MODEL", help="model version or alias whose weights to start from (default: random weights)")
     parser.add_argument("--json", action="store_true", help="print the model's manifest as JSON")

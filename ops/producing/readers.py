@@ -57,6 +57,8 @@ def read_paths(paths: Iterable[str], options: ReadOptions, standard_input: Binar
                     yield from _read_file(file, options)
                 else:
                     yield Skipped(file.as_posix(), f"{file.suffix.lower()[:20] or 'no suffix'} file")
+        elif not Path(path).exists():
+            yield Failed(path, "there is no such file or folder")
         else:
             yield from _read_file(Path(path), options)
 

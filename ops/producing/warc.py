@@ -37,6 +37,10 @@ _TEXT = frozenset({"text/plain"})
 _KINDS = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;\"']+)", re.IGNORECASE)
 _CHUNK_LINE = re.compile(rb"\s*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\n]{0,1000})?\r?\n")
+_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+"""Control characters that no text has; ISO-2022 has the escape character."""
+_MIN_PLAIN_BYTES = 64
+_BAD_BODY = (ValueError, EOFError, zlib.error, brotli.error, zstandard.ZstdError)
 _READ_BYTES = 64 * 2**10
 SHOWN_URL_CHARS = 200
 _SHOWN_CHARS = 60
@@ -103,7 +107,7 @@ def _finding(place: str, record: WarcRecord, max_bytes: int, max_damage: float) 
             return Skipped(origin, content)
         is_too_large = len(content.body) > max_bytes
         return TooLarge(origin, len(content.body)) if is_too_large else _found(origin, place, record, content, max_damage)
-    except (OSError, ValueError, EOFError, zlib.error, brotli.error, zstandard.ZstdError, EnvelopeError) as error:
+    except (OSError, EnvelopeError, *_BAD_BODY) as error:
         return Failed(origin, f"{type(error).__name__}: {error}")
 
 
@@ -167,8 +171,17 @@ def _unpacked(record: WarcRecord, max_bytes: int) -> bytes:
             continue
         if encoding not in _DECODERS:
             raise ValueError(f"content encoding {encoding[:40]!r} is not read; {', '.join(sorted(_DECODERS))} are")
-        body = _DECODERS[encoding](body, max_bytes + 1)
+        try:
+            body = _DECODERS[encoding](body, max_bytes + 1)
+        except _BAD_BODY:
+            if not _is_plain(body):
+                raise
     return body
+
+
+def _is_plain(body: bytes) -> bool:
+    """Whether a body is unpacked already, whatever its header says: of 64 random bytes or more, 999 in 1,000 hold a control character."""
+    return len(body) >= _MIN_PLAIN_BYTES and not _CONTROLS.search(body[:1024])
 
 
 def _dechunked(body: bytes) -> bytes:

@@ -91,6 +91,12 @@ def test_a_root_that_is_a_file_is_refused_in_one_line(tmp_path: Path, capsys: py
     assert code in (1, 2) and "Traceback" not in error and str(tmp_path / "root") in error
 
 
+@pytest.mark.parametrize("command", [("ingest", "--once"), ("produce", "--sample"), ("retract", "a"), ("deadletter", "list"), ("serve",)])
+def test_a_root_that_cannot_be_made_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
+    code, line = failed(capsys, *command, "--root", "/proc/headrace")
+    assert code == 2 and "nothing can be written under the root /proc/headrace" in line
+
+
 def test_a_section_is_no_setting_and_its_settings_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     code, line = failed(capsys, "datasets", "list", "--set", "kafka=3")
     assert code == 2 and "'kafka' is a section" in line and "kafka.bootstrap_servers" in line
@@ -100,6 +106,24 @@ def test_a_section_is_no_setting_and_its_settings_are_named(capsys: pytest.Captu
 def test_a_wrong_number_is_answered_with_what_would_be_right(capsys: pytest.CaptureFixture[str], flag: str, value: str, said: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["produce", "--sample", flag, value])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("datasets", "show", "abc"), "'abc' is not a whole number of 1 or more"),
+        (("datasets", "list", "--last", "0"), "'0' is not a whole number of 1 or more"),
+        (("train", "--dataset", "x"), "'x' is not a whole number of 1 or more"),
+        (("rollout", "set", "--champion", "1", "--share", "half"), "'half' is not a number"),
+    ],
+)
+def test_a_wrong_version_or_share_is_answered_without_names_of_python_types(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
 

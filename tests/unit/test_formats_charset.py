@@ -59,6 +59,19 @@ def test_one_bad_byte_costs_one_character_and_utf8_stays_utf8(text: str, declare
         assert decode_text(data[:-1], declared) == text[:-1] + "\ufffd"
 
 
+@pytest.mark.parametrize("text", [CHINESE * 2, CHINESE + "磨坊边有人唱歌🌊"], ids=["three bytes", "four bytes"])
+def test_one_byte_that_was_overwritten_costs_its_character_and_not_the_text(text: str) -> None:
+    data = text.encode()
+    for at in range(len(data)):
+        broken = decode_text(data[:at] + b"\xff" + data[at + 1 :], None)
+        assert 1 <= broken.count("\ufffd") <= 4 and len(broken.replace("\ufffd", "")) == len(text) - 1
+
+
+def test_a_short_text_of_little_but_damage_is_a_dead_letter() -> None:
+    with pytest.raises(EnvelopeError):
+        decode_text("水渠里有水".encode() + b"\xff\xfe\xfd", None)
+
+
 @pytest.mark.parametrize("charset", ["gbk", "shift_jis", "big5", "euc_kr"])
 def test_one_bad_byte_costs_one_character_in_other_sets_too(charset: str) -> None:
     text = SHORT[charset] * 4

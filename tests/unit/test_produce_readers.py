@@ -109,11 +109,18 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(LINES)[:-20])
     (tmp_path / "not.jsonl.zst").write_bytes(b"not zstd")
     (tmp_path / "not.parquet").write_bytes(b"not parquet")
+    (tmp_path / "program.exe").write_bytes(b"MZ")
     findings = read(tmp_path, tmp_path / "missing.txt", tmp_path / "program.exe")
     failed = {Path(finding.origin).name: finding.error for finding in findings if isinstance(finding, Failed)}
     assert failed.keys() == {"binary.txt", "empty.md", "torn.jsonl.gz", "not.jsonl.zst", "not.parquet", "missing.txt", "program.exe"}
     assert "character set" in failed["binary.txt"]
     assert ".parquet" in failed["program.exe"]
+
+
+@pytest.mark.parametrize("name", ["missing", "missing.exe", "missing/a.txt"])
+def test_what_does_not_exist_is_not_called_a_file_of_an_unknown_kind(tmp_path: Path, name: str) -> None:
+    (finding,) = read(tmp_path / name)
+    assert finding == Failed(str(tmp_path / name), "there is no such file or folder")
 
 
 def test_a_zstd_file_with_a_wide_window_is_refused_with_what_to_do(tmp_path: Path) -> None:

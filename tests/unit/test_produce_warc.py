@@ -137,6 +137,13 @@ def test_bodies_in_br_and_zstd_and_in_several_encodings_are_documents(tmp_path: 
     assert [finding.document.text for finding in findings if isinstance(finding, Found)] == [text.decode()] * 3
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, br"])
+def test_a_body_that_was_stored_unpacked_is_read_whatever_encoding_its_header_names(tmp_path: Path, encoding: str) -> None:
+    page = "<!DOCTYPE html><p>水渠里依然有水流过。 The old mill stands by the river.</p>"
+    findings = read(tmp_path / "crawl.warc", record(1, page.encode(), headers=f"Content-Type: text/html\r\nContent-Encoding: {encoding}"))
+    assert [finding.document.text for finding in findings if isinstance(finding, Found)] == [page]
+
+
 def test_a_body_is_read_whether_it_is_in_chunks_or_only_said_to_be(tmp_path: Path) -> None:
     plain = b"<!DOCTYPE html><p>The old mill stands by the river.</p>"
     chunks = b"%x\r\n%s\r\n3;x=y\r\nand\r\n0\r\n\r\n" % (len(plain), plain)

@@ -57,6 +57,7 @@ _SUPERSETS = {
 _DAMAGEABLE = frozenset({"utf-8", "utf-16-le", "utf-16-be", "gb18030", "big5hkscs", "cp932", "euc_jp", "cp949", "iso2022_jp_ext", "iso2022_kr"})
 """Sets in which some byte sequences are no character; in the others a byte without a meaning says that the text is in another set."""
 MAX_DAMAGE = float(FormatsSettings.model_fields["max_damaged_fraction"].default)
+_MAX_CHARACTER_BYTES = 4
 _SENSE = MAX_NONSENSE / 2
 """Below this a text certainly makes sense, and no other set is tried."""
 _ESCAPE = re.compile(rb"\x1b\$(?:[@B]|\)C)")
@@ -65,7 +66,7 @@ _NOT_TEXT = frozenset({"base64", "bz2", "hex", "quopri", "rot13", "uu", "zlib", 
 
 
 def decode_text(data: bytes | memoryview, declared: str | None, max_damage: float = MAX_DAMAGE) -> str:
-    """The text, without a byte order mark. At most ``max_damage`` of its characters, or one, may be U+FFFD for bytes that are in no set.
+    """The text, without a byte order mark. At most ``max_damage`` of its characters, or one place, may be U+FFFD for bytes that are in no set.
 
     Raises EnvelopeError: not_utf8 if only UTF-8 was named, else bad_charset.
     """
@@ -190,7 +191,13 @@ def _repaired(data: bytes, name: str, max_damage: float) -> str | None:
     if text is not None or name not in _DAMAGEABLE or not max_damage:
         return text
     text = data.decode(name, "replace")
-    return text if text.count("\ufffd") <= max(1, max_damage * len(text)) else None
+    return text if text.count("\ufffd") <= max(_one_place(text), max_damage * len(text)) else None
+
+
+def _one_place(text: str) -> int:
+    """How many U+FFFD one bad byte may make: one for each byte of the character that it broke, side by side, in a text ten times as long."""
+    size = min(_MAX_CHARACTER_BYTES, len(text) // 10)
+    return max(1, size if text.rfind("\ufffd") - text.find("\ufffd") < size else 1)
 
 
 def _is_text(text: str) -> bool:
