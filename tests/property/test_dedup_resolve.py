@@ -119,10 +119,11 @@ class Versions:
         self.resolver = Resolver(self.options, self.segments, base=self.base, retracted=self.retracted)
 
 
-SKETCH = st.lists(st.sampled_from([0, 1, 2]), min_size=4, max_size=4).map(lambda quarter: bytes(quarter * 8))
+FEATURES = st.lists(st.sampled_from([0, 1, 2]), min_size=4, max_size=4).map(lambda quarter: bytes(quarter * 8))
+SKETCH = st.one_of(FEATURES, FEATURES, FEATURES, FEATURES, st.just(bytes(32)))
 FINGERPRINT = st.lists(st.integers(0, 63), max_size=5).map(lambda bits: sum({1 << bit for bit in bits}))
-HASH = st.tuples(st.integers(0, 4), st.integers(0, 3)).map(lambda halves: bytes([halves[0]]) * 8 + bytes([halves[1]]) * 8)
-"""Few, so that many are equal, and many are equal in one half."""
+HASH = st.tuples(st.integers(0, 4), st.integers(0, 3)).map(lambda halves: bytes([halves[0]]) * 8 + bytes(4) + bytes([halves[1]]) * 4)
+"""Few, so that many are equal, and many are equal in one half; all have the same place in the table of hashes."""
 ROWS = st.lists(st.tuples(FINGERPRINT, HASH, SKETCH), min_size=20, max_size=40)
 """Without a least size Hypothesis would make five on average, and most cuts would lie behind them."""
 OPTIONS = st.builds(
@@ -204,14 +205,38 @@ def test_after_its_retraction_a_document_may_come_again_and_a_copy_before_stays_
     assert resolver.num_kept == 3
 
 
-def test_a_copy_of_what_a_base_holds_is_compared_with_its_neighbours_once_that_was_retracted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_each_retraction_of_a_batch_takes_out_its_own_documents_when_its_turn_comes(tmp_path: Path, is_compacted: bool) -> None:
+    versions = Versions(tmp_path, DedupSettings(near=False))
+    kept = [(row, doc_id) for (row, _), doc_id in zip(documents_with([0] * 4), ("b", "a", "b", "c"), strict=True)]
+    resolved(versions, kept)
+    versions.close()
+    if is_compacted:
+        versions.compact(3)
+    versions.reopen()
+    resolved(versions, kept[:1])
+    assert len(versions.resolver.new_segment()) == 0
+    events: list[Event] = [(None, "a"), (kept[0][0], "copy"), (None, "b"), (kept[0][0], "again"), (None, "nobody"), (None, "b")]
+    assert [verdict["duplicate_of"] for verdict in resolved(versions, events)] == [None, "b", None, None, None, None]
+    rows, ids = versions.resolver.retracted_rows()
+    assert (rows.tolist(), ids.to_pylist()) == ([1, 0, 2], ["a", "b", "b"])
+    assert versions.resolver.live_ids({"a", "b", "c", "again", "copy"}) == {"c", "again"}
+    assert versions.resolver.new_segment()["doc_id"].to_pylist() == ["again"]
+    versions.resolver.segment_taken()
+    assert len(versions.resolver.new_segment()) == 0
+
+
+@pytest.mark.parametrize("in_one_batch", [True, False])
+def test_a_copy_of_what_a_base_holds_is_compared_with_its_neighbours_once_that_was_retracted(tmp_path: Path, in_one_batch: bool) -> None:
     one, other = bytes([1] * 32), bytes([2] * 32)
     versions = Versions(tmp_path, DedupSettings())
     versions.resolver.resolve(table_of_events([((5, b"a" * 16, one), "a"), ((7, b"b" * 16, other), "b")]))
     versions.close()
     versions.compact(6)
     versions.reopen()
-    answer = versions.resolver.resolve(table_of_events([(None, "a"), ((5, b"a" * 16, other), "copy")]))
+    events: list[Event] = [(None, "a"), ((5, b"a" * 16, other), "copy")]
+    batches = [events] if in_one_batch else [[event] for event in events]
+    answer = pa.concat_tables(versions.resolver.resolve(table_of_events(batch)) for batch in batches)
     assert answer["duplicate_of"].to_pylist() == [None, "b"]
     assert answer["reason"].to_pylist() == [None, "near"]
 
@@ -234,24 +259,26 @@ def resolved(versions: Versions, events: list[Event]) -> list[dict[str, Any]]:
     return list(answer.to_pylist())
 
 
-@pytest.mark.parametrize("num_in_base", [0, 40])
-def test_of_equal_fingerprints_the_first_ones_are_compared_with_wherever_they_lie_and_retracted_ones_count(tmp_path: Path, num_in_base: int) -> None:
+@pytest.mark.parametrize("reopened_at", [[60], [60, 95], [40, 60], [40, 60, 80]])
+def test_of_equal_fingerprints_the_first_ones_are_compared_with_wherever_they_lie_and_retracted_ones_count(
+    tmp_path: Path, reopened_at: list[int]
+) -> None:
+    """The first 40 documents are compacted if they are a version."""
     versions = Versions(tmp_path, DedupSettings(max_hamming=2))
     kept = documents_with([7] * 100)
-    events: list[Event] = [*kept[:90], (None, "d5"), *kept[90:], *copies_of(kept, [0, 5, 62, 63, 64, 65, 99], 7)]
-    cuts = [0, num_in_base, 60, 80, len(events)] if num_in_base else [0, 60, 95, len(events)]
+    events: list[Event] = [*kept[:90], (None, "d5"), *kept[90:], *copies_of(kept, [0, 5, 62, 63, 64, 65, 90, 99], 7)]
     found: list[dict[str, Any]] = []
-    for number, (start, end) in enumerate(itertools.pairwise(cuts)):
+    for start, end in itertools.pairwise([0, *reopened_at, len(events)]):
         found += resolved(versions, events[start:end])
         versions.close()
-        if number == 0 and num_in_base:
+        if end == 40:
             versions.compact(2)
         versions.reopen()
     assert found == expected(table_of_events(events), versions.options)
-    assert [verdict["duplicate_of"] for verdict in found[-7:]] == ["d0", None, "d62", "d63", None, None, None]
+    assert [verdict["duplicate_of"] for verdict in found[-8:]] == ["d0", None, "d62", "d63", None, None, None, None]
 
 
-@pytest.mark.parametrize("num_in_tiers", [0, 100])
+@pytest.mark.parametrize("num_in_tiers", [0, 128])
 def test_more_neighbours_than_there_was_room_for_are_all_compared_with(tmp_path: Path, num_in_tiers: int) -> None:
     versions = Versions(tmp_path, DedupSettings(max_hamming=2))
     kept = documents_with([0, *(1 << bit for bit in range(64)), *(3 << bit for bit in range(63))])
