@@ -12,9 +12,15 @@ from pipelines.dataset.placement import Placement
 from pipelines.dataset.verify_shards import ShardChecks
 from schemas.arrow import VERSIONS, Split
 from schemas.manifest import DatasetManifest, MergedShard
+from tests.factories import make_dataset
 from tests.property.test_shard_merges import entry_of, row_of_version
 
 TOGETHER = 4
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> DatasetManifest:
+    return make_dataset(tmp_path_factory.mktemp("made"), num_rows=1)
 
 
 def placement_of(rows: list[int], merged: list[tuple[int, int]] | None = None) -> Placement:
@@ -65,12 +71,12 @@ def test_a_run_is_bounded_and_takes_files_that_were_copied_equally_often(monkeyp
     ],
 )
 def test_a_merged_file_stands_for_whole_shards_of_earlier_versions(
-    tmp_path: Path, first_row: int, rows: int, documents: int, version: int, begun_for: int, is_right: bool
+    manifest: DatasetManifest, tmp_path: Path, first_row: int, rows: int, documents: int, version: int, begun_for: int, is_right: bool
 ) -> None:
     checks = ShardChecks(tmp_path, placement_of([2, 2, 2, 2]))
     path, place = merged_path(begun_for, Split.TRAIN, "a" * 12), {"split": "train", "first_row": first_row, "copies": 1}
     counts = {"rows": rows, "tokens": rows, "documents": documents, "size_bytes": 1}
     entry = MergedShard.model_validate({"path": path, "sha256": "0" * 64} | place | counts)
-    problems = list(checks.merged_problems(DatasetManifest.model_construct(version=version), entry))
+    problems = list(checks.merged_problems(manifest.model_copy(update={"version": version}), entry))
     what = f"rows {first_row} to {first_row + rows - 1} are not those of whole shards of earlier versions"
     assert [problem[1] for problem in problems] == ([] if is_right else [what])

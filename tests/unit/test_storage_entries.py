@@ -122,6 +122,11 @@ def read_one_record(manifest: dict[str, Any]) -> None:
     manifest["documents"] = [ENTRY | {"rows": 1}]
 
 
+def merge_and_read_one_record(manifest: dict[str, Any]) -> None:
+    read_one_record(manifest)
+    manifest["merged"] = [MERGED]
+
+
 def kept_instead_of_duplicate(manifest: dict[str, Any]) -> None:
     manifest["outcomes"][Outcome.KEPT] -= 1
     manifest["outcomes"][Outcome.DUPLICATE] += 1
@@ -149,7 +154,7 @@ LIES_WITHOUT_DOCUMENTS: list[tuple[Change, str]] = [
     (lambda manifest: manifest.update(boilerplate=[ENTRY]), "lists 1 files of lines from version 0 on"),
     (lambda manifest: manifest.update(boilerplate_first_version=2), "lists 0 files of lines from version 2 on"),
     (lambda manifest: manifest.update(boilerplate=[ENTRY], boilerplate_first_version=4), "lists 1 files of lines from version 4 on"),
-    (lambda manifest: (read_one_record(manifest), manifest.update(merged=[MERGED])), "cannot do both"),
+    (merge_and_read_one_record, "cannot do both"),
     (lambda manifest: manifest.update(merged=[MERGED], shards=[SHARD]), "cannot do both"),
     (lambda manifest: manifest.update(accepted_loss=LOSS | {"lost": [GONE | {"resumed": 3}]}), "goes on at 3 after the loss"),
     (lambda manifest: manifest.update(accepted_loss=LOSS | {"lost": [GONE | {"partition": 0}]}), "goes on at None after the loss"),
