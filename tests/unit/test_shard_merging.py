@@ -17,7 +17,7 @@ from pipelines.dataset.audit import live_texts
 from pipelines.dataset.dataset import Dataset, dataset_log
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.loader import TokenRows
-from pipelines.dataset.merging import Merge, due_runs, is_superseded, merge, publish_merge, write_merge
+from pipelines.dataset.merging import Merge, due_runs, is_superseded, merge, newest_merged, publish_merge, write_merge
 from pipelines.dataset.names import version_of
 from pipelines.dataset.retractions.masks import Ids
 from pipelines.dataset.shards import joined
@@ -184,6 +184,7 @@ def test_a_merged_file_says_how_often_its_rows_were_copied_and_which_version_it_
     found += [merge_two(), merge_two()]
     assert [{entry.copies for entry in manifest.merged} for manifest in found] == [{1}, {1}, {2}]
     assert all(version_of(entry.path) == manifest.version for manifest in found for entry in manifest.merged)
+    assert newest_merged(Dataset(root))[Split.TRAIN] == found[-1].version
     assert verify(root).problems == []
 
 
@@ -217,6 +218,17 @@ def test_a_merge_of_other_files_does_not_make_way_for_one_that_has_some_of_them(
     assert is_superseded(Dataset(root), late)  # whatever its name says
 
 
+def test_a_merge_makes_way_for_one_that_was_begun_no_earlier_also_if_they_have_no_file_in_common(root: Path) -> None:
+    """The collector takes the file of the first as soon as the second is published."""
+    dataset = Dataset(root)
+    run = next(run for run in due_runs(dataset.placement, TOGETHER, 200) if run.split is Split.TRAIN)
+    behind = run.first_row + sum(part.rows for part in run.parts[:4])
+    early, late = (write_merge(dataset, [own]) for own in (run._replace(parts=run.parts[:4]), run._replace(parts=run.parts[4:], first_row=behind)))
+    publish_merge(dataset, late, settings_of(root), now=clock())
+    assert is_superseded(Dataset(root), early)
+    assert early.entries[0].path in collect_garbage(root, grace_s=0)
+
+
 def test_the_collector_keeps_shards_within_the_grace_and_while_the_file_that_stands_for_them_is_damaged(root: Path) -> None:
     manifest = merge(Dataset(root), settings_of(root), now=clock())
     assert manifest is not None
@@ -242,6 +254,7 @@ def test_a_file_that_does_not_have_the_rows_of_its_shards_is_never_published(roo
     with pytest.raises(ShardCorrupt, match="nothing was published"):
         merge(Dataset(root), settings_of(root), now=clock())
     assert Dataset(root).version == NUM_VERSIONS and verify(root).problems == []
+    assert orphans(root) == [], "and it is removed"
 
 
 def test_verify_sees_rows_that_a_merged_file_does_not_have_as_they_were(root: Path) -> None:
