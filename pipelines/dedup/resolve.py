@@ -205,8 +205,6 @@ class Resolver:
         can_be_near = columns.sketch.any(axis=1) & ~is_retraction
         if not is_retraction.any():  # else an exact duplicate may be none any more when its turn comes
             can_be_near &= (exact == FREE) | self._kept.base_retracted[exact] if len(self._kept.base_retracted) else True
-        if not self._limits.near:
-            can_be_near[:] = False
         return Known(exact, can_be_near, self._index.find_in_base(columns.fingerprint, can_be_near))
 
     def _retractions(self, doc_ids: pa.ChunkedArray, is_retraction: npt.NDArray[np.bool_]) -> Retractions:

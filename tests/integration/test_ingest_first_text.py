@@ -2,9 +2,12 @@
 
 import re
 import signal
+import threading
 from pathlib import Path
 
 from pipelines.dataset.dataset import Dataset, latest_version
+from pipelines.ingest.following import Follower
+from pipelines.ingest.stream import Stream
 from tests.broker_process import BrokerProcess
 from tests.ingest_harness import CHINESE, ENGLISH, Ingest, Record, document, finish, wait_until
 
@@ -81,3 +84,16 @@ def test_a_follower_says_once_how_much_there_is_and_which_setting_it_is(broker: 
     (line,) = [line for line in done.stderr.splitlines() if "for more documents" in line]
     assert re.search(r"10 records with \d,\d{3} bytes", line)
     assert "20,000 bytes of text or more (tokenizer.min_training_bytes)" in line
+
+
+def test_a_follower_that_has_waited_as_long_as_it_may_trains_on_the_text_that_there_is(
+    broker: BrokerProcess, tmp_path: Path, topic_prefix: str
+) -> None:
+    hasty = {"tokenizer.max_wait_s": 0.01, "ingest.follow_interval_s": 0.01, "ingest.max_wait_s": 0}
+    ingest = Ingest(tmp_path / "data", broker.bootstrap_servers, topic_prefix, ALL_AT_ONCE | hasty)
+    ingest.publish(documents(0, 10))
+    with Stream(ingest.settings) as stream:
+        follower = Follower(stream, ingest.settings, threading.Event())
+        assert follower.turn() is None
+        wait_until(lambda: follower.turn() is not None, "the first version")
+    assert Dataset(ingest.root).manifest.num_records == 10

@@ -1,5 +1,6 @@
 """The resolver decides as a plain loop over all kept documents would, however the rows are cut into batches, versions and bases."""
 
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.dedup.base import write_base
+from pipelines.dedup.kept import MIN_CAPACITY
 from pipelines.dedup.opening import MAX_SAME_FINGERPRINT, kept_parts
 from pipelines.dedup.resolve import RESOLUTION, Resolver
 from schemas.arrow import SEGMENT
@@ -116,9 +119,13 @@ class Versions:
         self.resolver = Resolver(self.options, self.segments, base=self.base, retracted=self.retracted)
 
 
-SKETCH = st.lists(st.sampled_from([0, 1, 2]), min_size=4, max_size=4).map(lambda quarter: bytes(quarter * 8))
+FEATURES = st.lists(st.sampled_from([0, 1, 2]), min_size=4, max_size=4).map(lambda quarter: bytes(quarter * 8))
+SKETCH = st.one_of(FEATURES, FEATURES, FEATURES, FEATURES, st.just(bytes(32)))
 FINGERPRINT = st.lists(st.integers(0, 63), max_size=5).map(lambda bits: sum({1 << bit for bit in bits}))
-ROWS = st.lists(st.tuples(FINGERPRINT, st.integers(0, 30).map(lambda value: bytes([value]) * 16), SKETCH), max_size=40)
+HASH = st.tuples(st.integers(0, 4), st.integers(0, 3)).map(lambda halves: bytes([halves[0]]) * 8 + bytes(4) + bytes([halves[1]]) * 4)
+"""Few, so that many are equal, and many are equal in one half; all have the same place in the table of hashes."""
+ROWS = st.lists(st.tuples(FINGERPRINT, HASH, SKETCH), min_size=20, max_size=40)
+"""Without a least size Hypothesis would make five on average, and most cuts would lie behind them."""
 OPTIONS = st.builds(
     DedupSettings, near=st.sampled_from([True, True, False]), max_hamming=st.integers(0, 6), min_similarity=st.sampled_from([0.0, 0.5, 0.75, 1.0])
 )
@@ -146,8 +153,8 @@ def test_verdicts_equal_the_quadratic_reference_for_any_cut_into_batches_and_ver
 
 
 IDS = st.integers(0, 12).map(lambda number: f"d{number}")
-DOCUMENT = st.tuples(FINGERPRINT, st.integers(0, 12).map(lambda value: bytes([value]) * 16), SKETCH)
-EVENTS = st.lists(st.one_of(st.tuples(DOCUMENT, IDS), st.tuples(DOCUMENT, IDS), st.tuples(st.none(), IDS)), max_size=40)
+DOCUMENT = st.tuples(FINGERPRINT, HASH, SKETCH)
+EVENTS = st.lists(st.one_of(st.tuples(DOCUMENT, IDS), st.tuples(DOCUMENT, IDS), st.tuples(st.none(), IDS)), min_size=20, max_size=40)
 CUTS = st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["batch", "reopen", "compact", "compact for 2 bits"])), max_size=5)
 
 
@@ -198,32 +205,103 @@ def test_after_its_retraction_a_document_may_come_again_and_a_copy_before_stays_
     assert resolver.num_kept == 3
 
 
-def test_a_copy_of_what_a_base_holds_is_compared_with_its_neighbours_once_that_was_retracted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_each_retraction_of_a_batch_takes_out_its_own_documents_when_its_turn_comes(tmp_path: Path, is_compacted: bool) -> None:
+    versions = Versions(tmp_path, DedupSettings(near=False))
+    kept = [(row, doc_id) for (row, _), doc_id in zip(documents_with([0] * 4), ("b", "a", "b", "c"), strict=True)]
+    resolved(versions, kept)
+    versions.close()
+    if is_compacted:
+        versions.compact(3)
+    versions.reopen()
+    resolved(versions, kept[:1])
+    assert len(versions.resolver.new_segment()) == 0
+    events: list[Event] = [(None, "a"), (kept[0][0], "copy"), (None, "b"), (kept[0][0], "again"), (None, "nobody"), (None, "b")]
+    assert [verdict["duplicate_of"] for verdict in resolved(versions, events)] == [None, "b", None, None, None, None]
+    rows, ids = versions.resolver.retracted_rows()
+    assert (rows.tolist(), ids.to_pylist()) == ([1, 0, 2], ["a", "b", "b"])
+    assert versions.resolver.live_ids({"a", "b", "c", "again", "copy"}) == {"c", "again"}
+    assert versions.resolver.new_segment()["doc_id"].to_pylist() == ["again"]
+    versions.resolver.segment_taken()
+    assert len(versions.resolver.new_segment()) == 0
+
+
+@pytest.mark.parametrize("in_one_batch", [True, False])
+def test_a_copy_of_what_a_base_holds_is_compared_with_its_neighbours_once_that_was_retracted(tmp_path: Path, in_one_batch: bool) -> None:
     one, other = bytes([1] * 32), bytes([2] * 32)
     versions = Versions(tmp_path, DedupSettings())
     versions.resolver.resolve(table_of_events([((5, b"a" * 16, one), "a"), ((7, b"b" * 16, other), "b")]))
     versions.close()
     versions.compact(6)
     versions.reopen()
-    answer = versions.resolver.resolve(table_of_events([(None, "a"), ((5, b"a" * 16, other), "copy")]))
+    events: list[Event] = [(None, "a"), ((5, b"a" * 16, other), "copy")]
+    batches = [events] if in_one_batch else [[event] for event in events]
+    answer = pa.concat_tables(versions.resolver.resolve(table_of_events(batch)) for batch in batches)
     assert answer["duplicate_of"].to_pylist() == [None, "b"]
     assert answer["reason"].to_pylist() == [None, "near"]
 
 
-def test_thousands_of_equal_fingerprints_are_decided_as_the_reference_says_across_a_reopening(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    rows = [(7, rng.bytes(16), bytes(rng.integers(1, 256, 32, dtype=np.uint8))) for _ in range(200)]
-    # Copies of the sketch of the first and of the last document; only the first is among those that are compared with.
-    rows += [(7, rng.bytes(16), rows[0][2]), (7, rng.bytes(16), rows[199][2])]
-    table, options = table_of(rows), DedupSettings()
-    first = Resolver(options, [])
-    verdicts = [first.resolve(table.slice(0, 150))]
-    path = write_segment(tmp_path, 0, first.new_segment())
-    verdicts.append(Resolver(options, [path]).resolve(table.slice(150)))
-    answer = pa.concat_tables(verdicts)
+def documents_with(fingerprints: list[int], first: int = 0) -> list[Event]:
+    """Documents that differ in text and sketch, with ids by their numbers."""
+    rng = np.random.default_rng(first)
+    return [((value, rng.bytes(16), rng.integers(1, 256, 32, dtype=np.uint8).tobytes()), f"d{first + at}") for at, value in enumerate(fingerprints)]
+
+
+def copies_of(events: list[Event], numbers: list[int], fingerprint: int) -> list[Event]:
+    """Documents with another text and the sketches of these ones."""
+    sketches = [row[2] for row, _ in events if row is not None]
+    return [((fingerprint, bytes([number, 77] * 8), sketches[number]), f"copy of {number}") for number in numbers]
+
+
+def resolved(versions: Versions, events: list[Event]) -> list[dict[str, Any]]:
+    answer = versions.resolver.resolve(table_of_events(events))
     assert answer.schema.equals(RESOLUTION)
-    assert answer.to_pylist() == expected(table, options)
-    assert answer["duplicate_of"].to_pylist()[-2:] == ["d0", None]
+    return list(answer.to_pylist())
+
+
+@pytest.mark.parametrize("reopened_at", [[60], [60, 95], [40, 60], [40, 60, 80]])
+def test_of_equal_fingerprints_the_first_ones_are_compared_with_wherever_they_lie_and_retracted_ones_count(
+    tmp_path: Path, reopened_at: list[int]
+) -> None:
+    """The first 40 documents are compacted if they are a version."""
+    versions = Versions(tmp_path, DedupSettings(max_hamming=2))
+    kept = documents_with([7] * 100)
+    events: list[Event] = [*kept[:90], (None, "d5"), *kept[90:], *copies_of(kept, [0, 5, 62, 63, 64, 65, 90, 99], 7)]
+    found: list[dict[str, Any]] = []
+    for start, end in itertools.pairwise([0, *reopened_at, len(events)]):
+        found += resolved(versions, events[start:end])
+        versions.close()
+        if end == 40:
+            versions.compact(2)
+        versions.reopen()
+    assert found == expected(table_of_events(events), versions.options)
+    assert [verdict["duplicate_of"] for verdict in found[-8:]] == ["d0", None, "d62", "d63", None, None, None, None]
+
+
+@pytest.mark.parametrize("num_in_tiers", [0, 128])
+def test_more_neighbours_than_there_was_room_for_are_all_compared_with(tmp_path: Path, num_in_tiers: int) -> None:
+    versions = Versions(tmp_path, DedupSettings(max_hamming=2))
+    kept = documents_with([0, *(1 << bit for bit in range(64)), *(3 << bit for bit in range(63))])
+    resolved(versions, kept[:num_in_tiers])
+    versions.close()
+    versions.reopen()
+    resolved(versions, kept[num_in_tiers:])
+    copies = copies_of(kept, list(range(len(kept))), 0)
+    assert [verdict["duplicate_of"] for verdict in resolved(versions, copies)] == [doc_id for _, doc_id in kept]
+
+
+def test_documents_are_known_and_stay_retracted_after_the_tables_in_memory_have_grown(tmp_path: Path) -> None:
+    versions = Versions(tmp_path, DedupSettings(near=False))
+    kept = documents_with([0] * (MIN_CAPACITY + 1))
+    gone: list[Event] = [(None, f"d{number}") for number in range(0, 600, 30)]
+    resolved(versions, kept[:600])
+    resolved(versions, gone)
+    assert resolved(versions, kept[600:]) == [NEITHER] * (len(kept) - 600)
+    again = [(row, f"again {number}") for number, (row, _) in enumerate(kept)]
+    forgotten = {doc_id for _, doc_id in gone}
+    assert [verdict["duplicate_of"] for verdict in resolved(versions, again)] == [None if doc_id in forgotten else doc_id for _, doc_id in kept]
+    rows, ids = versions.resolver.retracted_rows()
+    assert (rows.tolist(), ids.to_pylist()) == (list(range(0, 600, 30)), [doc_id for _, doc_id in gone])
 
 
 def test_a_dropped_document_drops_nothing_itself() -> None:

@@ -15,7 +15,7 @@ SPANS = st.dictionaries(
     min_size=1,
     max_size=12,
 )
-SIZES = st.dictionaries(st.integers(0, 50), st.integers(1, 2**25))
+SIZES = st.dictionaries(st.integers(0, 50), st.integers(0, 2**25))
 LIMITS = st.builds(Limits, st.integers(1, 10**6), st.integers(1, 2**30))
 
 

@@ -78,3 +78,4 @@ def test_versions_and_slices_shrink_where_records_are_large(broker: BrokerProces
     assert 6_000 < manifests[0].record_bytes[ingest.topic][0] < 6_300
     assert second[0][1] - second[0][0] == (60_000 - 23 * manifests[0].record_bytes[ingest.topic][1]) // manifests[0].record_bytes[ingest.topic][0]
     assert sum(manifest.num_records for manifest in manifests) == 60
+    assert set(manifests[-1].record_bytes[ingest.topic]) == {0, 1}, "also of the partition that gave nothing any more"

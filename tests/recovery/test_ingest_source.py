@@ -3,18 +3,24 @@
 import json
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from kafka import TopicPartition
 
 from pipelines.dataset import checkpoints
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
+from pipelines.ingest import dead_rows
 from pipelines.ingest.announcer import group_id
+from pipelines.ingest.following import Follower, ingest_follow
+from pipelines.ingest.progress import Progress
+from pipelines.ingest.stream import Stream
 from pipelines.kafka.clients import open_admin, open_consumer
 from pipelines.kafka.events import read_events
 from pipelines.kafka.topics import topic_names
-from schemas.arrow import Outcome
+from schemas.arrow import Outcome, prepared
 from schemas.errors import SettingsError, TokenizerMismatch, TopicMissing
 from schemas.settings import Settings
 from tests.broker_process import BrokerProcess, start_broker
@@ -188,22 +194,46 @@ def test_lag_monitors_and_people_are_told_after_the_commit(ingest: Ingest) -> No
     assert events[0].data.model_dump()["num_records"] == manifest.num_records
 
 
+def letters(ingest: Ingest, number: int) -> list[bytes]:
+    """Keys of all dead letters, once there are so many."""
+    topic, keys = topic_names(ingest.settings).deadletter, list[bytes]()
+    with open_consumer(ingest.settings, auto_offset_reset="earliest") as consumer:
+        consumer.assign([TopicPartition(topic, partition) for partition in consumer.partitions_for_topic(topic)])
+        wait_until(
+            lambda: keys.extend(r.key for records in consumer.poll(500).values() for r in records) or len(keys) >= number,  # type: ignore[func-returns-value]
+            f"{number} dead letters",
+        )
+    return keys
+
+
 def test_every_dead_record_has_a_dead_letter_and_a_crash_repeats_it_under_the_same_key(ingest: Ingest) -> None:
     ingest.publish(sample_records(100))
     assert ingest.run(crash_at="dead_letters_acked").returncode == -signal.SIGKILL
     (manifest,) = ingest.once()
     num_dead = manifest.outcomes[Outcome.DEAD]
-    topic = topic_names(ingest.settings).deadletter
-    with open_consumer(ingest.settings, auto_offset_reset="earliest") as consumer:
-        consumer.assign([TopicPartition(topic, partition) for partition in consumer.partitions_for_topic(topic)])
-        letters: list[bytes] = []
-        wait_until(
-            lambda: letters.extend(r.key for records in consumer.poll(500).values() for r in records) or len(letters) >= 2 * num_dead,  # type: ignore[func-returns-value]
-            "both tellings",
-        )
+    keys = letters(ingest, 2 * num_dead)
     assert num_dead > 0
-    assert len(letters) == 2 * num_dead
-    assert len(set(letters)) == num_dead
+    assert len(keys) == 2 * num_dead
+    assert len(set(keys)) == num_dead
+
+
+def dead_block(first: int, number: int) -> pa.Table:
+    """So many dead rows, and a kept one behind them."""
+    row = {"topic": "t", "partition": 0, "outcome": str(Outcome.DEAD), "reason": "not_utf8", "error": "byte 0 is 0xff", "value": b"\xff"}
+    rows = [row | {"offset": offset} for offset in range(first, first + number)]
+    return pa.Table.from_pylist([*rows, row | {"offset": first + number, "outcome": str(Outcome.KEPT)}], schema=prepared(300))
+
+
+def test_dead_rows_of_many_blocks_are_published_each_once_however_many_blocks_make_a_window(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    ingest.publish([])
+    blocks = [dead_block(11 * number, 10) for number in range(5)]
+    monkeypatch.setattr(dead_rows, "WINDOW_BYTES", int(1.5 * blocks[0].nbytes))  # two blocks, two blocks, and one that is left
+    with dead_rows.DeadRows(ingest.root.parent) as dead:
+        for block in blocks:
+            dead.put(block)
+        dead.publish(ingest.settings)
+    expected = [offset for block in blocks for offset in block["offset"].to_pylist()[:-1]]
+    assert sorted(int(key.rpartition(b"/")[2]) for key in letters(ingest, len(expected))) == expected
 
 
 def test_follow_waits_for_its_topic_and_ends_cleanly_on_sigterm(ingest: Ingest) -> None:
@@ -243,3 +273,39 @@ def test_follow_goes_on_after_its_broker_was_killed(tmp_path: Path) -> None:
 
 def _num_records(root: Path) -> int:
     return Dataset(root).manifest.totals.num_records if latest_version(root) else 0
+
+
+def test_offsets_below_the_given_ones_are_taken_in_and_no_others(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 20))
+    ingest.once()
+    ingest.publish(documents(20, 20))
+    with Stream(ingest.settings) as stream:
+        assert stream.commit_next({0: 7, 1: 10}) is None, "all of that is read"
+        manifest = stream.commit_next({0: 7, 1: 10**9})
+        assert manifest is not None
+        assert [(span.start, span.end) for span in manifest.offsets[ingest.topic].values()] == [(10, 10), (10, 20)]
+        assert stream.commit_next({1: 10**9}) is None, "a partition that is not named was not there"
+
+
+def test_a_batch_that_is_stopped_half_way_leaves_nothing_and_is_taken_in_from_the_beginning(ingest: Ingest) -> None:
+    class Stopping(Progress):
+        def started(self, version: int, num_records: int) -> None:
+            stop.set()
+
+    stop = threading.Event()
+    ingest.publish(documents(0, 20))
+    assert ingest_follow(ingest.settings, stop, Stopping()) == []
+    assert latest_version(ingest.root) == 0
+    (manifest,) = ingest.once()
+    assert manifest.num_records == 20
+
+
+def test_a_follower_that_is_behind_commits_at_once_and_then_waits_for_the_minimum_interval(ingest: Ingest) -> None:
+    patient = Ingest(ingest.root, ingest.bootstrap_servers, ingest.prefix, {"ingest.min_commit_interval_s": 600, "ingest.follow_interval_s": 0.01})
+    ingest.publish(documents(0, 260))
+    with Stream(patient.settings, in_background=True) as stream:
+        follower = Follower(stream, patient.settings, threading.Event())
+        manifests = [follower.turn() for _ in range(3)]
+        assert [manifest.num_records for manifest in manifests if manifest is not None] == [120, 120, 20]
+        ingest.publish(documents(260, 1))
+        assert follower.turn() is None

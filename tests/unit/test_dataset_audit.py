@@ -19,7 +19,7 @@ from pipelines.dataset.dataset import Dataset, dataset_log
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.names import data_files, documents_path, segment_path, shard_path, version_of
 from pipelines.dataset.shard_maps import ShardMaps
-from pipelines.dataset.shards import open_shard
+from pipelines.dataset.shards import open_shard, read_batch
 from pipelines.dataset.verify import verify
 from pipelines.lineage.lineage import Fate, trace
 from pipelines.steps.declared import NAMES as DECLARED
@@ -133,10 +133,48 @@ def test_verify_sees_a_document_without_its_end(root: Path) -> None:
     assert "does not end in the end-of-text token" in problems(root)
 
 
+def test_verify_sees_text_behind_the_last_document_of_a_shard(root: Path) -> None:
+    dataset = Dataset(root, 1)
+    entry = next(entry for entry in dataset.manifest.shards if entry.rows * dataset.manifest.sequence_length > entry.tokens)
+    path = root / entry.path
+    needle = open_shard(path).reshape(-1)[entry.tokens - 4 :].tobytes()
+    path.write_bytes(path.read_bytes().replace(needle, needle[:-2] + (7).to_bytes(2, "little"), 1))
+    relist(root, entry.path)
+    assert "something other than padding follows the last document" in problems(root)
+
+
+def test_verify_sees_a_shard_that_lists_other_beginnings_of_documents_than_the_audit_trail(root: Path) -> None:
+    entry = Dataset(root, 1).manifest.shards[0]
+    path = root / entry.path
+    needle = read_batch(path).column("starts").flatten().to_numpy()[:4].tobytes()
+    path.write_bytes(path.read_bytes().replace(needle, needle[:-4] + (31).to_bytes(4, "little"), 1))
+    relist(root, entry.path)
+    assert "the starts column does not list where documents begin" in problems(root)
+
+
+@pytest.mark.parametrize(("rows", "what"), [(1, "shape is"), (-1, "shape is")])
+def test_verify_sees_a_shard_with_more_or_fewer_rows_than_the_manifest_says(root: Path, rows: int, what: str) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["shards"][-1]["rows"] += rows
+
+    edit_manifest(root, 2, change)
+    assert what in problems(root)
+
+
+def test_verify_sees_a_manifest_that_counts_a_document_to_another_shard(root: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["shards"][0]["documents"] += 1
+        manifest["shards"][1]["documents"] -= 1
+
+    edit_manifest(root, 1, change)
+    assert problems(root).count("the documents' spans do not tile the shard") == 2
+
+
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
         (pl.col("offset") + (pl.col("offset") == 5), "each once"),
+        (pl.col("length") - (pl.col("ends_shard")).cast(pl.Int32), "do not tile"),
         (pl.when(pl.col("offset") == 5).then(pl.lit("rejected")).otherwise(pl.col("outcome")).alias("outcome"), "outcomes are"),
         (pl.when(pl.col("offset") == 5).then(pl.col("start") + 1).otherwise(pl.col("start")).alias("start"), "do not tile"),
         (pl.when(pl.col("offset") == 5).then(pl.lit("other")).otherwise(pl.col("doc_id")).alias("doc_id"), "not the kept documents"),
@@ -144,7 +182,9 @@ def test_verify_sees_a_document_without_its_end(root: Path) -> None:
 )
 def test_verify_sees_an_audit_trail_that_does_not_add_up(root: Path, damage: pl.Expr, what: str) -> None:
     entry = Dataset(root, 1).manifest.documents[0]
-    pl.read_parquet(root / entry.path).with_columns(damage).write_parquet(root / entry.path)
+    trail = pl.read_parquet(root / entry.path)
+    ends_shard = pl.col("shard").is_not_null() & (pl.col("offset") == pl.col("offset").max().over("shard"))
+    trail.with_columns(ends_shard=ends_shard).with_columns(damage).drop("ends_shard").write_parquet(root / entry.path)
     relist(root, entry.path)
     assert what in problems(root)
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.dataset import checkpoints
-from pipelines.dataset.checkpoints import Range, checkpoint_path, cover, listed, load_checkpoints, save_checkpoint
+from pipelines.dataset.checkpoints import Range, checkpoint_path, cover, listed, load, load_checkpoints, save_checkpoint
 from pipelines.dataset.columns import columns_of, row_of
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version, read_manifest
 from pipelines.dataset.gc import collect_garbage, orphans
@@ -134,6 +134,20 @@ def test_a_checkpoint_that_is_not_as_it_was_written_is_passed_over_and_written_a
     assert dataset.columns.to_pylist() == expected(root)
     dataset.save_checkpoints()
     assert saved(root) == [(1, 4), (5, 6)]
+    assert Dataset(root).columns.to_pylist() == expected(root)
+
+
+def test_a_checkpoint_under_the_name_of_fewer_versions_or_with_other_columns_is_passed_over(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, path = dataset_log(root), checkpoint_path(root, Range(1, 4))
+    Dataset(root).save_checkpoints()
+    shutil.copy(path, checkpoint_path(root, Range(3, 4)))
+    assert load(root, log, Range(3, 4)) is None
+    path.unlink()
+    other = pa.schema([field for field in VERSIONS if field.name != "num_losses"])
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "VERSIONS", other)
+        save_checkpoint(root, log, Range(1, 4), Dataset(root, 4).columns.select(other.names))
+    assert load(root, log, Range(1, 4)) is None
     assert Dataset(root).columns.to_pylist() == expected(root)
 
 

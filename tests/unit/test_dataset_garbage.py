@@ -1,17 +1,22 @@
 """Garbage goes, and only garbage: what no manifest lists or can list, whatever folder it lies in, and never what somebody is writing."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from pipelines.dataset.dataset import latest_version
+from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.names import base_path, documents_path
 from pipelines.dataset.verify import verify
+from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import durable_file, durable_folder
+from pipelines.storage.model_log import MODEL_LOG
+from pipelines.tokenizers.folders import CARD_FILE
 from tests.factories import commit_records, make_seven_versions
 from tests.ingest_harness import ENGLISH, document
+from tests.unit.test_dataset_audit import model_manifest
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +90,42 @@ def test_a_copy_that_takes_the_log_first_is_sound_whatever_is_committed_meanwhil
     shutil.copytree(root, copy, ignore=lambda folder, _: ["log"] if Path(folder) == root else [], dirs_exist_ok=True)
     report = verify(copy)
     assert (latest_version(copy), report.problems) == (1, [])
+
+
+def touched(root: Path, paths: list[str]) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+def test_files_of_a_version_that_may_still_come_stay_also_when_a_person_asks(root: Path) -> None:
+    names = "log/.tmp-0000000{}.json-0123456789ab", "shards/.tmp-v0000000{}-train-0000-0123456789ab.arrow-0123456789ab"
+    gone, stay = ([name.format(version) for name in names] for version in (7, 8))
+    stay.append(documents_path(8, "f" * 12))
+    touched(root, [*gone, *stay])
+    assert sorted(collect_garbage(root, grace_s=0)) == sorted(gone)
+    assert collect_garbage(root, grace_s=0, by_hand=True) == []
+    assert all((root / path).exists() for path in stay)
+
+
+def test_a_folder_is_as_young_as_the_youngest_file_in_it(root: Path) -> None:
+    folder = "models/.tmp-run-0123456789ab"
+    touched(root, [f"{folder}/config.json", f"{folder}/deep/model.bin"])
+    for path in (f"{folder}/config.json", f"{folder}/deep", folder):
+        os.utime(root / path, (0, 0))
+    assert collect_garbage(root, grace_s=3600, by_hand=True) == []
+    os.utime(root / folder / "deep/model.bin", (0, 0))
+    assert collect_garbage(root, grace_s=3600, by_hand=True) == [folder]
+
+
+def test_of_tokenizers_those_go_that_neither_a_dataset_nor_a_model_names_and_no_person_made(root: Path, tmp_path: Path) -> None:
+    of_model, of_person, left = "a" * 64, "b" * 64, "c" * 64
+    model = model_manifest(root, 1, 7)
+    model = model.model_copy(update={"tokenizer": model.tokenizer.model_copy(update={"sha256": of_model})})
+    CommitLog(root / MODEL_LOG).publish(1, model.model_dump_json().encode())
+    folders = [Dataset(root).tokenizer.sha256, of_model, of_person, left, "notes"]
+    for place in (root, tmp_path / "without a dataset"):
+        touched(place, [*(f"tokenizer/{name}/tokenizer.json" for name in folders), f"tokenizer/{of_person}/{CARD_FILE}"])
+        assert collect_garbage(place, grace_s=0) == []
+        assert collect_garbage(place, grace_s=0, by_hand=True) == ([f"tokenizer/{left}/tokenizer.json"] if place == root else [])
+    assert not (root / "tokenizer" / left).exists()

@@ -96,7 +96,7 @@ def test_or_as_long_as_it_is_told_to() -> None:
     tempo = Tempo(settings(tokenizer__max_wait_s=20.0))
     assert tempo.wait_s(10, 100.0, has_text=lambda: False) == 2.0
     assert tempo.wait_s(10, 119.0, has_text=lambda: False) == 1.0
-    assert tempo.wait_s(10, 120.0, has_text=lambda: False) == 0.0 and tempo.is_tired(120.0)
+    assert tempo.wait_s(10, 120.0, has_text=lambda: pytest.fail("it reads what waits for nothing")) == 0.0 and tempo.is_tired(120.0)
     assert Tempo(settings()).wait_s(10, 100.0, has_text=lambda: True) == 0.0
 
 
@@ -109,6 +109,8 @@ def test_a_version_is_due_when_enough_waits_or_the_first_of_it_has_waited_long_e
     assert tempo.wait_s(20, 105.0, has_text=None) == 0.0
     tempo.taken(105.0, 0)
     assert tempo.wait_s(20, 140.0, has_text=None) == 2.0
+    assert tempo.wait_s(0, 141.0, has_text=None) == 2.0, "another writer took them"
+    assert tempo.wait_s(20, 190.0, has_text=None) == 2.0
 
 
 def test_waiting_for_more_than_a_version_may_hold_is_no_waiting_at_all() -> None:

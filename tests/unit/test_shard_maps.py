@@ -1,5 +1,6 @@
 """Readers hold a bounded number of shards mapped, and what they gave out stays valid."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.dataset import shard_maps
-from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.dataset import Dataset, dataset_log
 from pipelines.dataset.loader import TokenRows
 from pipelines.dataset.shard_maps import ShardMaps
 from pipelines.dataset.shards import open_shard
@@ -23,7 +24,7 @@ from schemas.arrow import Split
 from schemas.errors import ShardCorrupt
 from tests.factories import make_dataset
 
-NUM_SHARDS, NUM_ROWS = 7, 3
+NUM_SHARDS, NUM_ROWS, SEQUENCE_LENGTH = 7, 3, 32
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,27 @@ def test_a_reader_of_more_shards_than_it_may_map_reads_every_row(root: Path, vie
 
 def maps(root: Path) -> ShardMaps:
     return ShardMaps(Dataset(root))
+
+
+def test_a_span_that_ends_with_its_file_is_read_and_one_that_ends_behind_it_is_not(root: Path) -> None:
+    shard = Dataset(root).shards(Split.TRAIN)[1]
+    found = maps(root).span(shard.path, NUM_ROWS - 1, 0, SEQUENCE_LENGTH)
+    assert np.array_equal(found, open_shard(root / shard.path)[-1])
+    with pytest.raises(ShardCorrupt, match=f"{shard.path} ends before row {NUM_ROWS - 1}, position 1, {SEQUENCE_LENGTH} tokens"):
+        maps(root).span(shard.path, NUM_ROWS - 1, 1, SEQUENCE_LENGTH)
+
+
+def test_a_shard_of_another_shape_than_its_manifest_promised_is_not_read(root: Path, tmp_path: Path) -> None:
+    """Its bytes are those of the manifest, but its rows are not so many."""
+    other = Path(shutil.copytree(root, tmp_path / "root"))
+    log = dataset_log(other).path(NUM_SHARDS)
+    value = json.loads(log.read_text())
+    value["shards"][0]["rows"] += 1
+    log.write_text(json.dumps(value))
+    with pytest.raises(
+        ShardCorrupt, match=rf"has shape \({NUM_ROWS}, {SEQUENCE_LENGTH}\), its manifest promised \({NUM_ROWS + 1}, {SEQUENCE_LENGTH}\)"
+    ):
+        maps(other)[NUM_SHARDS - 1]
 
 
 def test_a_view_stays_valid_after_its_shard_gave_way(root: Path) -> None:

@@ -1,5 +1,6 @@
 """A merge of small shards is a version without documents: rows, documents and hashes are what they were, in fewer files."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 
 from ops.cli.main import main
-from pipelines.dataset import merging
+from pipelines.dataset import merging, shard_maps
 from pipelines.dataset.audit import live_texts
 from pipelines.dataset.dataset import Dataset, dataset_log
 from pipelines.dataset.gc import collect_garbage, orphans
 from pipelines.dataset.loader import TokenRows
-from pipelines.dataset.merging import Merge, due_runs, is_superseded, merge, publish_merge, write_merge
+from pipelines.dataset.merging import Merge, due_runs, is_superseded, merge, newest_merged, publish_merge, write_merge
+from pipelines.dataset.names import version_of
 from pipelines.dataset.retractions.masks import Ids
 from pipelines.dataset.shards import joined
 from pipelines.dataset.verify import verify
@@ -26,10 +28,12 @@ from pipelines.lineage.croissant import _shard_files
 from pipelines.lineage.lineage import trace
 from pipelines.storage.durable import TEMPORARY_PREFIX, sha256_file
 from pipelines.storage.holds import hold
+from pipelines.storage.pinned import verify_once
 from pipelines.views.rows import ViewRows
 from pipelines.views.selection import whole
 from schemas.arrow import Outcome, Split
 from schemas.errors import CommitConflict, ShardCorrupt
+from schemas.manifest import DatasetManifest, FileEntry
 from schemas.settings import Settings, data_fingerprint
 from tests.factories import clock, commit_records, make_dataset, text_settings
 
@@ -124,6 +128,21 @@ def test_a_reader_that_was_opened_before_finds_rows_whose_file_a_merge_and_the_c
     assert np.array_equal(view.gather(np.arange(view.num_rows)), of_view)
 
 
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE])
+def test_a_file_that_the_collector_takes_while_it_is_opened_is_looked_for_again(root: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    expected = rows_of(root, NUM_VERSIONS, Split.TRAIN)
+    reader = TokenRows(root, NUM_VERSIONS, Split.TRAIN)
+
+    def goes(folder: Path, entry: FileEntry) -> Path:
+        monkeypatch.setattr(shard_maps, "verify_once", verify_once)
+        merge_all(folder, settings_of(folder))
+        assert collect_garbage(folder, grace_s=0)
+        raise OSError(number, os.strerror(number), entry.path)
+
+    monkeypatch.setattr(shard_maps, "verify_once", goes)
+    assert np.array_equal(reader.gather(np.arange(reader.num_rows)), expected)
+
+
 @pytest.mark.parametrize("num_versions", [30, pytest.param(200, marks=pytest.mark.slow)])
 def test_many_small_versions_end_in_a_few_files_and_no_row_is_copied_often(tmp_path: Path, num_versions: int) -> None:
     settings = settings_of(tmp_path, shard_rows=400)
@@ -152,6 +171,21 @@ def test_what_is_due_are_small_files_in_a_row_that_were_copied_equally_often(roo
     assert sum(part.rows for part in run.parts) <= 4 * max(rows) + 4 and 2 <= len(run.parts) <= NUM_VERSIONS
     merge(Dataset(root), settings_of(root), now=clock())
     assert due_runs(Dataset(root).placement, 2, 10**6) == []  # one file, copied once, and none beside it that was
+
+
+def test_a_merged_file_says_how_often_its_rows_were_copied_and_which_version_it_is_of(root: Path) -> None:
+    def merge_two() -> DatasetManifest:
+        dataset = Dataset(root)
+        return publish_merge(dataset, write_merge(dataset, due_runs(dataset.placement, 2, 10**4)), settings_of(root), now=clock())
+
+    found = [merge_two()]
+    for version in range(2):
+        commit_records(root, [story(200 + 3 * version + number) for number in range(3)], settings_of(root))
+    found += [merge_two(), merge_two()]
+    assert [{entry.copies for entry in manifest.merged} for manifest in found] == [{1}, {1}, {2}]
+    assert all(version_of(entry.path) == manifest.version for manifest in found for entry in manifest.merged)
+    assert newest_merged(Dataset(root))[Split.TRAIN] == found[-1].version
+    assert verify(root).problems == []
 
 
 def test_how_shards_are_merged_is_not_part_of_the_data_fingerprint(tmp_path: Path) -> None:
@@ -184,6 +218,17 @@ def test_a_merge_of_other_files_does_not_make_way_for_one_that_has_some_of_them(
     assert is_superseded(Dataset(root), late)  # whatever its name says
 
 
+def test_a_merge_makes_way_for_one_that_was_begun_no_earlier_also_if_they_have_no_file_in_common(root: Path) -> None:
+    """The collector takes the file of the first as soon as the second is published."""
+    dataset = Dataset(root)
+    run = next(run for run in due_runs(dataset.placement, TOGETHER, 200) if run.split is Split.TRAIN)
+    behind = run.first_row + sum(part.rows for part in run.parts[:4])
+    early, late = (write_merge(dataset, [own]) for own in (run._replace(parts=run.parts[:4]), run._replace(parts=run.parts[4:], first_row=behind)))
+    publish_merge(dataset, late, settings_of(root), now=clock())
+    assert is_superseded(Dataset(root), early)
+    assert early.entries[0].path in collect_garbage(root, grace_s=0)
+
+
 def test_the_collector_keeps_shards_within_the_grace_and_while_the_file_that_stands_for_them_is_damaged(root: Path) -> None:
     manifest = merge(Dataset(root), settings_of(root), now=clock())
     assert manifest is not None
@@ -209,6 +254,7 @@ def test_a_file_that_does_not_have_the_rows_of_its_shards_is_never_published(roo
     with pytest.raises(ShardCorrupt, match="nothing was published"):
         merge(Dataset(root), settings_of(root), now=clock())
     assert Dataset(root).version == NUM_VERSIONS and verify(root).problems == []
+    assert orphans(root) == [], "and it is removed"
 
 
 def test_verify_sees_rows_that_a_merged_file_does_not_have_as_they_were(root: Path) -> None:
@@ -236,6 +282,14 @@ def test_verify_sees_a_merge_of_rows_that_are_not_whole_shards(root: Path) -> No
     value["merged"][0]["tokens"] += 1
     log.write_text(json.dumps(value))
     assert any("not those of whole shards of earlier versions" in problem.what for problem in verify(root).problems)
+
+
+def test_verify_sees_damage_in_the_own_file_of_a_shard_as_long_as_it_is_there(root: Path) -> None:
+    assert merge(Dataset(root), settings_of(root), now=clock()) is not None
+    shard = Dataset(root, 1).manifest.shards[0]
+    flip(root / shard.path)
+    (problem,) = verify(root).problems
+    assert problem.path == shard.path and problem.what.startswith("SHA-256 is")
 
 
 def test_a_damaged_shard_is_not_merged_and_ingest_goes_on(root: Path, caplog: pytest.LogCaptureFixture) -> None:
