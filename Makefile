@@ -29,6 +29,7 @@ setup: $(READY) ## Create .venv with the pinned packages and the headrace comman
 # torch goes first and alone: with it in place, no other package pulls a second build of it.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Headrace needs Python 3.11 or later, and {sys.executable} is {v.major}.{v.minor}; run make PYTHON=python3.11")'
+	@echo "Installing the pinned packages into $(VENV): a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/$(PIP) "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/$(PIP) -r requirements.lock

@@ -46,7 +46,17 @@ def common_flags() -> argparse.ArgumentParser:
     return common
 
 
-class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]  # it is generic for type checkers only
+class _Actions(argparse._SubParsersAction):  # type: ignore[type-arg]  # it is generic for type checkers only
+    """The help of a command, or of an action of one, begins with what the list says of it."""
+
+    def add_parser(self, name: str, *, help: str, **kwargs: Any) -> argparse.ArgumentParser:  # type: ignore[override]
+        kwargs.setdefault("description", f"{help[0].upper()}{help[1:]}.")
+        parser: argparse.ArgumentParser = super().add_parser(name, help=help, **kwargs)
+        parser.register("action", "parsers", _Actions)
+        return parser
+
+
+class _Commands(_Actions):
     """Keeps what each command says of itself, because argparse lists commands in one flat list only."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -55,9 +65,8 @@ class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]  # it is 
 
     def add_parser(self, name: str, *, help: str, **kwargs: Any) -> argparse.ArgumentParser:  # type: ignore[override]
         self.told[name] = help
-        kwargs.setdefault("description", f"{help[0].upper()}{help[1:]}.")
-        parser: argparse.ArgumentParser = super().add_parser(name, **kwargs)
-        parser.register("action", "parsers", _Commands)  # its own actions are told of in the same way
+        parser = super().add_parser(name, help=help, **kwargs)
+        self._choices_actions.clear()
         return parser
 
 
@@ -91,7 +100,7 @@ def _add_examples(parser: argparse.ArgumentParser, words: tuple[str, ...]) -> No
         if isinstance(action, argparse._SubParsersAction):
             for name, inner in action.choices.items():
                 _add_examples(inner, (*words, name))
-    example = EXAMPLES.get(" ".join(words))
+    example = next((example for name, example in EXAMPLES.items() if words and name.split()[: len(words)] == list(words)), None)
     if example is not None:
         parser.epilog = f"example: {example}"
 

@@ -133,7 +133,11 @@ def _ancestors(registry: "Registry", version: int) -> "list[ModelManifest]":
 def _lineage_rows(version: dict[str, Any]) -> list[list[object]]:
     shards, tokens = len(version["shards"]), sum(shard["tokens"] for shard in version["shards"])
     spans = [(topic, int(partition), span) for topic, partitions in version["offsets"].items() for partition, span in partitions.items()]
-    return [[version["version"], topic, partition, span["start"], span["end"], shards, tokens] for topic, partition, span in spans]
+    sums: list[object] = [shards, tokens]  # once for each version: they are those of all its partitions
+    return [
+        [version["version"], topic, partition, span["start"], span["end"], *(["", ""] if row else sums)]
+        for row, (topic, partition, span) in enumerate(spans)
+    ]
 
 
 def evaluate_version(args: argparse.Namespace, settings: Settings) -> int:

@@ -67,7 +67,10 @@ def _tell(topic: str, told: list[dict[str, Any]], *, are_restored: bool) -> None
             elif are_restored:
                 fate += f", published again at {topic}/{document['restored']['partition']}/{document['restored']['offset']}"
             tell(f"  {document['id']} ({document['position']}): {fate}")
-    say("it takes effect with the next version (`headrace ingest`); models that were trained before do not change (`headrace trace ID` lists them)")
+    say(
+        "it takes effect with the next version (of a running `headrace up`, or `headrace ingest --once`); models that were trained before do not "
+        "change (`headrace trace ID` lists them)"
+    )
     say("it acts on what was published before it: whoever publishes the id again brings the document back, and ingest warns of that")
     if not are_restored and any(entry["lost_duplicates"] for entry in told):
         say("the documents that were dropped as its duplicates are lost too; --restore-duplicates publishes these similar texts again")

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from ops.cli.output import print_json
 from schemas.settings import Settings
@@ -30,7 +31,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 def _changed(settings: Settings) -> dict[str, object]:
     """Dotted names and values of what is not at its default."""
-    values, defaults = (_flat(each.model_dump(mode="json")) for each in (settings, Settings()))
+    default = Settings(root=str(Path(Settings().root).resolve()))  # as the command line has it
+    values, defaults = (_flat(each.model_dump(mode="json")) for each in (settings, default))
     return {name: value for name, value in values.items() if value != defaults[name]}
 
 

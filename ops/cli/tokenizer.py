@@ -304,7 +304,7 @@ def run_switch(args: argparse.Namespace, settings: Settings) -> int:
     )
     for view in views:
         tell(_view_sentence(view, new_root))
-    say(f"go on with `headrace ingest --root {new_root}`; leave tokenizer.path empty, or name this tokenizer there")
+    say(f"go on with `headrace ingest --once --root {new_root}`; leave tokenizer.path empty, or name this tokenizer there")
     return 0
 
 

@@ -86,6 +86,8 @@ class DriftReport:
 
     def sentence(self) -> str:
         """What differs, with the values."""
+        if not self.baseline:
+            return f"dataset version {self.version} has no version before it to be compared with"
         if not self.drifted:
             return f"dataset version {self.version} is like its baseline"
         parts = [f"{item.feature} (PSI {item.psi:.2f}, JS {item.js:.2f}{_most(item)})" for item in self.drifted]

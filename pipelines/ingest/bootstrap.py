@@ -25,6 +25,7 @@ from pipelines.tokenizers.tokenizer import TOKENIZER_FILE, read_tokenizer, write
 from schemas.errors import NotEnoughText, SettingsError, TokenizerMismatch
 from schemas.manifest import DatasetManifest, TokenizerRef
 from schemas.settings import Settings
+from schemas.settings_data import PackingSettings, TokenizerSettings
 
 SCANNED = 4
 _log = logging.getLogger(__name__)
@@ -80,6 +81,16 @@ def _cleaned(parts: Sequence[Slice], settings: Settings) -> Iterator[pa.Table]:
         for part in parts:
             for records in read_blocks(part, settings):
                 yield from in_portions(quarantine if mark.is_suspect(records) else partial(isolated, step), records)
+
+
+def with_what_is_fixed(newest: DatasetManifest, settings: Settings) -> Settings:
+    """The settings, with what the dataset fixed when it began in place of defaults: the length of its rows, and the size of its vocabulary."""
+    packing, tokenizer = settings.packing, settings.tokenizer
+    if packing.sequence_length == PackingSettings().sequence_length:
+        packing = packing.model_copy(update={"sequence_length": newest.sequence_length})
+    if tokenizer.vocab_size == TokenizerSettings().vocab_size and newest.tokenizer.requested_vocab_size is not None:
+        tokenizer = tokenizer.model_copy(update={"vocab_size": newest.tokenizer.requested_vocab_size})
+    return settings.model_copy(update={"packing": packing, "tokenizer": tokenizer})
 
 
 def check_unchanged(newest: DatasetManifest, settings: Settings) -> None:

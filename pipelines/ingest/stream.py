@@ -45,7 +45,7 @@ from pipelines.dataset.writer import ResolvedBlock, VersionFiles, VersionPlan, b
 from pipelines.dedup.index_shards import Shards
 from pipelines.ingest.announcer import Announcer
 from pipelines.ingest.batching import Limits, Pace, new_record_bytes, plan_batch, slice_records
-from pipelines.ingest.bootstrap import check_unchanged, create_tokenizer
+from pipelines.ingest.bootstrap import check_unchanged, create_tokenizer, with_what_is_fixed
 from pipelines.ingest.dead_rows import DeadRows
 from pipelines.ingest.job import run_local, run_ray
 from pipelines.ingest.metering import Meter
@@ -142,6 +142,7 @@ class Stream:
         dataset = self.dataset()
         topic_id = self._topic_id(dataset)
         if dataset:
+            self.settings = with_what_is_fixed(dataset.manifest, self.settings)
             check_unchanged(dataset.manifest, self.settings)
         # Step 2.
         known_bytes = dataset.manifest.record_bytes.get(self.topic, {}) if dataset else {}

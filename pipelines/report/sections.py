@@ -13,7 +13,7 @@ from schemas.statistics import HISTOGRAMS, Distribution, lower_bound
 
 CHINESE = {
     Outcome.KEPT: "保留",
-    Outcome.REJECTED: "过滤",
+    Outcome.REJECTED: "拒绝",
     Outcome.DUPLICATE: "重复",
     Outcome.DEAD: "死信",
     Outcome.RETRACTED: "撤回",
@@ -46,7 +46,7 @@ def tiles(facts: Facts) -> Html:
         (f"{records:,}", "records read", "读入记录"),
         (share(total.num_kept, records), "kept", "保留"),
         (share(total.outcomes.get(Outcome.DUPLICATE, 0), records), "duplicates", "重复"),
-        (share(total.outcomes.get(Outcome.REJECTED, 0), records), "rejected", "过滤"),
+        (share(total.outcomes.get(Outcome.REJECTED, 0), records), "rejected", "拒绝"),
         (short(tokens), "new tokens", "新增词元"),
         (short(facts.manifest.totals.num_tokens), "tokens in all versions", "累计词元"),
     ]
@@ -64,7 +64,7 @@ def outcomes(facts: Facts) -> Html:
     total = facts.statistics.total
     streams = [stream for outcome in Outcome for stream in _streams(outcome, total)]
     present = [(outcome, CHINESE[outcome]) for outcome in Outcome if total.outcomes.get(outcome)]
-    return card("Flow of outcomes", "数据去向", flow(streams), key(present))
+    return card("Flow of outcomes", "结局", flow(streams), key(present))
 
 
 def _streams(outcome: Outcome, total: Distribution) -> list[Stream]:
@@ -117,7 +117,7 @@ def languages(facts: Facts) -> Html | None:
         for name, sums in found
     ]
     head = (("Language", "语言"), ("Documents", "文档"), ("Tokens", "词元"), ("Fertility", "每字词元"))
-    note = tag("p", "Fertility: tokens per character, the less the better the tokenizer knows the language.", class_="small soft")
+    note = tag("p", "Fertility: tokens per character, the lower, the better the tokenizer knows the language.", class_="small soft")
     return card("Languages", "语言与词元", chart, table(head, rows), note)
 
 
@@ -183,7 +183,7 @@ def rules(facts: Facts) -> Html | None:
         reason = why(rule.name)
         examples = [*([tag("div", reason, class_="small")] if reason else []), *(example(item) for item in rule.examples)]
         parts.append(tag("details", summary, examples, open="open" if number == 0 else None))
-    return card("Rejected, by rule", "过滤规则与示例", *parts)
+    return card("Rejected, by rule", "拒绝规则与示例", *parts)
 
 
 def example(item: Example) -> Html:

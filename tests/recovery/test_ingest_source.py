@@ -149,6 +149,20 @@ def test_settings_that_do_not_fit_the_dataset_are_refused(ingest: Ingest, tmp_pa
     assert latest_version(ingest.root) == 1
 
 
+def test_what_a_dataset_fixed_stays_where_the_settings_say_nothing_else(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 4))
+    first = ingest.once()[0]
+    ingest.publish(documents(4, 4))
+    defaults = Settings()
+    untouched = {"packing.sequence_length": defaults.packing.sequence_length, "tokenizer.vocab_size": defaults.tokenizer.vocab_size}
+    (second,) = Ingest(ingest.root, ingest.bootstrap_servers, ingest.prefix, untouched).once()
+    assert (second.sequence_length, second.tokenizer, second.settings_fingerprint) == (
+        first.sequence_length,
+        first.tokenizer,
+        first.settings_fingerprint,
+    )
+
+
 def test_ingest_once_takes_in_no_more_than_was_there_at_its_start(ingest: Ingest) -> None:
     ingest.publish(documents(0, 260))
     child = ingest.start(crash_at="stop@planned:2")

@@ -51,6 +51,16 @@ def test_each_help_text_ends_with_an_example_that_is_right(name: str) -> None:
     build_parser().parse_args(words[1:])
 
 
+@pytest.mark.parametrize("name", sorted({" ".join(name.split()[:-1]) for name in ALL if " " in name}))
+def test_the_help_of_a_command_with_actions_lists_them_and_ends_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"])
+    text = capsys.readouterr().out
+    actions = {action.split()[len(name.split())] for action in ALL if action.startswith(f"{name} ")}
+    assert actions <= {line.split()[0] for line in text.splitlines() if line.startswith("    ") and len(line.split()) > 1}
+    assert f"example: headrace {name} " in " ".join(text.split())
+
+
 def test_no_example_is_left_of_a_command_that_is_gone() -> None:
     assert set(EXAMPLES) == set(ALL)
 
