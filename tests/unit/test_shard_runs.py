@@ -80,3 +80,8 @@ def test_a_merged_file_stands_for_whole_shards_of_earlier_versions(
     problems = list(checks.merged_problems(manifest.model_copy(update={"version": version}), entry))
     what = f"rows {first_row} to {first_row + rows - 1} are not those of whole shards of earlier versions"
     assert [problem[1] for problem in problems] == ([] if is_right else [what])
+
+
+def test_a_row_of_a_merged_shard_has_its_place_in_the_merged_file() -> None:
+    placement = placement_of([2] * 10, [(0, 6)])
+    assert [placement.place_of(shard, 1) for shard in ("s2", "m0", "s7")] == [("m0", 5), ("m0", 1), ("s7", 1)]
