@@ -131,7 +131,7 @@ OPTIONS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(ROWS, OPTIONS, st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=4))
 def test_verdicts_equal_the_quadratic_reference_for_any_cut_into_batches_and_versions(
     rows: list[Row], options: DedupSettings, cuts: list[tuple[int, bool]]
@@ -158,7 +158,7 @@ EVENTS = st.lists(st.one_of(st.tuples(DOCUMENT, IDS), st.tuples(DOCUMENT, IDS), 
 CUTS = st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["batch", "reopen", "compact", "compact for 2 bits"])), max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(EVENTS, OPTIONS, CUTS, st.sampled_from([(8_192, 65_536), (3, 7)]))
 def test_retractions_compactions_and_reopenings_anywhere_leave_the_verdicts_of_the_quadratic_reference(
     events: list[Event], options: DedupSettings, cuts: list[tuple[int, str]], sizes: tuple[int, int]

@@ -92,7 +92,7 @@ def test_the_page_says_what_happened(facts: Facts) -> None:
     for words in (
         "Dataset version 3",
         "Flow of outcomes",
-        "数据去向",
+        "结局",
         "drifting",
         "language (PSI",
         "rejected: <code>too_short</code>",
