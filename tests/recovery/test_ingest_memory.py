@@ -112,26 +112,27 @@ USUAL = {
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("runner", ["ray", "local"])
 def test_memory_does_not_follow_the_backlog(runner: str, broker: BrokerProcess, topic_prefix: str, tmp_path: Path) -> None:
-    """A backlog of two versions and one of many, all of the same size, at the same peak but for the index of kept documents.
+    """A backlog of two versions and one of many, all of the same size, with the same memory but for the index of kept documents.
 
-    Of the command and everything it started: what they hold for themselves, and Ray's object store.
+    Of the command and everything it started: what they hold for themselves, and Ray's object store. What they hold for less than a twentieth of
+    the time does not count: the highest of many such moments is higher than that of few.
     """
-    peaks, num_kept, batch_bytes = [], 0, BATCH_BYTES[runner]
+    held, num_kept, batch_bytes = [], 0, BATCH_BYTES[runner]
     chosen = {**USUAL, "ingest.runner": runner, "ingest.max_batch_bytes": batch_bytes}
     for name, num_bytes in (("small", 2 * batch_bytes), ("large", LARGE_BACKLOG_BYTES)):
         ingest = Ingest(tmp_path / name, broker.bootstrap_servers, f"{topic_prefix}-{name}", chosen)
         publish(ingest.settings, num_bytes)
-        child, peak_mb = ingest.start(), 0.0
+        child, samples_mb = ingest.start(), [0.0]
         with ThreadPoolExecutor(1) as pool:
             said = pool.submit(child.communicate)  # beside us: a full pipe would hold the child up
             while not said.done():
                 sample = memory(child.pid, 0.0)
-                peak_mb = max(peak_mb, sample.of("anonymous") + sample.of("shared"))
+                samples_mb.append(sample.of("anonymous") + sample.of("shared"))
                 time.sleep(0.1)
         assert child.returncode == 0, said.result()
         versions = json.loads(said.result()[0])["versions"]
         assert len(versions) >= num_bytes // (2 * batch_bytes)
         num_kept = sum(version["outcomes"]["kept"] for version in versions)
-        peaks.append(peak_mb * 2**20)
+        held.append(sorted(samples_mb)[len(samples_mb) * 19 // 20] * 2**20)
     assert num_kept > 20_000
-    assert peaks[1] - peaks[0] < INDEX_BYTES_PER_DOCUMENT * num_kept + NOISE_BYTES[runner], (peaks, num_kept)
+    assert held[1] - held[0] < INDEX_BYTES_PER_DOCUMENT * num_kept + NOISE_BYTES[runner], (held, num_kept)
