@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from pipelines.runtime.ports import free_ports
 
 KAFKA = Path(__file__).resolve().parents[2] / "shared" / "kafka"
 """Beside the repository, not part of it."""
@@ -28,13 +29,6 @@ class ApacheKafka:
     pid: int
     bootstrap_servers: str
     log: Path
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def require_kafka() -> Path:
@@ -54,7 +48,7 @@ def running_apache_kafka(
     ``name=password`` and turn on SASL/SCRAM-SHA-256."""
     flags = [flag for setting in ("group.min.session.timeout.ms=1000", *settings) for flag in ("--set", setting)]
     flags += ["--users", *users] if users else []
-    command = [str(require_kafka() / "start"), "--port", str(port or free_port()), "--dir", str(data_dir), "--foreground", *flags]
+    command = [str(require_kafka() / "start"), "--port", str(port or free_ports(1)[0]), "--dir", str(data_dir), "--foreground", *flags]
     with subprocess.Popen(command, env=QUICK_JAVA, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         line = starter.stdout.readline()

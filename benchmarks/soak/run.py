@@ -14,9 +14,9 @@ from ops.cli.output import say
 from pipelines.dataset.dataset import latest_version
 from pipelines.kafka.planning import plan_ranges
 from pipelines.kafka.topics import ensure_topics, topic_names
+from pipelines.runtime.ports import free_ports
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
-from tests.apache_kafka import free_port
 
 NUM_PARTITIONS = 4
 TICK_S = 0.2
@@ -61,7 +61,7 @@ class Soak:
     def __init__(self, folder: Path, seed: int, runner: str, rate: float = 1.0) -> None:
         """``rate`` is how many times the producer's usual records per second it shall be."""
         self.folder, self.seed, self._rate = folder, seed, rate
-        self.address = f"127.0.0.1:{free_port()}"
+        self.address = f"127.0.0.1:{free_ports(1)[0]}"
         self._values = {**SMALL, "kafka.bootstrap_servers": self.address, "root": str(folder / "data"), "ingest.runner": runner}
         self.settings: Settings = load_settings("", {}, self._values)
         self.root = Path(self.settings.root)

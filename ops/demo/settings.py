@@ -4,8 +4,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from ops.supervisor.ray_head import free_ports
-from pipelines.runtime.cluster import is_free
+from pipelines.runtime.ports import free_ports, is_free
 from schemas.settings import Settings
 
 ROUND_DOCUMENTS = 1_500

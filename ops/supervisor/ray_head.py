@@ -9,14 +9,14 @@ end with it. All ports are given, so that two heads on one machine do not meet o
 import hashlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.runtime.cluster import RAY_ENVIRONMENT, WITHOUT_DASHBOARD, is_free
+from pipelines.runtime.cluster import RAY_ENVIRONMENT, WITHOUT_DASHBOARD
+from pipelines.runtime.ports import free_ports, is_free
 from ray_apps.serving.environment import SERVE_ENVIRONMENT
 from schemas.errors import ServiceFailed
 from schemas.settings import RaySettings
@@ -47,16 +47,6 @@ class RayPorts:
     def dashboard_url(self) -> str | None:
         """For people and ``ray job submit``."""
         return None if self.dashboard is None else f"http://127.0.0.1:{self.dashboard}"
-
-
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on now, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [listening.getsockname()[1] for listening in sockets]
-    finally:
-        for listening in sockets:
-            listening.close()
 
 
 def choose_ports(settings: RaySettings) -> RayPorts:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import httpx
 
-from ops.supervisor.ray_head import RayPorts, choose_ports, free_ports, head_command, head_environment, head_folder
+from ops.supervisor.ray_head import RayPorts, choose_ports, head_command, head_environment, head_folder
 from ops.supervisor.supervisor import Service
+from pipelines.runtime.ports import free_ports
 from ray_apps.loop.commands import child_environment, headrace
 from schemas.settings import Settings
 

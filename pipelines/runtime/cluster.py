@@ -9,13 +9,13 @@ import functools
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines.runtime.ports import free_ports, is_free
 from schemas.settings import RaySettings
 
 CODE = Path(__file__).parents[2]
@@ -32,15 +32,6 @@ WITHOUT_DASHBOARD = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
 """Ray Train's tracker asks the dashboard what lives, and prints pages of traceback where there is none."""
 
 
-def is_free(port: int) -> bool:
-    """Whether a server could listen on this loopback port."""
-    try:
-        with socket.create_server(("127.0.0.1", port)):
-            return True
-    except OSError:
-        return False
-
-
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
     """Variables that are set inside the block."""
@@ -54,12 +45,6 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -93,7 +78,7 @@ def _connect(settings: RaySettings, *, has_dashboard: bool) -> None:
 
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True, "namespace": "headrace"}
     if settings.address == "local":
-        port = _free_port()
+        (port,) = free_ports(1)
         with _environment({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}):
             ray.init(
                 address="local",

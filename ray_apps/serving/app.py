@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from pipelines.runtime.cluster import ray_session
+from pipelines.runtime.ports import free_ports
 from ray_apps.serving.deployments import DRAIN_POLL_S, LOGGING, gateway_application
 from ray_apps.serving.edge import SERVE_PREFIX
 from ray_apps.serving.environment import SERVE_ENVIRONMENT
@@ -194,7 +195,7 @@ def _free_port(host: str, port: int) -> int:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind((host, port or free_ports(1)[0]))
         except OSError as error:
             problem = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

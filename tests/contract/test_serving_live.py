@@ -23,6 +23,7 @@ import openai
 import pytest
 
 from pipelines.kafka.events import read_events
+from pipelines.runtime.ports import free_ports
 from ray_apps.serving.naming import application_names
 from schemas.events import InferenceCompleted
 from schemas.settings import KafkaSettings, Settings
@@ -147,12 +148,6 @@ def watched(url: str) -> Iterator[list[httpx.Response]]:
         thread.join()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     root = tmp_path_factory.mktemp("live")
@@ -160,7 +155,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     make_model(root, version=2, seed=2)
     publish_state(root, champion=1, challenger=2, canary_fraction=0.5)
     common = ["--json", "--root", str(root)]
-    port = free_port()
+    (port,) = free_ports(1)
     small = ["ray.dashboard_port=0", f"ray.object_store_bytes={80 * 2**20}", "serving.max_completion_tokens=200"]
     flags = [word for assignment in (f"serving.port={port}", *small) for word in ("--set", assignment)]
     with (

@@ -12,10 +12,11 @@ import pytest
 from pipelines.kafka.clients import open_admin, open_consumer, open_producer
 from pipelines.kafka.offsets import publish_group_offsets
 from pipelines.kafka.topics import ensure_topics, topic_names
+from pipelines.runtime.ports import free_ports
 from schemas.errors import BrokerUnavailable, SettingsError
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
-from tests.apache_kafka import free_port, running_apache_kafka
+from tests.apache_kafka import running_apache_kafka
 from tests.broker_process import start_broker
 from tests.integration.conftest import Stream
 
@@ -29,14 +30,14 @@ def with_kafka(**kafka: object) -> Settings:
 
 
 def test_no_broker_is_said_in_one_sentence_with_the_address_and_within_the_time_limit() -> None:
-    settings = with_kafka(bootstrap_servers=f"127.0.0.1:{free_port()}", request_timeout_s=0.5)
+    settings = with_kafka(bootstrap_servers=f"127.0.0.1:{free_ports(1)[0]}", request_timeout_s=0.5)
     for open_client in (open_consumer, open_producer, open_admin):
         with pytest.raises(BrokerUnavailable, match=r"cannot connect at 127\.0\.0\.1:\d+ \(PLAINTEXT\) within 0.5 s"):
             open_client(settings)
 
 
 def test_a_broker_that_comes_up_in_time_is_waited_for() -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     settings = with_kafka(bootstrap_servers=f"127.0.0.1:{port}", request_timeout_s=20.0)
     with ThreadPoolExecutor(1) as pool, TemporaryDirectory() as folder:
         admin = pool.submit(open_admin, settings)

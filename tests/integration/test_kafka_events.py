@@ -12,9 +12,9 @@ import pytest
 from pipelines.kafka.clients import open_producer
 from pipelines.kafka.events import EventProducer, EventReader, read_events
 from pipelines.kafka.topics import ensure_topics, topic_names
+from pipelines.runtime.ports import free_ports
 from schemas.errors import TopicMissing
 from schemas.events import AlertFired, Event, new_event
-from tests.apache_kafka import free_port
 from tests.broker_process import start_broker
 from tests.integration.conftest import Stream, stream_settings, wait_until
 
@@ -104,7 +104,7 @@ def late_broker(port: int) -> Iterator[None]:
 
 
 def test_publish_never_waits_for_a_broker_and_the_queue_is_bounded() -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     settings = stream_settings(f"127.0.0.1:{port}", "late")
     with EventProducer(settings, max_pending=50) as producer:
         began = time.monotonic()

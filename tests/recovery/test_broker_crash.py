@@ -9,9 +9,9 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, LogTruncationError
 
+from pipelines.runtime.ports import free_ports
 from schemas.errors import BrokerError
 from schemas.settings import BrokerSettings, Settings
-from tests.apache_kafka import free_port
 from tests.broker_process import start_broker
 from tests.contract.test_broker_groups import GroupMember
 from tests.contract.wire import Wire, batch, eventually
@@ -70,7 +70,7 @@ def read_all(bootstrap_servers: str, topic: str) -> list[int]:
 
 
 def test_sigkill_under_load_loses_nothing_and_doubles_nothing(tmp_path: Path, topic_prefix: str) -> None:
-    listen = f"127.0.0.1:{free_port()}"
+    listen = f"127.0.0.1:{free_ports(1)[0]}"
     dice = random.Random(7)
     broker = start_broker(SMALL_SEGMENTS, listen=listen, root=tmp_path)
     load = Load(listen, topic_prefix)
@@ -125,7 +125,7 @@ def test_a_deleted_topic_stays_deleted_and_leaves_no_files(tmp_path: Path, topic
 
 
 def test_a_consumer_group_goes_on_after_a_restart(tmp_path: Path, topic_prefix: str) -> None:
-    listen = f"127.0.0.1:{free_port()}"
+    listen = f"127.0.0.1:{free_ports(1)[0]}"
     broker = start_broker(Settings(), listen=listen, root=tmp_path)
     producer = KafkaProducer(bootstrap_servers=listen)
     consumer = KafkaConsumer(topic_prefix, bootstrap_servers=listen, group_id="g", auto_offset_reset="earliest", metadata_max_age_ms=500)
@@ -188,7 +188,7 @@ def test_each_start_is_a_leader_epoch_of_its_own_and_old_epochs_end_where_the_ne
 
 
 def test_a_consumer_that_read_beyond_a_cut_is_told_by_its_client(tmp_path: Path, topic_prefix: str) -> None:
-    listen = f"127.0.0.1:{free_port()}"
+    listen = f"127.0.0.1:{free_ports(1)[0]}"
     partition = TopicPartition(topic_prefix, 0)
     consumer = None
     try:

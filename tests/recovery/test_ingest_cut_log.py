@@ -10,9 +10,10 @@ import pytest
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.verify import verify
 from pipelines.kafka.planning import plan_ranges
+from pipelines.runtime.ports import free_ports
 from schemas.errors import BrokerUnavailable, OffsetsLost
 from schemas.settings import Settings
-from tests.apache_kafka import free_port, running_apache_kafka
+from tests.apache_kafka import running_apache_kafka
 from tests.broker_process import start_broker
 from tests.ingest_harness import Ingest, Record, document, state, wait_until
 
@@ -45,7 +46,7 @@ def log_bytes(folder: Path, topic: str) -> int:
 
 @pytest.mark.slow
 def test_a_log_that_was_cut_and_grew_again_stops_ingest_until_the_loss_is_accepted(folder: Path, tmp_path: Path) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     ingest = Ingest(tmp_path / "data", f"127.0.0.1:{port}", "cut", {"kafka.request_timeout_s": 20})
     with running_apache_kafka(folder, port=port) as kafka:
         ingest.publish(documents(0, 10))
@@ -73,7 +74,7 @@ def test_a_log_that_was_cut_and_grew_again_stops_ingest_until_the_loss_is_accept
 
 
 def test_a_log_of_the_embedded_broker_that_was_cut_and_grew_again_stops_ingest_until_the_loss_is_accepted(tmp_path: Path) -> None:
-    listen = f"127.0.0.1:{free_port()}"
+    listen = f"127.0.0.1:{free_ports(1)[0]}"
     ingest = Ingest(tmp_path / "data", listen, "cut")
     with start_broker(Settings(), listen=listen, root=tmp_path) as broker:
         ingest.publish(documents(0, 10))

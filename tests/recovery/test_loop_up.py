@@ -14,8 +14,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from ops.supervisor.ray_head import free_ports
 from pipelines.dataset.dataset import Dataset, latest_version
+from pipelines.runtime.ports import free_ports
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
 

@@ -11,11 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipelines.ingest.following import Tempo
 from pipelines.ingest.freshness import Lag, LagWatch, VersionTimes
 from pipelines.ingest.metrics import IngestMetrics, served
+from pipelines.runtime.ports import free_ports
 from schemas.errors import SettingsError
 from schemas.manifest import OffsetRange
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
-from tests.apache_kafka import free_port
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
@@ -59,7 +59,7 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 def test_the_endpoint_tells_metrics_health_and_readiness() -> None:
-    metrics, port = IngestMetrics(), free_port()
+    metrics, port = IngestMetrics(), free_ports(1)[0]
     metrics.behind("docs", {0: Lag(7, 1.5)})
     metrics._freshness.observe(np.array([0.1, 3.0, 10**6]))
     with served(metrics, port):
