@@ -123,6 +123,18 @@ def test_a_wrong_declaration_makes_no_nonsense(charset: str, declared: str) -> N
 JAPANESE = "古い水車小屋が川のほとりに立っている。水車は百年のあいだ回っていない。"
 
 
+RUSSIAN = ("Привет, как дела", "Старик сидит у реки и смотрит на мельницу", "Москва. ЗАО «Мельница» продаёт муку в мешках по 50 кг, тел. на сайте.")
+
+
+@pytest.mark.parametrize("text", RUSSIAN)
+@pytest.mark.parametrize(("stored", "declared"), [("cp1251", "koi8-r"), ("koi8-r", "cp1251")])
+def test_russian_under_the_name_of_its_other_set_has_no_capitals_for_small_letters(
+    text: str, stored: str, declared: str
+) -> None:
+    text = text.replace("«", '"').replace("»", '"')  # which KOI8-R lacks
+    assert decode_text(text.encode(stored), declared) == text
+
+
 @pytest.mark.parametrize("declared", [None, "utf-8", "iso-2022-jp", "gbk"])
 @pytest.mark.parametrize("head", ["", '<meta charset="ISO-2022-JP">', '<meta http-equiv="Content-Type" content="text/html; charset=iso-2022-jp">'])
 def test_iso_2022_jp_is_read_declared_or_not(declared: str | None, head: str) -> None:

@@ -131,13 +131,20 @@ def _misplaced(codes: npt.NDArray[np.uint32], kinds: npt.NDArray[np.uint8]) -> n
         scripts[(codes >= first) & (codes < last)] = number
     before, after = _shifted(is_letter, 1), _shifted(is_letter, -1)
     mark_in_word = (kinds == _MARK) & before & after
-    capital_in_word = is_foreign_letter & is_upper & _shifted(is_lower, 1)
+    capital_in_word = is_foreign_letter & _capitals_behind_small(is_upper, is_lower)
     behind = _shifted(scripts, 1)
     mixed = is_foreign_letter & before & (behind != scripts) & (behind != 0) & (scripts != 0)
     latin_run = is_foreign_letter & (scripts == 1) & _shifted((codes >= 0x80) & (codes < 0x250), 1) & _shifted((codes >= 0x80) & (codes < 0x250), -1)
     is_small = is_lower & (codes < 0x80)
     wide_in_word = (codes >= 0x2E80) & _shifted(is_small, 1) & _shifted(is_small, -1)
     return np.asarray(mark_in_word | capital_in_word | mixed | latin_run | wide_in_word)
+
+
+def _capitals_behind_small(is_upper: npt.NDArray[np.bool_], is_lower: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """All capitals of a run that begins behind a small letter: KOI8-R and Windows-1251 have each other's small letters where capitals are."""
+    starts = is_upper & ~_shifted(is_upper, 1)
+    run = np.maximum.accumulate(np.where(starts, np.arange(len(starts)), 0))  # where the newest run began
+    return np.asarray(is_upper & (starts & _shifted(is_lower, 1))[run])
 
 
 def _shifted(values: npt.NDArray[Any], by: int) -> npt.NDArray[Any]:
