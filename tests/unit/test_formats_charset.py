@@ -128,9 +128,7 @@ RUSSIAN = ("Привет, как дела", "Старик сидит у реки
 
 @pytest.mark.parametrize("text", RUSSIAN)
 @pytest.mark.parametrize(("stored", "declared"), [("cp1251", "koi8-r"), ("koi8-r", "cp1251")])
-def test_russian_under_the_name_of_its_other_set_has_no_capitals_for_small_letters(
-    text: str, stored: str, declared: str
-) -> None:
+def test_russian_under_the_name_of_its_other_set_has_no_capitals_for_small_letters(text: str, stored: str, declared: str) -> None:
     text = text.replace("«", '"').replace("»", '"')  # which KOI8-R lacks
     assert decode_text(text.encode(stored), declared) == text
 
