@@ -13,9 +13,9 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 MINUTES ?= 30
 SOAK_ARGS ?=
-# Tests wait about a third of their time: three processes keep two cores busy. A file's tests share its servers, so a file stays in one process;
-# files go in their order, the long ones first.
-TEST_WORKERS ?= 3
+# Two processes keep two cores busy: a third one would import everything once more and win nothing. A file's tests share its servers, so a file
+# stays in one process; files go in their order, the long ones first.
+TEST_WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -r fEsx
 
 .DEFAULT_GOAL := help

@@ -1,8 +1,8 @@
 """Ray Train for real: a killed worker, a killed command, Ctrl-C; the curve is that of a run that nobody disturbed.
 
-The workers of `headrace train` are suspended at a random step (a crash point), one is SIGKILLed and the other goes on, and Ray starts both again.
-So each kill lands where it is meant to, and few steps are enough. The slow scenario then suspends the new workers so many steps behind their
-checkpoint, and SIGKILLs the whole command; the same command finishes the run. The reference comes from two plain gloo processes without Ray.
+The workers of `headrace train` are suspended at a random step (a crash point), one is SIGKILLed, another goes on, and Ray starts all again: one
+worker in every run, two in the slow one. So each kill lands where it is meant to, and few steps are enough. The slow scenario then suspends the new workers so many steps behind their
+checkpoint, and SIGKILLs the whole command; the same command finishes the run. The reference comes from as many processes without Ray.
 """
 
 import json
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from ray_apps.training.files import FAILURE_FILE
 from ray_apps.training.loss_curve import FILE_NAME, read_losses
 from ray_apps.training.run import TrainingRun, is_complete, plan_run
 from schemas.arrow import Split
-from tests.training_runs import curve, run_together, tiny_dataset, tiny_settings
+from tests.training_runs import curve, run_alone, run_together, tiny_dataset, tiny_settings
 
 pytestmark = pytest.mark.timeout(900)  # a minute on two idle cores; deadlines are for busy ones
 REPOSITORY = Path(__file__).parents[2]
@@ -46,9 +46,9 @@ sys.exit(main.main())
 class Command:
     """`headrace train` as a child process, in a session of its own so that Ctrl-C can be sent to all of it."""
 
-    def __init__(self, root: Path, crash_at: str | None = None) -> None:
+    def __init__(self, root: Path, crash_at: str | None = None, num_workers: int = 2) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", TRAIN_ONLY, *arguments(root)],
+            [sys.executable, "-c", TRAIN_ONLY, *arguments(root, num_workers)],
             cwd=REPOSITORY,
             env=os.environ | ({VARIABLE: crash_at} if crash_at else {}),
             stdout=subprocess.PIPE,
@@ -122,9 +122,9 @@ def go_on(pids: list[int]) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
-def arguments(root: Path) -> list[str]:
+def arguments(root: Path, num_workers: int) -> list[str]:
     """Of the tiny run under this root."""
-    values = {**tiny_settings(Path()).training.model_dump(exclude_unset=True), **SETTINGS}
+    values = {**tiny_settings(Path()).training.model_dump(exclude_unset=True), **SETTINGS, "num_workers": num_workers}
     return [
         "train",
         "--json",
@@ -143,40 +143,54 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 240.0)
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, TrainingRun]]:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingRun]:
+    """An undisturbed run of two processes."""
     root = tmp_path_factory.mktemp("reference")
     tiny_dataset(root)
     run_together([root], [None], num_processes=2, **SETTINGS)
-    yield root, plan_run(tiny_settings(root, **SETTINGS))
+    return root, plan_run(tiny_settings(root, **SETTINGS))
 
 
+@pytest.fixture
+def undisturbed(num_workers: int, request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, TrainingRun]:
+    """An undisturbed run of so many processes."""
+    if num_workers > 1:
+        found: tuple[Path, TrainingRun] = request.getfixturevalue("reference")
+        return found
+    root = tmp_path / "undisturbed"
+    tiny_dataset(root)
+    return root, run_alone(tiny_settings(root, **SETTINGS))
+
+
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_worker_leaves_the_curve_of_an_undisturbed_run_and_the_model_is_registered_once(
-    tmp_path: Path, reference: tuple[Path, TrainingRun], capsys: pytest.CaptureFixture[str]
+    num_workers: int, undisturbed: tuple[Path, TrainingRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """So late that the new workers, which count their steps from the checkpoint, do not come to the crash point again."""
-    tiny_dataset(tmp_path)
-    run = plan_run(tiny_settings(tmp_path, **SETTINGS))
+    root = tmp_path / "killed"
+    tiny_dataset(root)
+    run = plan_run(tiny_settings(root, **SETTINGS))
     step = random.randrange(2 * CHECKPOINT_EVERY + 1, 3 * CHECKPOINT_EVERY)
-    command = Command(tmp_path, crash_at=f"stop@step_taken:{step}")
+    command = Command(root, f"stop@step_taken:{step}", num_workers)
     try:
-        wait_for(lambda: len(command.stopped_workers()) == 2, f"both workers to stop at step {step}")
-        assert len(read_losses(run.folder(tmp_path) / FILE_NAME)) == step
-        victim, other = random.sample(command.stopped_workers(), 2)
+        wait_for(lambda: len(command.stopped_workers()) == num_workers, f"all workers to stop at step {step}")
+        assert len(read_losses(run.folder(root) / FILE_NAME)) == step
+        victim, *others = random.sample(command.stopped_workers(), num_workers)
         os.kill(victim, signal.SIGKILL)
-        go_on([other])
+        go_on(others)
         code, out, err = command.finish()
     finally:
         command.kill()
     assert code == 0, err[-3000:]
     manifest = json.loads(out)
-    assert curve(tmp_path, run) == curve(*reference), f"killed at step {step}"
+    assert curve(root, run) == curve(*undisturbed), f"killed at step {step}"
     assert (manifest["version"], manifest["training"]["run_id"], manifest["training"]["steps"]) == (1, run.run_id, STEPS)
     assert f"step {STEPS}/{STEPS}" in err
-    assert main(arguments(tmp_path)) == 0
+    assert main(arguments(root, num_workers)) == 0
     said = capsys.readouterr()
     assert json.loads(said.out) == manifest
     assert "registered before as model version 1" in said.err
-    assert Registry(tmp_path).versions() == [1]
+    assert Registry(root).versions() == [1]
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ def headrace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "env" / "bin" / "headrace"
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_starts_its_broker_and_publishes_samples(headrace: Path, tmp_path: Path) -> None:
     published = run(str(headrace), "produce", "--sample", "--limit", "20", "--root", "data", "--json", cwd=tmp_path)
     assert published.returncode == 0, published.stderr

@@ -95,7 +95,7 @@ def test_a_new_process_for_each_version_gives_what_one_process_gave(ingest: Inge
     assert state(ingest.root) == reference
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", ["segment_written:2", *(pytest.param(point, marks=pytest.mark.slow) for point in POINTS[::2])])
 def test_crash_between_the_files_of_a_version_takes_the_same_lines_out(ingest: Ingest, reference: list[dict[str, Any]], point: str) -> None:
     crashed = ingest.run(crash_at=point)
     assert crashed.returncode == -signal.SIGKILL, crashed.stderr
