@@ -1,8 +1,9 @@
 """Ray Train for real: a killed worker, a killed command, Ctrl-C; the curve is that of a run that nobody disturbed.
 
 The workers of `headrace train` are suspended at a random step (a crash point), one is SIGKILLed, another goes on, and Ray starts all again: one
-worker in every run, two in the slow one. So each kill lands where it is meant to, and few steps are enough. The slow scenario then suspends the new workers so many steps behind their
-checkpoint, and SIGKILLs the whole command; the same command finishes the run. The reference comes from as many processes without Ray.
+worker in every run, two in the slow one. So each kill lands where it is meant to, and few steps are enough. The slow scenario then suspends the
+new workers so many steps behind their checkpoint, and SIGKILLs the whole command; the same command finishes the run. The reference comes from as
+many processes without Ray.
 """
 
 import json
