@@ -84,7 +84,10 @@ def _cleaned(parts: Sequence[Slice], settings: Settings) -> Iterator[pa.Table]:
 
 
 def with_what_is_fixed(newest: DatasetManifest, settings: Settings) -> Settings:
-    """The settings, with what the dataset fixed when it began in place of defaults: the length of its rows, and the size of its vocabulary."""
+    """The settings, with the dataset's own row length and vocabulary size where the settings are at their defaults.
+
+    A default that a person wrote down cannot be told from one that nobody did.
+    """
     packing, tokenizer = settings.packing, settings.tokenizer
     if packing.sequence_length == PackingSettings().sequence_length:
         packing = packing.model_copy(update={"sequence_length": newest.sequence_length})
