@@ -59,7 +59,24 @@ def open_consumer(settings: Settings, **overrides: Any) -> KafkaConsumer:
         "retry_backoff_ms": RETRY_BACKOFF_MS,
     }
     with _connecting(settings.kafka) as network:
-        return KafkaConsumer(**(options | network | overrides))
+        return _Consumer(**(options | network | overrides))
+
+
+class _Consumer(KafkaConsumer):
+    """Lets go of what it fetched when it is closed.
+
+    kafka-python leaves the last fetches in a circle of references, some megabytes each. A process with many modules looks for such circles so
+    seldom that a worker of Ray held 100 MB of them after 80 slices (measured).
+    """
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        """As the base class, and free the fetches."""
+        super().close(*args, **kwargs)
+        fetcher = self._fetcher
+        fetcher.close()
+        fetcher._next_partition_records = None
+        fetcher._completed_fetches.clear()
+        fetcher._fetch_futures.clear()
 
 
 def open_producer(settings: Settings, **overrides: Any) -> KafkaProducer:

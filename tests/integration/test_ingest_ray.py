@@ -7,11 +7,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import ray
+from ray.data._internal.stats import get_or_create_stats_actor
 
 from pipelines.dataset.dataset import latest_version
 from pipelines.dataset.verify import verify
@@ -64,6 +67,8 @@ def test_ray_gives_the_rows_of_a_local_run_in_the_order_of_the_slices_and_raises
     assert [(block["partition"][0].as_py(), block["offset"][0].as_py()) for block in blocks] == sorted(firsts)
     assert all(len(block["partition"].unique()) == 1 for block in blocks)  # a retraction is judged by what blocks of other partitions held
     assert pa.concat_tables(blocks).equals(pa.concat_tables(run_local(parts, settings, tokenizer)))
+    seen: Any = ray.get(get_or_create_stats_actor().get_datasets.remote())
+    assert len(seen) == 1  # Ray never forgets the figures of a dataset, and a stream makes thousands of versions
 
 
 @pytest.mark.usefixtures("cluster")

@@ -1,5 +1,6 @@
 """Planning and reading against real brokers: one row per offset, nothing skipped in silence."""
 
+import gc
 import threading
 import time
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from kafka import TopicPartition
+from kafka.consumer.fetcher import Fetcher
+from kafka.protocol.consumer import FetchResponse
 
 from pipelines.kafka.clients import open_producer
 from pipelines.kafka.planning import plan_ranges
@@ -63,6 +66,18 @@ def test_every_part_of_a_record_arrives_as_it_was_sent(stream: Stream) -> None:
     assert table.column("timestamp_ms").to_pylist() == [sent_ms + position for position in range(4)]
     assert table.column("is_control").to_pylist() == [False] * 4
     assert set(table.column("topic").to_pylist()) == {topic}
+
+
+def test_a_reader_that_is_done_holds_nothing_of_what_it_fetched(stream: Stream) -> None:
+    topic = stream.create()
+    send(stream.settings, topic, [b"document"] * 10)
+    gc.collect()
+    gc.disable()
+    try:
+        read_slice(Slice(topic, 0, 0, 3), stream.settings)
+        assert not [found for found in gc.get_objects() if isinstance(found, (Fetcher, FetchResponse))]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("codec", [None, "gzip", "snappy", "lz4", "zstd"])
