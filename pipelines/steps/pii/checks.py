@@ -15,7 +15,7 @@ import re
 import phonenumbers
 from stdnum import iban, luhn, numdb
 
-FULL_WIDTH = {0xFF01 + i: 0x21 + i for i in range(94)} | dict.fromkeys([*range(0x2010, 0x2016), 0x2212, 0x30FC], 0x2D)
+FULL_WIDTH = {0xFF01 + i: 0x21 + i for i in range(94)} | dict.fromkeys([*range(0x2010, 0x2016), 0x2212, 0x30FC], 0x2D) | {0x3000: 0x20}
 """Full-width forms as ASCII, dashes as hyphens; as such serve the minus sign and the kana prolongation mark too."""
 
 _REGIONS = frozenset(
@@ -137,16 +137,25 @@ def is_international_phone(text: str) -> bool:
     return phonenumbers.is_valid_number(number) and (fraction is None or int(fraction[1]) == number.country_code)
 
 
-def is_national_phone(digits: str, regions: dict[str, int]) -> bool:
-    """Digits with a trunk zero: a number of one of these regions, named with their country codes."""
+def is_national_phone(text: str, regions: dict[str, int]) -> bool:
+    """Digits with a trunk zero and what may part them: a number of one of these regions, named with their country codes.
+
+    Groups of digits with nothing but spaces between them stand in tables too: they are a number only as its country groups it.
+    """
+    digits = re.findall("[0-9]+", text)
+    must_fit = " " in text and "(" not in text
     for region, country_code in regions.items():
         try:
-            number = phonenumbers.parse(digits, region)
+            number = phonenumbers.parse("".join(digits), region)
         except phonenumbers.NumberParseException:
             continue
-        if number.country_code == country_code and phonenumbers.is_valid_number(number):
+        if number.country_code == country_code and phonenumbers.is_valid_number(number) and (not must_fit or _groups(number) == digits):
             return True
     return False
+
+
+def _groups(number: phonenumbers.PhoneNumber) -> list[str]:
+    return re.findall("[0-9]+", phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.NATIONAL))
 
 
 def is_address(text: str, *, with_private: bool) -> bool:

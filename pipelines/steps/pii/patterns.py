@@ -20,6 +20,7 @@ _EDGE = "(?:^|[^0-9A-Za-z０-９_])"
 _MAIL = "A-Za-z0-9Ａ-Ｚａ-ｚ０-９À-ÖØ-öø-ɏ"
 _SEP = "[ .‐-―−ー－-]"
 _DASH = "[‐-―−ー－-]"
+_GAP = "[ \u3000‐-―−ー－-]"
 _BEHIND = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 _FULL_DIGITS = tuple(chr(0xFF10 + i).encode() for i in range(10))
 
@@ -33,11 +34,13 @@ _PHONES = (
     f"{_EDGE}([+＋][1１]{_SEP}?[(]?[2-9]{_D}{{2}}[)]?{_SEP}?{_D}{{3}}{_SEP}?{_D}{{4}}){_AFTER}",
     f"{_EDGE}((?:(?:[+＋]|00)?(?:86|８６){_SEP}?|[(（][+＋]?(?:86|８６)[)）] ?)?{_MOBILE}){_AFTER}",
     f"{_EDGE}((?:[+＋](?:86|８６){_SEP}?)?{_FIXED}){_AFTER}",
-    f"{_EDGE}([+＋][1-9１-９](?:[ ().‐-―－-]{{0,3}}{_D}){{7,14}}){_AFTER}",
+    f"{_EDGE}([+＋][1-9１-９](?:[ \u3000().（）‐-―−ー－-]{{0,3}}{_D}){{7,14}}){_AFTER}",
     f"{_EDGE}((?:1[-. ])?{_NANP}){_AFTER}",
 )
-_GROUPS = f"{_D}{{1,4}}{_DASH}{_D}{{3,4}}"
-_TRUNK = f"{_EDGE}([0０](?:{_D}{{1,4}}{_DASH}{_GROUPS}|[57-9５７-９][0０]{_D}{{8}})|[(（][0０]{_D}{{1,4}}[)）] ?{_GROUPS}){_AFTER}"
+_GROUPS = f"{_D}{{1,4}}{_GAP}{_D}{{3,4}}"
+_AREA_IN_FRONT = f"[0０](?:{_D}{{1,4}}{_GAP}{_GROUPS}|[57-9５７-９][0０]{_D}{{8}})|[(（][0０]{_D}{{1,4}}[)）][ \u3000]?{_GROUPS}"
+_EXCHANGE_IN_PARENTHESES = f"[0０]{_D}{{1,4}}[ \u3000]?[(（]{_D}{{1,4}}[)）][ \u3000]?{_D}{{3,4}}"
+_TRUNK = f"{_EDGE}({_AREA_IN_FRONT}|{_EXCHANGE_IN_PARENTHESES}){_AFTER}"
 _TRUNK_REGIONS = {"JP": 81, "KR": 82, "TW": 886}
 """Whose numbers are looked for as they are written at home, with their country codes; Chinese and North American ones have patterns of their own."""
 _ID = f"{_EDGE}([1-9１-９]{_D}{{5}} ?[12１２]{_D}{{7}} ?{_D}{{3}}[0-9Xx０-９Ｘ]){_AFTER}"
@@ -50,8 +53,14 @@ _CARDS = (
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4 = f"(?:^|[^0-9A-Za-z_.])({_OCTET}(?:[.]{_OCTET}){{3}})(?:$|[^0-9A-Za-z_])"
 _IBAN = "(?:^|[^0-9A-Za-z])([A-Z]{2}[0-9]{2} ?[A-Z0-9]{4}[A-Z0-9 ]{5,36})"
-_USER_INFO = r"""(?i)[a-z][a-z0-9+.-]{1,20}://[^\s/?#:@<>"']*:([!#$%&(-.0-;=@-\[\]-_a-z{|}~]{1,200})@[a-z0-9\[]"""
-"""The password before the host of a URL (RFC 3986: user information); ``/``, ``?``, quotes and the backslash are no part of it."""
+_USER_INFO = (
+    r"""(?i)[a-z][a-z0-9+.-]{1,20}://[^\s/?#:@<>"']*:([!#$%&(-.0-;=@-\[\]-_a-z{|}~\pL\pM\pN]{1,200})@"""
+    r"""(?:[a-z0-9\[]|[\pL\pN][\pL\pM\pN-]{0,62}\.[\pL\pN])"""
+)
+"""The password before the host of a URL (RFC 3986: user information); ``/``, ``?``, quotes and the backslash are no part of it. Both may be in
+letters of any script, as people write them (RFC 3987, IDNA), but a sign beyond ASCII ends a URL."""
+_PORT = re2.compile(b"[0-9]{2,5}[^\\x00-\\x7f]")
+"""What only looks like a password: the port of a host, and Chinese text right behind it."""
 _JWT = r"\b(eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*)"
 _API_KEYS = (
     r"(?:A3T[A-Z0-9]|AKIA|ASIA|AROA|AIDA|ABIA|ACCA)[A-Z0-9]{16}",
@@ -207,7 +216,7 @@ def _international_phone(document: bytes, begin: int, end: int) -> tuple[int, st
 def _trunk_phone(document: bytes, begin: int, end: int) -> tuple[int, str] | None:
     """A number with the zero that is dialled within a country: only if the number plan of one of the regions has it."""
     found = _phone(document, begin, end)
-    return found if found and checks.is_national_phone(checks.digits_of(document[begin:end]), _TRUNK_REGIONS) else None
+    return found if found and checks.is_national_phone(checks.plain(document[begin:end]), _TRUNK_REGIONS) else None
 
 
 def _is_in_path(document: bytes, begin: int) -> bool:
@@ -303,7 +312,8 @@ def _is_random(value: str) -> bool:
 def _url_password(document: bytes, begin: int, end: int) -> tuple[int, str] | None:
     """Whatever stands there is a secret, unless it stands for one: a variable, or nothing but stars."""
     value = document[begin:end]
-    is_variable = value[:1] in (b"$", b"{", b"[", b"(") or (value[:1] == b"%" and not value[1:3].isalnum())
+    is_port = _PORT.match(value) is not None
+    is_variable = is_port or value[:1] in (b"$", b"{", b"[", b"(") or (value[:1] == b"%" and not value[1:3].isalnum())
     return None if is_variable or not value.strip(b"*x") else (end, "password")
 
 

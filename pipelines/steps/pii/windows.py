@@ -34,7 +34,7 @@ _MAX_GAP = 3
 _MERGED = ASSIGNMENT  # the largest of the kinds whose overlapping windows become one
 
 _WORD, _JOIN, _SIGN, _FULL, _GENERAL = 1, 2, 4, 8, 16
-"""Classes of bytes: of a word; between the digits of a number; what ``_next_sign`` looks for; first of a full-width form; first of a dash."""
+"""Classes of bytes: of a word; between the digits of a number; what ``_next_sign`` looks for; first of a full-width form; of a dash or space."""
 _KEY_PAIRS = np.frombuffer(b"A3AKASARAIABACghgiglxoxaGOyaskrkhfnppydoSGLTey", ">u2").astype(np.int64)
 """The first two letters of the keys in patterns.py, as numbers."""
 _BEGIN = np.frombuffer(b"BEGIN", np.uint8)
@@ -81,7 +81,7 @@ def _classes() -> npt.NDArray[np.uint8]:
         table[byte] |= _SIGN * (char.isdigit() or char in "@:=")
     table[0xEF] |= _FULL  # U+F000 to U+FFFF: the full-width forms among others
     table[0xE2] |= _GENERAL  # U+2000 to U+2FFF: the dashes and the minus sign among others
-    table[0xE3] |= _GENERAL  # U+3000 to U+3FFF: the kana prolongation mark, which serves as a dash, among others
+    table[0xE3] |= _GENERAL  # U+3000 to U+3FFF: the ideographic space, and the kana prolongation mark, which serves as a dash, among others
     table.flags.writeable = False
     return table
 
@@ -251,7 +251,7 @@ def _ascii(data: Any, at: Any, stop: Any, kind: Any) -> Any:
         return 0
     if kind & _GENERAL:
         code = np.int64(data[at]) << 16 | np.int64(data[at + 1]) << 8 | data[at + 2]
-        return 0x2D if 0xE28090 <= code <= 0xE28095 or code in (0xE28892, 0xE383BC) else 0
+        return 0x20 if code == 0xE38080 else 0x2D if 0xE28090 <= code <= 0xE28095 or code in (0xE28892, 0xE383BC) else 0
     if data[at + 1] == 0xBC and data[at + 2] >= 0x81:
         return np.int64(data[at + 2]) - 0x60  # U+FF01..U+FF3F -> 0x21..0x5F
     return 0
