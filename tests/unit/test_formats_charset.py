@@ -25,10 +25,23 @@ def test_at_least_96_of_100_texts_come_out_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("text", [ENGLISH, CHINESE + "\n", "一 一一 一", "Привет, мир! " * 3, "오래된 물레방아가 강가에 서 있다."])
-@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
-def test_utf16_needs_no_byte_order_mark(text: str, order: str) -> None:
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_utf16_and_utf32_need_no_byte_order_mark(text: str, order: str) -> None:
     assert decode_text(text.encode(order), None) == text
     assert decode_text(text.encode(order), "utf-8") == text
+
+
+@pytest.mark.parametrize("text", [ENGLISH, CHINESE, "яют Привет 😀", "a", "", "\0null"])
+@pytest.mark.parametrize("charset", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "gb18030"])
+@pytest.mark.parametrize("declared", [None, "utf-16", "latin-1"])
+def test_a_byte_order_mark_says_which_set_it_is_whatever_was_declared(text: str, charset: str, declared: str | None) -> None:
+    data = f"\ufeff{text}".encode(charset)
+    assert decode_text(data, declared) == text
+
+
+def test_damage_behind_a_byte_order_mark_costs_its_characters_only() -> None:
+    data = "\ufeff".encode("utf-32-le") + b"\xff\xff\xff\xff" + (CHINESE * 5).encode("utf-32-le")
+    assert decode_text(data, None) == "\ufffd" + CHINESE * 5
 
 
 def test_utf8_with_nulls_is_not_taken_for_utf16() -> None:

@@ -1,9 +1,9 @@
 """Bytes -> text, in whatever character set they are.
 
-Asked in this order: a byte order mark; UTF-16 told by its nulls; escape sequences of ISO-2022; UTF-8 if the bytes are that, whatever was declared
-(other sets hardly ever are, by chance); UTF-8 with some damage; then what the producer declared, what the page says in its first kilobyte, and a
-detector (resiliparse's, a Rust uchardet; Windows-1252 for what is mostly ASCII and unknown to it). Of these the first whose text makes sense
-counts, else the one that makes most sense (plausible.py).
+Asked in this order: a byte order mark; UTF-16 and UTF-32 told by their nulls; escape sequences of ISO-2022; UTF-8 if the bytes are that,
+whatever was declared (other sets hardly ever are, by chance); UTF-8 with some damage; then what the producer declared, what the page says in its
+first kilobyte, and a detector (resiliparse's, a Rust uchardet; Windows-1252 for what is mostly ASCII and unknown to it). Of these the first whose
+text makes sense counts, else the one that makes most sense (plausible.py).
 
 Invariant: an answer holds at most the allowed share of U+FFFD for bytes that are in no set, and is not nonsense; where no set gives that,
 EnvelopeError. Names are read as browsers do: GBK means GB18030, Latin-1 means Windows-1252 (https://encoding.spec.whatwg.org/#names-and-labels).
@@ -27,14 +27,22 @@ DETECTED_BYTES = 64 * 2**10
 """What the detector sees of a text: from a little before the first byte that is not UTF-8."""
 _CONTEXT_BYTES = 1024
 _NAMED = re.compile(rb"""<meta[^>]{1,200}charset\s*=\s*["']?\s*([A-Za-z0-9_:.-]{1,40})""", re.IGNORECASE)
-_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins with that of UTF-16
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (b"\x84\x31\x95\x33", "gb18030"),
+)
+"""How U+FEFF is written in each set; what follows the mark must be in the set for the most part."""
 _UTF16_SAMPLE = 4096
 _USUAL = re.compile(r"[\t\n\r -~\xa0-\u052f\u0590-\u06ff\u0900-\u0eff\u1e00-\u1fff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]")
 """Characters that texts are made of. Of UTF-16 read in the wrong order, or of other bytes read as UTF-16, many are outside."""
 _MIN_USUAL = 0.97
-_PRIVATE = re.compile("[\\ue000-\\uf8ff]")
-_MAX_PRIVATE = 0.1
-"""In Windows-1251 яю is a byte order mark, and what follows it is in the private use area."""
+_NO_MEANING = re.compile("[\\ue000-\\uf8ff\\ufffd]")
+_MAX_WITHOUT_MEANING = 0.1
+"""In Windows-1251 яю is a byte order mark, and what follows it is in the private use area; UTF-16 behind its mark and a null is no UTF-32."""
 _DOS = re.compile(r"cp(437|7\d\d|8(?!66|74)\d\d)")
 """Sets from before the web; the detector takes short Western texts for them. Browsers read none of these."""
 _ASCII = bytes(range(128))
@@ -54,7 +62,8 @@ _SUPERSETS = {
     "iso2022_jp": "iso2022_jp_ext",
 }
 """What browsers read under a name is the larger set; keys are the names of Python's codecs."""
-_DAMAGEABLE = frozenset({"utf-8", "utf-16-le", "utf-16-be", "gb18030", "big5hkscs", "cp932", "euc_jp", "cp949", "iso2022_jp_ext", "iso2022_kr"})
+_WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+_DAMAGEABLE = frozenset({"utf-8", *_WIDE, "gb18030", "big5hkscs", "cp932", "euc_jp", "cp949", "iso2022_jp_ext", "iso2022_kr"})
 """Sets in which some byte sequences are no character; in the others a byte without a meaning says that the text is in another set."""
 MAX_DAMAGE = float(FormatsSettings.model_fields["max_damaged_fraction"].default)
 _MAX_CHARACTER_BYTES = 4
@@ -72,10 +81,10 @@ def decode_text(data: bytes | memoryview, declared: str | None, max_damage: floa
     """
     data = bytes(data)
     for mark, name in _MARKS:
-        if data.startswith(mark) and (name == "utf-8" or _private(data, name) <= _MAX_PRIVATE):
+        if data.startswith(mark) and (name == "utf-8" or _without_meaning(data, name) <= _MAX_WITHOUT_MEANING):
             return _repaired_or_error(data[len(mark) :], name, max_damage)
     named = codec(declared)
-    certain = _utf16(data) or _escaped(data, named)
+    certain = _wide(data) or _escaped(data, named)
     if certain and (text := _repaired(data, certain, max_damage)) is not None:
         return text
     if (text := _decoded(data, "utf-8")) is not None:
@@ -112,8 +121,8 @@ def codec(name: str | None) -> str | None:
     return None if found in _NOT_TEXT else _SUPERSETS.get(found, found)
 
 
-def _utf16(data: bytes) -> str | None:
-    """UTF-16 without a byte order mark, which is told by its nulls and by what it says; the detector does not know it.
+def _wide(data: bytes) -> str | None:
+    """UTF-16 or UTF-32 without a byte order mark, which is told by its nulls and by what it says; the detector does not know them.
 
     English and Russian in UTF-16 are UTF-8 too: every second byte is a control character.
     """
@@ -123,7 +132,7 @@ def _utf16(data: bytes) -> str | None:
     num_controls = len(sample) - len(sample.translate(None, _CONTROLS))
     if num_controls < len(sample) / 4 and _decoded(data, "utf-8") is not None:
         return None
-    share, name = max((_usual(sample, name), name) for name in ("utf-16-be", "utf-16-le"))
+    share, name = max((_usual(sample, name), name) for name in (_WIDE if len(data) % 4 == 0 else _WIDE[:2]))
     return name if share >= _MIN_USUAL else None
 
 
@@ -141,10 +150,10 @@ def _usual(data: bytes, name: str) -> float:
     return 1 - len(_USUAL.sub("", text)) / max(1, len(text))
 
 
-def _private(data: bytes, name: str) -> float:
+def _without_meaning(data: bytes, name: str) -> float:
     """The share of characters without a meaning, if the data is in this set."""
     text = data[:_UTF16_SAMPLE].decode(name, "replace")
-    return len(_PRIVATE.findall(text)) / len(text)
+    return len(_NO_MEANING.findall(text)) / len(text)
 
 
 def _detected(data: bytes) -> str | None:
