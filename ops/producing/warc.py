@@ -4,6 +4,10 @@ Responses with status 200, resources, and conversions (the texts of WET files) a
 character set, with URL and date; HTML goes out as HTML, so that its main content is taken by the pipeline's workers and not here. What has no
 media type is a page if it begins as one. All other records are skipped, each with a reason: its kind, its status or its media type. Bodies of
 responses may be in gzip, deflate, br or zstd, and in chunks; many crawlers keep the header that says so and store the plain body: it is read too.
+Names and values in headers ignore case, as the standards have it.
+
+A record, a chunk or a packed body that ends early is a failure that says so: half a page is no document. What the archive itself cut and then
+stored unpacked (``WARC-Truncated``) is the document that the archive has.
 
 Invariant: every record is one finding; one damaged record costs that record alone: reading goes on at the next one that can be found, and each
 damaged place is one finding. Memory is bounded by one record and ``max_bytes`` of what it unpacks to. Cost: 100 MB/s and more (fastwarc).
@@ -34,11 +38,13 @@ _STARTS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", "": b"WARC/1."}
 """How a record begins, by the file's compression."""
 _HTML = frozenset({"text/html", "application/xhtml+xml"})
 _TEXT = frozenset({"text/plain"})
-_KINDS = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
+_KINDS = frozenset({"response", "resource", "conversion"})
+_HTTP = "application/http"
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;\"']+)", re.IGNORECASE)
 _CHUNK_LINE = re.compile(rb"\s*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\n]{0,1000})?\r?\n")
 _CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Control characters that no text has; ISO-2022 has the escape character."""
+_GZIP_START = b"\x1f\x8b"
 _MIN_PLAIN_BYTES = 64
 _BAD_BODY = (ValueError, EOFError, zlib.error, brotli.error, zstandard.ZstdError)
 _READ_BYTES = 64 * 2**10
@@ -93,22 +99,31 @@ def _next_readable(stream: BinaryIO, position: int, start: bytes) -> int | None:
 def _finding(place: str, record: WarcRecord, max_bytes: int, max_damage: float) -> Finding:
     url = _url(record)
     origin = f"{place} ({public_url(url)[:SHOWN_URL_CHARS]})" if url else place
-    if not record.record_type & _KINDS:
-        return Skipped(origin, f"{_shown((record.headers.get('WARC-Type') or 'unnamed').lower())} record")
+    kind = (record.headers.get("WARC-Type") or "unnamed").strip().lower()
+    if kind not in _KINDS:
+        return Skipped(origin, f"{_shown(kind)} record")
     if record.content_length > max_bytes:
         return TooLarge(origin, record.content_length)
-    promised = record.content_length
-    block = record.reader.read(promised)
-    if len(block) < promised:
-        return Failed(origin, f"the record is cut off: {len(block):,} of {promised:,} bytes are there")
     try:
-        content = _response(record, block, max_bytes) if record.record_type == WarcRecordType.response else _as_it_is(record, block)
+        block = _block(record)
+        content = _response(record, block, max_bytes) if kind == "response" else _as_it_is(record, block)
         if isinstance(content, str):
             return Skipped(origin, content)
         is_too_large = len(content.body) > max_bytes
         return TooLarge(origin, len(content.body)) if is_too_large else _found(origin, place, record, content, max_damage)
     except (OSError, EnvelopeError, *_BAD_BODY) as error:
         return Failed(origin, f"{type(error).__name__}: {error}")
+
+
+def _block(record: WarcRecord) -> bytes:
+    """The bytes of a record. Raises ValueError if they are not all there."""
+    promised = record.content_length
+    if not promised and (record.headers.get("Content-Length") or "0").strip() != "0":
+        raise ValueError("its length is not read: the header's name must be written Content-Length, and its value must be a number")
+    block: bytes = record.reader.read(promised)
+    if len(block) < promised:
+        raise ValueError(f"the record is cut off: {len(block):,} of {promised:,} bytes are there")
+    return block
 
 
 def _found(origin: str, place: str, record: WarcRecord, content: _Content, max_damage: float) -> Finding:
@@ -131,6 +146,7 @@ def _url(record: WarcRecord) -> str | None:
 def _response(record: WarcRecord, block: bytes, max_bytes: int) -> _Content | str:
     """What a server answered, or why it is skipped. Of what is neither page nor text the body is not unpacked."""
     record.set_bytes_content(block)
+    record.is_http = _media_type(record.headers.get("Content-Type"))[0] in ("", _HTTP)  # fastwarc minds the case
     record.parse_http(auto_decode="none", strict_mode=False)
     headers = record.http_headers
     if headers is None or headers.status_code is None:
@@ -191,22 +207,43 @@ def _dechunked(body: bytes) -> bytes:
     while found := _CHUNK_LINE.match(body, at):
         size, start = int(found[1], 16), found.end()
         at = start + size
-        if not parts and size and body[at : at + 1] not in (b"\r", b"\n"):
+        if not parts and size and body[at : at + 1] not in (b"\r", b"\n") and not (at >= len(body) and found[0].endswith(b"\r\n")):
             return body
         if not size:
             return b"".join(parts)
+        if at > len(body):
+            raise ValueError(f"the body is cut off: its last chunk has {len(body) - start:,} of {size:,} bytes")
         parts.append(body[start:at])
     return b"".join(parts) if parts else body
 
 
 def _ungzipped(body: bytes, max_bytes: int) -> bytes:
-    """Some archives hold what is unpacked already."""
-    return zlib.decompressobj(wbits=31).decompress(body, max_bytes) if body.startswith(b"\x1f\x8b") else body
+    """Some archives hold what is unpacked already; some servers send several members."""
+    if not body.startswith(_GZIP_START):
+        return body
+    parts: list[bytes] = []
+    while body.startswith(_GZIP_START) and (left := max_bytes - sum(map(len, parts))) > 0:
+        part, body = _inflated_stream(body, left, wbits=31)
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _inflated(body: bytes, max_bytes: int) -> bytes:
     has_zlib_header = len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
-    return zlib.decompressobj(wbits=15 if has_zlib_header else -15).decompress(body, max_bytes)
+    return _inflated_stream(body, max_bytes, wbits=15 if has_zlib_header else -15)[0]
+
+
+def _inflated_stream(body: bytes, max_bytes: int, *, wbits: int) -> tuple[bytes, bytes]:
+    """What a stream unpacks to, up to the limit, and what follows it. Raises ValueError if it ends early."""
+    decompressor = zlib.decompressobj(wbits=wbits)
+    found = decompressor.decompress(body, max_bytes)
+    if len(found) < max_bytes and not decompressor.eof:
+        raise _cut_off(body)
+    return found, decompressor.unused_data
+
+
+def _cut_off(body: bytes) -> ValueError:
+    return ValueError(f"the packed body is cut off: {len(body):,} bytes are there")
 
 
 def _unbrotlied(body: bytes, max_bytes: int) -> bytes:
@@ -217,13 +254,23 @@ def _unbrotlied(body: bytes, max_bytes: int) -> bytes:
         parts.append(decompressor.process(b"", output_buffer_limit=_READ_BYTES))
         size += len(parts[-1])
     if size < max_bytes and not decompressor.is_finished():
-        raise ValueError(f"the br body is cut off: {len(body):,} bytes are there")
+        raise _cut_off(body)
     return b"".join(parts)
 
 
 def _unzstandarded(body: bytes, max_bytes: int) -> bytes:
-    with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(io.BytesIO(body)) as reader:
-        return bytes(reader.read(max_bytes))
+    """The reader stops at the limit but says nothing about an end that is missing; so what is small enough is unpacked a second time."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
+    with decompressor.stream_reader(io.BytesIO(body), read_across_frames=True) as reader:
+        found = bytes(reader.read(max_bytes))
+    rest = body
+    while rest and len(found) < max_bytes:
+        frame = decompressor.decompressobj()
+        frame.decompress(rest)
+        if not frame.eof:
+            raise _cut_off(body)
+        rest = frame.unused_data
+    return found
 
 
 _DECODERS: Mapping[str, Callable[[bytes, int], bytes]] = {

@@ -107,12 +107,13 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     (tmp_path / "empty.md").write_bytes(b" \n")
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(LINES)[:-20])
+    (tmp_path / "torn.txt.zst").write_bytes(zstandard.compress(LINES * 1_000)[:-20])
     (tmp_path / "not.jsonl.zst").write_bytes(b"not zstd")
     (tmp_path / "not.parquet").write_bytes(b"not parquet")
     (tmp_path / "program.exe").write_bytes(b"MZ")
     findings = read(tmp_path, tmp_path / "missing.txt", tmp_path / "program.exe")
     failed = {Path(finding.origin).name: finding.error for finding in findings if isinstance(finding, Failed)}
-    assert failed.keys() == {"binary.txt", "empty.md", "torn.jsonl.gz", "not.jsonl.zst", "not.parquet", "missing.txt", "program.exe"}
+    assert failed.keys() == {"binary.txt", "empty.md", "torn.jsonl.gz", "torn.txt.zst", "not.jsonl.zst", "not.parquet", "missing.txt", "program.exe"}
     assert "character set" in failed["binary.txt"]
     assert ".parquet" in failed["program.exe"]
 

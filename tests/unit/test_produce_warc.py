@@ -137,6 +137,36 @@ def test_bodies_in_br_and_zstd_and_in_several_encodings_are_documents(tmp_path: 
     assert [finding.document.text for finding in findings if isinstance(finding, Found)] == [text.decode()] * 3
 
 
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "X-GZIP": gzip.compress,
+    "deflate": zlib.compress,
+    "br": brotli.compress,
+    "zstd": zstandard.compress,
+    "Zstd": zstandard.ZstdCompressor(write_content_size=False, write_checksum=True).compress,
+}
+
+
+@pytest.mark.parametrize("encoding", PACKERS)
+def test_a_packed_body_that_ends_early_is_a_failure_whatever_packed_it(tmp_path: Path, encoding: str) -> None:
+    text = " ".join(str(number**3) for number in range(2_000)).encode()
+    whole = PACKERS[encoding](text)
+    headers = f"Content-Type: text/plain\r\nContent-Encoding: {encoding}"
+    findings = read(tmp_path / "crawl.warc", b"".join(record(n, body, headers=headers) for n, body in enumerate([whole, whole[:-1], whole[:-2000]])))
+    assert [type(finding) for finding in findings] == [Found, Failed, Failed]
+    assert all("is cut off" in finding.error for finding in findings[1:] if isinstance(finding, Failed))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_a_body_in_several_parts_that_were_packed_one_by_one_is_read_whole(tmp_path: Path, encoding: str) -> None:
+    pack = PACKERS[encoding]
+    headers = f"Content-Type: text/plain\r\nContent-Encoding: {encoding}"
+    bodies = [pack(b"first, ") + pack(b"second"), pack(b"first, ") + pack(b"second")[:-3]]
+    whole, cut = read(tmp_path / "crawl.warc", b"".join(record(n, body, headers=headers) for n, body in enumerate(bodies)))
+    assert isinstance(whole, Found) and whole.document.text == "first, second"
+    assert isinstance(cut, Failed)
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, br"])
 def test_a_body_that_was_stored_unpacked_is_read_whatever_encoding_its_header_names(tmp_path: Path, encoding: str) -> None:
     page = "<!DOCTYPE html><p>水渠里依然有水流过。 The old mill stands by the river.</p>"
@@ -147,13 +177,14 @@ def test_a_body_that_was_stored_unpacked_is_read_whatever_encoding_its_header_na
 def test_a_body_is_read_whether_it_is_in_chunks_or_only_said_to_be(tmp_path: Path) -> None:
     plain = b"<!DOCTYPE html><p>The old mill stands by the river.</p>"
     chunks = b"%x\r\n%s\r\n3;x=y\r\nand\r\n0\r\n\r\n" % (len(plain), plain)
-    bodies = [plain, chunks, b"2026\nwas a good year", chunks[:-5], gzip.compress(plain)]
+    bodies = [plain, chunks, b"2026\nwas a good year", chunks[:-5], gzip.compress(plain), chunks[:-9], chunks[:9]]
     headers = "Content-Type: text/html\r\nTransfer-Encoding: chunked"
     data = b"".join(record(n, body, headers=headers + "\r\nContent-Encoding: gzip" * (n == 4)) for n, body in enumerate(bodies))
     findings = read(tmp_path / "crawl.warc", data)
     texts = [plain, plain + b"and", b"2026\nwas a good year", plain + b"and", plain]
     assert [finding.document.text for finding in findings if isinstance(finding, Found)] == [text.decode() for text in texts]
-    assert len(findings) == 5, "no page is a failure too"
+    assert len(findings) == 7, "no page is a failure too"
+    assert all(isinstance(finding, Failed) and "is cut off" in finding.error for finding in findings[5:]), "half a chunk is no page"
 
 
 def test_media_types_ignore_case_and_what_has_none_is_a_page_if_it_begins_as_one(tmp_path: Path) -> None:
@@ -174,6 +205,28 @@ def test_media_types_ignore_case_and_what_has_none_is_a_page_if_it_begins_as_one
         (page, kind) for kind in ("html", "text", "html", "html")
     ]
     assert [f.reason for f in findings if isinstance(f, Skipped)] == ["media type image/png", "no media type, and no page"]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        (b"Content-Type: application/http", b"Content-Type: Application/HTTP"),
+        (b"Content-Type: application/http; msgtype=response", b"CONTENT-TYPE: APPLICATION/HTTP;MSGTYPE=RESPONSE"),
+        (b"Content-Type: application/http; msgtype=response\r\n", b""),
+        (b"WARC-Type: response", b"warc-type: Response"),
+        (b"WARC-Target-URI", b"warc-target-uri"),
+    ],
+)
+def test_a_record_says_what_it_is_in_any_case(tmp_path: Path, written: tuple[bytes, bytes]) -> None:
+    assert written[0] in PAGES[0]
+    assert urls(read(tmp_path / "crawl.warc", PAGES[0].replace(*written) + PAGES[1])) == ["0", "1"]
+
+
+def test_a_record_whose_length_cannot_be_read_says_so_and_costs_no_other(tmp_path: Path) -> None:
+    parts = [gzip.compress(page) for page in (PAGES[0].replace(b"Content-Length", b"content-length", 1), PAGES[1])]
+    first, *_, last = read(tmp_path / "crawl.warc.gz", b"".join(parts))
+    assert isinstance(first, Failed) and "must be written Content-Length" in first.error
+    assert urls([last]) == ["1"]
 
 
 def test_a_url_in_brackets_is_the_url(tmp_path: Path) -> None:
