@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from pipelines.dataset.retractions.masks import read_masks, retracted_ordinals
 from pipelines.dataset.retractions.retractions import Retractions
 from pipelines.dataset.writer import VersionPlan, build_manifest, publish, write_version
 from pipelines.dedup.resolve import RESOLUTION
-from schemas.arrow import SEGMENT, prepared
+from schemas.arrow import SEGMENT, Outcome, prepared
 from schemas.manifest import OffsetRange
 from schemas.settings_sources import load_settings
 from tests.factories import TOPIC, clock, tokenizer_ref
@@ -152,6 +153,27 @@ def test_a_replay_is_known_without_reading_the_audit_trail(tmp_path: Path) -> No
     commit(tmp_path, [replays, []], 4, Retractions(), index)
     assert Dataset(tmp_path).manifest.reasons == {"duplicate/replayed": 3}
     assert index.kept[2:] == [("c", bytes([3]) * 16)]
+
+
+def test_a_document_that_its_retraction_in_a_later_partition_takes_along_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whether it would have been kept or was a duplicate of what is retracted; not if it was published before, or comes again."""
+    state, index = Retractions(), ExactIndex()
+    commit(
+        tmp_path,
+        [[Item("document", doc_id, text, 0) for text, doc_id in enumerate(("same", "other", "before", "again", "theirs"))], []],
+        4,
+        state,
+        index,
+    )
+    again = [("same", 0, 5), ("other", 7, 5), ("before", 2, 4), ("again", 3, 5)]
+    retractions = [Item("retraction", doc_id, 0, 4) for doc_id in ("same", "other", "before", "again", "theirs")]
+    documents = [Item("document", doc_id, text, at) for doc_id, text, at in again]
+    commit(tmp_path, [[*documents, Item("document", "mine", 4, 5)], [*retractions, Item("document", "again", 3, 6)]], 4, state, index)
+    (message,) = [record.getMessage() for record in caplog.records if "took them out too" in record.getMessage()]
+    assert "2 documents were published again" in message and "out too: 'same', 'other'; publish them once more" in message
+    caplog.clear()
+    commit(tmp_path, [[Item("document", "same", 0, 6)], []], 4, state, index)
+    assert Dataset(tmp_path).manifest.outcomes[Outcome.KEPT] == 1 and "so they count as new: 'same'" in caplog.text
 
 
 AGAIN = [Item("document", "a", 0, 0), Item("retraction", "a", 0, 0), Item("document", "a", 1, 0), Item("retraction", "a", 0, 0)]

@@ -6,7 +6,10 @@ What a retraction of id X does, be it a null value or an event:
   is masked from this version on, and its fingerprint is forgotten, so that a near duplicate may enter behind the retraction;
 - a document with id X that comes after it in the same partition enters anew: there the order is that of the producer;
 - a document with id X that comes after it in another partition was not necessarily written after it. It enters if its Kafka timestamp
-  is later than the retraction's; else it is rejected under the rule ``retracted``. A missing timestamp counts as not later.
+  is later than the retraction's; else it is rejected under the rule ``retracted``. A missing timestamp counts as not later;
+- a document with id X that was published later but comes before it in commit order (in a partition with a lower number, of the same version)
+  goes with the others: it is masked, or it was a duplicate of what is retracted. Once a version's retractions are known, its documents have
+  been decided. Ingest warns of it, and publishing it once more brings it back. Who keys records by their ids never meets this.
 
 So a retraction acts on what was published before it, and whoever publishes the id again later brings it back. Ingest warns of that, and
 ``headrace trace`` says it.
@@ -34,7 +37,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.retractions.tombstones import RULE, Tombstones
+from pipelines.dataset.retractions.tombstones import RULE, Tombstones, taken_along
 from pipelines.dataset.trail import read_kept
 from schemas.arrow import MASKS, Outcome
 
@@ -144,6 +147,7 @@ class Retractions:
         """Rows of MASKS for what this version's retractions took out; ``documents`` is its finished audit trail."""
         if not self._new:
             return MASKS.empty_table()
+        _warn_of_taken_along(taken_along(documents, {out.doc_id for out in self._new}))
         spans = self._rows_of(np.array(sorted(out.ordinal for out in self._new), dtype=np.int64), _SPAN, documents)
         rows = pl.DataFrame(self._new, schema=_Out._fields, orient="row").join(spans, on="ordinal", how="left", maintain_order="left", validate="1:1")
         return rows.select(MASKS.names).to_arrow().cast(MASKS)
@@ -195,12 +199,25 @@ class Retractions:
 
 def _warn_of_returning(doc_ids: list[str]) -> None:
     if doc_ids:
-        shown = ", ".join(map(repr, doc_ids[:MAX_SHOWN])) + (" …" if len(doc_ids) > MAX_SHOWN else "")
         _log.warning(
             "%d documents were published again after a retraction of their ids, so they count as new: %s; `headrace retract` takes them out again",
             len(doc_ids),
-            shown,
+            _shown(doc_ids),
         )
+
+
+def _warn_of_taken_along(doc_ids: list[str]) -> None:
+    if doc_ids:
+        _log.warning(
+            "%d documents were published again after a retraction of their ids, but in a partition that this version reads before the retraction, "
+            "which took them out too: %s; publish them once more to have them in, and key records by their ids to keep their order",
+            len(doc_ids),
+            _shown(doc_ids),
+        )
+
+
+def _shown(doc_ids: list[str]) -> str:
+    return ", ".join(map(repr, doc_ids[:MAX_SHOWN])) + (" …" if len(doc_ids) > MAX_SHOWN else "")
 
 
 def _follow(live: set[str], doc_ids: list[str], rows: pa.Table, verdicts: pa.Table) -> None:

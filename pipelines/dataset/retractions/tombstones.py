@@ -4,6 +4,9 @@ The rule stands in dataset/retractions/retractions.py. Cost: about 70 bytes per 
 opening reads the audit trail of the versions that hold retractions.
 """
 
+from collections.abc import Collection
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -80,6 +83,19 @@ class Tombstones:
         rows = rows.with_columns(pl.col("timestamp_ms").fill_null(_NEVER_EARLIER))
         self._seen = pl.concat([self._seen, rows])
         self._hashes = np.sort(np.concatenate([self._hashes, hash_ids(rows["doc_id"].to_arrow())]))
+
+
+def taken_along(documents: Path, doc_ids: Collection[str]) -> list[str]:
+    """Those of the ids whose last record in a version's audit trail was published after a retraction but stands before it, in another partition."""
+    columns = [*_COLUMNS, "outcome", "reason", "duplicate_of"]
+    rows = scan_trail([documents]).with_row_index().filter(pl.col("doc_id").is_in(list(doc_ids))).select("index", *columns).collect()
+    is_copy = (pl.col("outcome") == Outcome.KEPT) | ((pl.col("outcome") == Outcome.DUPLICATE) & (pl.col("duplicate_of") == pl.col("doc_id")))
+    copies = rows.filter(is_copy).unique("doc_id", keep="last", maintain_order=True)
+    retractions = rows.filter((pl.col("outcome") == Outcome.RETRACTED) & pl.col("reason").is_null())
+    pairs = copies.join(retractions, on="doc_id", suffix="_retraction", maintain_order="left")
+    is_before = (pl.col("index") < pl.col("index_retraction")) & (pl.col("partition") != pl.col("partition_retraction"))
+    found = pairs.filter(is_before & (pl.col("timestamp_ms") > pl.col("timestamp_ms_retraction")))
+    return found["doc_id"].unique(maintain_order=True).to_list()
 
 
 def _frame(block: pa.Table) -> pl.DataFrame:
