@@ -79,3 +79,8 @@ def test_versions_and_slices_shrink_where_records_are_large(broker: BrokerProces
     assert second[0][1] - second[0][0] == (60_000 - 23 * manifests[0].record_bytes[ingest.topic][1]) // manifests[0].record_bytes[ingest.topic][0]
     assert sum(manifest.num_records for manifest in manifests) == 60
     assert set(manifests[-1].record_bytes[ingest.topic]) == {0, 1}, "also of the partition that gave nothing any more"
+    other = Ingest(tmp_path / "data", broker.bootstrap_servers, f"{topic_prefix}-other", limits)
+    other.publish(documents(0, 3))
+    (manifest,) = other.once()
+    assert manifest.record_bytes == manifests[-1].record_bytes | {other.topic: manifest.record_bytes[other.topic]}
+    assert set(manifest.record_bytes[other.topic]) >= {0}

@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ops.cli.main import main
@@ -255,6 +257,19 @@ def test_a_file_that_does_not_have_the_rows_of_its_shards_is_never_published(roo
         merge(Dataset(root), settings_of(root), now=clock())
     assert Dataset(root).version == NUM_VERSIONS and verify(root).problems == []
     assert orphans(root) == [], "and it is removed"
+
+
+def test_every_shard_of_a_merge_is_compared_with_its_own_bytes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = [run for run in due_runs(Dataset(root).placement, TOGETHER, 200) if run.split == Split.TRAIN]
+    for wrong, part in enumerate(run.parts):
+
+        def with_one_turned_round(parts: Iterable[pa.RecordBatch], num_rows: int, wrong: int = wrong) -> pa.Table:
+            turned = (batch.take(list(reversed(range(len(batch))))) if at == wrong else batch for at, batch in enumerate(parts))
+            return joined(turned, num_rows)
+
+        monkeypatch.setattr(merging, "joined", with_one_turned_round)
+        with pytest.raises(ShardCorrupt, match=f"does not reproduce the bytes of {part.path}"):
+            write_merge(Dataset(root), [run])
 
 
 def test_verify_sees_rows_that_a_merged_file_does_not_have_as_they_were(root: Path) -> None:
