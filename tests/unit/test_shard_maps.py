@@ -13,6 +13,7 @@ import pytest
 from pipelines.dataset import shard_maps
 from pipelines.dataset.dataset import Dataset, dataset_log
 from pipelines.dataset.loader import TokenRows
+from pipelines.dataset.merging import merge
 from pipelines.dataset.shard_maps import ShardMaps
 from pipelines.dataset.shards import open_shard
 from pipelines.storage import pinned
@@ -22,7 +23,7 @@ from pipelines.views.rows import ViewRows
 from pipelines.views.selection import whole
 from schemas.arrow import Split
 from schemas.errors import ShardCorrupt
-from tests.factories import make_dataset
+from tests.factories import clock, make_dataset, text_settings
 
 NUM_SHARDS, NUM_ROWS, SEQUENCE_LENGTH = 7, 3, 32
 
@@ -71,6 +72,24 @@ def test_a_span_that_ends_with_its_file_is_read_and_one_that_ends_behind_it_is_n
         maps(root).span(shard.path, NUM_ROWS - 1, 1, SEQUENCE_LENGTH)
 
 
+def test_the_rows_and_spans_of_each_shard_are_read_from_the_file_that_has_them_now(root: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(root, tmp_path / "root"))
+    before = Dataset(other)
+    shards = before.shards(Split.TRAIN)
+    expected = [open_shard(root / entry.path) for entry in shards]
+    opened_before = ShardMaps(before)
+    settings = text_settings(other, **{"ingest.merge_shards": NUM_SHARDS, "packing.shard_rows": 200})
+    assert merge(before, settings, now=clock()) is not None
+    for entry in shards:
+        (other / entry.path).unlink()
+    for shard_maps_of in (opened_before, maps(other)):
+        for entry, rows in zip(shards, expected, strict=True):
+            assert np.array_equal(shard_maps_of.rows(entry.path, NUM_ROWS), rows)
+            assert np.array_equal(shard_maps_of.span(entry.path, 1, 2, SEQUENCE_LENGTH), rows.reshape(-1)[SEQUENCE_LENGTH + 2 :][:SEQUENCE_LENGTH])
+    numbers = [before.placement.file_of(before.placement.first_row(entry.path)) for entry in shards]
+    assert all(np.array_equal(opened_before[number], rows) for number, rows in zip(numbers, expected, strict=True))
+
+
 def test_a_shard_of_another_shape_than_its_manifest_promised_is_not_read(root: Path, tmp_path: Path) -> None:
     """Its bytes are those of the manifest, but its rows are not so many."""
     other = Path(shutil.copytree(root, tmp_path / "root"))
@@ -96,10 +115,11 @@ def test_a_view_stays_valid_after_its_shard_gave_way(root: Path) -> None:
     assert mapped(root) == 2
 
 
+@pytest.mark.parametrize("number", [0, 3, NUM_SHARDS - 1])
 @pytest.mark.parametrize("view", [False, True])
-def test_a_missing_shard_is_told_when_the_reader_is_opened(root: Path, tmp_path: Path, view: bool) -> None:
+def test_a_missing_shard_is_told_when_the_reader_is_opened(root: Path, tmp_path: Path, view: bool, number: int) -> None:
     other = Path(shutil.copytree(root, tmp_path / "root"))
-    path = other / Dataset(other).shards(Split.TRAIN)[3].path
+    path = other / Dataset(other).shards(Split.TRAIN)[number].path
     path.unlink()
     with pytest.raises(ShardCorrupt, match=f"{path} is missing"):
         ViewRows(whole(Dataset(other))) if view else TokenRows(other, None, Split.TRAIN)

@@ -229,6 +229,9 @@ def test_a_merge_makes_way_for_one_that_was_begun_no_earlier_also_if_they_have_n
     publish_merge(dataset, late, settings_of(root), now=clock())
     assert is_superseded(Dataset(root), early)
     assert early.entries[0].path in collect_garbage(root, grace_s=0)
+    (other,) = [own for own in due_runs(dataset.placement, TOGETHER, 200) if own.split is not run.split]
+    assert is_superseded(Dataset(root), write_merge(dataset, [other, early.runs[0]])), "also if the file of the other split has no rival"
+    assert not is_superseded(Dataset(root), write_merge(dataset, [other])), "nor has it one by itself"
 
 
 def test_the_collector_keeps_shards_within_the_grace_and_while_the_file_that_stands_for_them_is_damaged(root: Path) -> None:
@@ -238,6 +241,7 @@ def test_the_collector_keeps_shards_within_the_grace_and_while_the_file_that_sta
     for entry in manifest.merged:
         flip(root / entry.path)
     assert collect_garbage(root, grace_s=0, by_hand=True) == []
+    assert not any("does not reproduce" in problem.what for problem in verify(root).problems), "nor is damage told again for each shard"
     for entry in manifest.merged:
         flip(root / entry.path)
     listed = collect_garbage(root, grace_s=0, dry_run=True)
