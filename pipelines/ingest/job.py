@@ -27,7 +27,7 @@ from pipelines.dedup.paragraphs import EMPTY
 from pipelines.ingest.isolation.poison import Step, isolated
 from pipelines.ingest.isolation.quarantine import DeathMark, Quarantine, quarantine
 from pipelines.ingest.portions import in_portions
-from pipelines.kafka.reading import BLOCK_BYTES, EXPECTED_RECORD_BYTES, Slice, read_blocks
+from pipelines.kafka.reading import BLOCK_BYTES, EXPECTED_RECORD_BYTES, Slice, read_slices, windows
 from pipelines.kafka.sizes import sizes_of
 from pipelines.kernels.ingest import ensure_compiled
 from pipelines.runtime.memory import few_arenas, release
@@ -104,12 +104,12 @@ def sized(step: Step, records: pa.Table) -> pa.Table:
 
 
 def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
-    """One slice after the other in this process; blocks of which it died twice, in another."""
+    """One window of slices after the other in this process; blocks of which it died twice, in another."""
     step = Prepare(settings, tokenizer, known)
     with DeathMark(Path(settings.root)) as mark, Quarantine(pickle.dumps(step.prepared)) as quarantined:
-        for part in parts:
-            for records in read_blocks(part, settings):
-                yield from in_portions(partial(sized, quarantined), records) if mark.is_suspect(records) else step(records)
+        for records in read_slices(parts, settings):
+            for block in in_portions(partial(sized, quarantined), records) if mark.is_suspect(records) else step(records):
+                yield from _by_partition(block)
 
 
 def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
@@ -190,19 +190,21 @@ def tasks_at_once() -> int | None:
 
 
 def grouped(parts: Sequence[Slice], at_once: int, settings: IngestSettings) -> list[Sequence[Slice]]:
-    """The slices of each task, in order: many at first, since Ray Data looks for finished tasks ten times a second only, and fewer towards the end.
+    """The slices of each task, whole windows in order: many at first, since Ray Data looks for finished tasks ten times a second only, and
+    fewer towards the end.
 
     What the tasks that run at once prepare fits into what may wait for the committer, so that no later task stands still for an earlier one.
     """
     waiting_bytes = at_once * settings.slice_records * EXPECTED_RECORD_BYTES
     most = max(1, min(MAX_SLICES_PER_TASK, settings.read_ahead_bytes // waiting_bytes))
+    units = list(windows(parts, settings.slice_records))
     groups: list[Sequence[Slice]] = []
     first = 0
-    while first < len(parts):
-        left = len(parts) - first
+    while first < len(units):
+        left = len(units) - first
         size = min(most, math.ceil((left if left <= LAST_ROUND_SLICES * at_once else left * 2 / 3) / at_once))
-        end = min(len(parts), first + size * at_once)
-        groups += [parts[start : min(end, start + size)] for start in range(first, end, size)]
+        end = min(len(units), first + size * at_once)
+        groups += [list(itertools.chain.from_iterable(units[start : min(end, start + size)])) for start in range(first, end, size)]
         first = end
     return groups
 
