@@ -45,9 +45,7 @@ _log = logging.getLogger(__name__)
 Lines = npt.NDArray[np.uint64]
 """Hashes of the lines that are known as boilerplate, ascending: 8 bytes each, so they go to the workers with the step itself."""
 Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.Table]]
-"""Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in slice order, each of one partition, in offset order; every offset of the slices is in one
-row.
-"""
+"""Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in the order of the slices and their offsets; every offset of the slices is in one row."""
 RETRIES = {"max_retries": 1}
 """Ray repeats a task whose process died once (by default three times) before its records come under suspicion. Equal for both steps: they fuse."""
 MAX_SLICES_PER_TASK, LAST_ROUND_SLICES = 16, 6
@@ -108,8 +106,7 @@ def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRe
     step = Prepare(settings, tokenizer, known)
     with DeathMark(Path(settings.root)) as mark, Quarantine(pickle.dumps(step.prepared)) as quarantined:
         for records in read_slices(parts, settings):
-            for block in in_portions(partial(sized, quarantined), records) if mark.is_suspect(records) else step(records):
-                yield from _by_partition(block)
+            yield from in_portions(partial(sized, quarantined), records) if mark.is_suspect(records) else step(records)
 
 
 def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
@@ -122,7 +119,7 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef,
     try:
         for block in _ray_blocks(parts, settings, step):
             num_done += len(block)
-            yield from _by_partition(block)
+            yield block
     except ray.exceptions.RayError as error:
         if not _has_cause(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
             raise _original(error) from error
@@ -130,8 +127,7 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef,
     else:
         return
     try:
-        for block in _ray_blocks(_without_first(parts, num_done), settings, step.in_quarantine):
-            yield from _by_partition(block)
+        yield from _ray_blocks(_without_first(parts, num_done), settings, step.in_quarantine)
     except ray.exceptions.RayError as error:
         raise _original(error) from error
 
@@ -167,13 +163,6 @@ def _under_one_name(blocks: "ray.data.Dataset") -> None:
 
     blocks.set_name("ingest")
     blocks._set_uuid(ray.get_runtime_context().get_job_id())
-
-
-def _by_partition(block: pa.Table) -> Iterator[pa.Table]:
-    """The block, which Ray may have joined from several slices, cut where a partition ends. No copies."""
-    ends = np.flatnonzero(np.diff(block["partition"].to_numpy())) + 1
-    for start, end in itertools.pairwise([0, *ends.tolist(), len(block)]):
-        yield block.slice(start, end - start)
 
 
 def tasks_at_once() -> int | None:

@@ -43,6 +43,10 @@ def hasty(stream: Stream) -> Settings:
     return stream.settings.model_copy(update={"ingest": stream.settings.ingest.model_copy(update={"stall_timeout_s": 1.0})})
 
 
+def with_slices_of(stream: Stream, num_records: int) -> Settings:
+    return hasty(stream).model_copy(update={"ingest": hasty(stream).ingest.model_copy(update={"slice_records": num_records})})
+
+
 def values_of(table: pa.Table) -> list[bytes | None]:
     return list(table.column("value").to_pylist())
 
@@ -181,6 +185,16 @@ def test_small_slices_of_many_partitions_are_read_by_one_consumer_in_their_order
     blocks = list(read_slices(parts, stream.settings))
     assert pa.concat_tables(blocks).equals(expected)
     assert len(opened) == 1 and (len(blocks) == 1) is (block_bytes == BLOCK_BYTES)
+
+
+def test_one_consumer_reads_window_after_window(stream: Stream) -> None:
+    topic = stream.create(num_partitions=3)
+    for partition in range(3):
+        send(stream.settings, topic, [b"%d/%d" % (partition, number) for number in range(50)], partition)
+    parts = slices(topic, {partition: OffsetRange(start=0, end=50) for partition in range(3)}, 15)
+    settings = with_slices_of(stream, 20)
+    found = pa.concat_tables(read_slices(parts, settings))
+    assert found.equals(pa.concat_tables([read_slice(Slice(topic, partition, 0, 50), settings) for partition in range(3)]))
 
 
 def test_a_partition_without_progress_is_a_stall_not_a_hang(stream: Stream) -> None:
