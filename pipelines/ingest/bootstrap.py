@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipelines.ingest.isolation.poison import isolated
 from pipelines.ingest.isolation.quarantine import Quarantine, TrainingMark
 from pipelines.ingest.portions import in_portions
-from pipelines.kafka.reading import Slice, read_blocks
+from pipelines.kafka.reading import Slice, read_slices
 from pipelines.kernels.ingest import ensure_compiled
 from pipelines.steps.prepare import clean
 from pipelines.tokenizers.balance import Gathered
@@ -78,9 +78,8 @@ def first_texts(parts: Sequence[Slice], settings: Settings) -> Gathered:
 def _cleaned(parts: Sequence[Slice], settings: Settings) -> Iterator[pa.Table]:
     step = partial(clean, settings=settings)
     with TrainingMark(Path(settings.root)) as mark, Quarantine(pickle.dumps(step)) as quarantine:
-        for part in parts:
-            for records in read_blocks(part, settings):
-                yield from in_portions(quarantine if mark.is_suspect(records) else partial(isolated, step), records)
+        for records in read_slices(parts, settings):
+            yield from in_portions(quarantine if mark.is_suspect(records) else partial(isolated, step), records)
 
 
 def with_what_is_fixed(newest: DatasetManifest, settings: Settings) -> Settings:

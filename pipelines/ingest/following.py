@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pipelines.ingest.isolation.poison import sizes
 from pipelines.ingest.progress import Progress
 from pipelines.ingest.stream import Abandoned, Stream
-from pipelines.kafka.reading import Slice, read_blocks
+from pipelines.kafka.reading import read_slices, slices
 from pipelines.kafka.transactions import HoldWatch, told
 from schemas.errors import BlobsUnavailable, BrokerUnavailable, NotEnoughText
 from schemas.manifest import DatasetManifest, OffsetRange
@@ -137,12 +137,10 @@ class Follower:
 def count_bytes(topic: str, waiting: Mapping[int, OffsetRange], settings: Settings, enough: int) -> int:
     """Bytes of keys and values of the records that wait; stops reading after the first portion that reaches ``enough``."""
     found = 0
-    for partition, span in waiting.items():
-        for start in range(span.start, span.end, PROBE_RECORDS):
-            if found >= enough:
-                return found
-            part = Slice(topic, partition, start, min(start + PROBE_RECORDS, span.end))
-            found += sum(int(size) for block in read_blocks(part, settings) for size in sizes(block).to_numpy())
+    for block in read_slices(slices(topic, waiting, PROBE_RECORDS), settings):
+        found += int(sizes(block).to_numpy().sum())
+        if found >= enough:
+            break
     return found
 
 

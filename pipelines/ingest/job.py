@@ -27,7 +27,7 @@ from pipelines.dedup.paragraphs import EMPTY
 from pipelines.ingest.isolation.poison import Step, isolated
 from pipelines.ingest.isolation.quarantine import DeathMark, Quarantine, quarantine
 from pipelines.ingest.portions import in_portions
-from pipelines.kafka.reading import BLOCK_BYTES, EXPECTED_RECORD_BYTES, Slice, read_blocks
+from pipelines.kafka.reading import BLOCK_BYTES, EXPECTED_RECORD_BYTES, Slice, read_slices, windows
 from pipelines.kafka.sizes import sizes_of
 from pipelines.kernels.ingest import ensure_compiled
 from pipelines.runtime.memory import few_arenas, release
@@ -45,9 +45,7 @@ _log = logging.getLogger(__name__)
 Lines = npt.NDArray[np.uint64]
 """Hashes of the lines that are known as boilerplate, ascending: 8 bytes each, so they go to the workers with the step itself."""
 Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.Table]]
-"""Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in slice order, each of one partition, in offset order; every offset of the slices is in one
-row.
-"""
+"""Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in the order of the slices and their offsets; every offset of the slices is in one row."""
 RETRIES = {"max_retries": 1}
 """Ray repeats a task whose process died once (by default three times) before its records come under suspicion. Equal for both steps: they fuse."""
 MAX_SLICES_PER_TASK, LAST_ROUND_SLICES = 16, 6
@@ -104,12 +102,11 @@ def sized(step: Step, records: pa.Table) -> pa.Table:
 
 
 def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
-    """One slice after the other in this process; blocks of which it died twice, in another."""
+    """One window of slices after the other in this process; blocks of which it died twice, in another."""
     step = Prepare(settings, tokenizer, known)
     with DeathMark(Path(settings.root)) as mark, Quarantine(pickle.dumps(step.prepared)) as quarantined:
-        for part in parts:
-            for records in read_blocks(part, settings):
-                yield from in_portions(partial(sized, quarantined), records) if mark.is_suspect(records) else step(records)
+        for records in read_slices(parts, settings):
+            yield from in_portions(partial(sized, quarantined), records) if mark.is_suspect(records) else step(records)
 
 
 def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
@@ -122,7 +119,7 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef,
     try:
         for block in _ray_blocks(parts, settings, step):
             num_done += len(block)
-            yield from _by_partition(block)
+            yield block
     except ray.exceptions.RayError as error:
         if not _has_cause(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
             raise _original(error) from error
@@ -130,8 +127,7 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef,
     else:
         return
     try:
-        for block in _ray_blocks(_without_first(parts, num_done), settings, step.in_quarantine):
-            yield from _by_partition(block)
+        yield from _ray_blocks(_without_first(parts, num_done), settings, step.in_quarantine)
     except ray.exceptions.RayError as error:
         raise _original(error) from error
 
@@ -169,13 +165,6 @@ def _under_one_name(blocks: "ray.data.Dataset") -> None:
     blocks._set_uuid(ray.get_runtime_context().get_job_id())
 
 
-def _by_partition(block: pa.Table) -> Iterator[pa.Table]:
-    """The block, which Ray may have joined from several slices, cut where a partition ends. No copies."""
-    ends = np.flatnonzero(np.diff(block["partition"].to_numpy())) + 1
-    for start, end in itertools.pairwise([0, *ends.tolist(), len(block)]):
-        yield block.slice(start, end - start)
-
-
 def tasks_at_once() -> int | None:
     """Where Ray is this machine alone, no more than it has cores: Ray's CPUs are a setting there, and a worker that prepares holds some 400 MB.
 
@@ -190,19 +179,21 @@ def tasks_at_once() -> int | None:
 
 
 def grouped(parts: Sequence[Slice], at_once: int, settings: IngestSettings) -> list[Sequence[Slice]]:
-    """The slices of each task, in order: many at first, since Ray Data looks for finished tasks ten times a second only, and fewer towards the end.
+    """The slices of each task, whole windows in order: many at first, since Ray Data looks for finished tasks ten times a second only, and
+    fewer towards the end.
 
     What the tasks that run at once prepare fits into what may wait for the committer, so that no later task stands still for an earlier one.
     """
     waiting_bytes = at_once * settings.slice_records * EXPECTED_RECORD_BYTES
     most = max(1, min(MAX_SLICES_PER_TASK, settings.read_ahead_bytes // waiting_bytes))
+    units = list(windows(parts, settings.slice_records))
     groups: list[Sequence[Slice]] = []
     first = 0
-    while first < len(parts):
-        left = len(parts) - first
+    while first < len(units):
+        left = len(units) - first
         size = min(most, math.ceil((left if left <= LAST_ROUND_SLICES * at_once else left * 2 / 3) / at_once))
-        end = min(len(parts), first + size * at_once)
-        groups += [parts[start : min(end, start + size)] for start in range(first, end, size)]
+        end = min(len(units), first + size * at_once)
+        groups += [list(itertools.chain.from_iterable(units[start : min(end, start + size)])) for start in range(first, end, size)]
         first = end
     return groups
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.ingest.freshness import Ages, LagWatch, VersionTimes
 from pipelines.ingest.job import SIZE
@@ -43,15 +43,26 @@ class Meter:
         self._newest_s.clear()
 
     def read(self, block: pa.Table) -> pa.Table:
-        """Count a block, all of one partition; returns it without its sizes, which nobody else asks for."""
+        """Count a block; returns it without its sizes, which nobody else asks for."""
         if len(block):
-            partition = block["partition"][0].as_py()
-            self.size_bytes[partition] += pc.sum(block[SIZE]).as_py() + (pc.sum(block["outside_bytes"]).as_py() or 0)
-            timestamps = block["timestamp_ms"].drop_null().to_numpy().astype(np.float64)
-            if len(timestamps):
-                self._timestamps_ms.append(timestamps)
-                self._newest_s[partition] = max(float(timestamps.max()) / 1000, self._newest_s.get(partition, 0.0))
+            partitions, places = np.unique(block["partition"].to_numpy(), return_inverse=True)
+            sizes = block[SIZE].to_numpy() + block["outside_bytes"].fill_null(0).to_numpy()
+            for partition, size in zip(partitions.tolist(), np.bincount(places, weights=sizes).tolist(), strict=True):
+                self.size_bytes[partition] += int(size)
+            self._note_timestamps(partitions, places, block["timestamp_ms"])
         return block.drop_columns([SIZE])
+
+    def _note_timestamps(self, partitions: npt.NDArray[np.int32], places: npt.NDArray[np.intp], column: pa.ChunkedArray) -> None:
+        known = column.is_valid().to_numpy()
+        timestamps = column.drop_null().to_numpy().astype(np.float64)
+        if not len(timestamps):
+            return
+        self._timestamps_ms.append(timestamps)
+        newest = np.full(len(partitions), -np.inf)
+        np.maximum.at(newest, places[known], timestamps / 1000)
+        for partition, newest_s in zip(partitions.tolist(), newest.tolist(), strict=True):
+            if newest_s > -np.inf:
+                self._newest_s[partition] = max(newest_s, self._newest_s.get(partition, 0.0))
 
     def committed(self, manifest: DatasetManifest) -> VersionTimes:
         """The version under way is visible."""

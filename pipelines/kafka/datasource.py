@@ -13,7 +13,7 @@ import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from pipelines.kafka.reading import EXPECTED_RECORD_BYTES, Slice, read_blocks, read_slice, slices
+from pipelines.kafka.reading import EXPECTED_RECORD_BYTES, Slice, read_slice, read_slices, slices
 from schemas.arrow import RECORDS
 from schemas.settings import Settings
 
@@ -53,13 +53,8 @@ def _read_task(parts: Sequence[Slice], settings: Settings, row_limit: int | None
         input_files=tuple(f"{part.topic}/{part.partition}/{part.start}-{part.end}" for part in parts),
         exec_stats=None,
     )
-    read: Callable[[], Iterator[pa.Table]] = partial(_read_all, parts, settings)
+    read: Callable[[], Iterator[pa.Table]] = partial(read_slices, parts, settings)
     return ReadTask(read, metadata, schema=RECORDS, per_task_row_limit=row_limit)
-
-
-def _read_all(parts: Sequence[Slice], settings: Settings) -> Iterator[pa.Table]:
-    for part in parts:
-        yield from read_blocks(part, settings)
 
 
 def _num_rows(parts: Sequence[Slice]) -> int:

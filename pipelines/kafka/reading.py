@@ -1,6 +1,6 @@
 """Reading fixed offset ranges into Arrow, exactly: one row per offset of [start, end), whatever the log holds there.
 
-1. The range is fixed by the caller; the partition is assigned by hand and sought to its start.
+1. The ranges are fixed by the caller; partitions are assigned by hand and sought to their starts. Small ranges are read many at once.
 2. Progress is the consumer's position, never the last record seen: a position passes transaction markers, aborted records and what
    compaction removed, so a range that ends in them ends.
 3. Offsets without a record become control rows, so that the rows of a range always number end - start.
@@ -8,11 +8,11 @@
    (pipelines/kafka/records.py). A batch whose CRC is wrong is SourceError: its bytes are not those that were produced.
 5. An offset that is out of range is OffsetsLost; no progress for ``ingest.stall_timeout_s`` is SourceStalled. Nothing is skipped.
 
-Cost: one bootstrap per slice (about 0.05 s), then about 100 MB/s; memory is bounded by BLOCK_BYTES plus three fetches, whatever the range.
+Cost: one bootstrap per call (about 0.05 s), then about 100 MB/s; memory is bounded by two BLOCK_BYTES plus three fetches, whatever the ranges.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -65,65 +65,161 @@ def read_slice(part: Slice, settings: Settings) -> pa.Table:
 
 def read_blocks(part: Slice, settings: Settings) -> Iterator[pa.Table]:
     """The slice as tables of about BLOCK_BYTES, in offset order; their rows together number end - start."""
-    rows = _Rows(part)
-    for records in _record_batches(part, settings):
-        for record in records:
-            if record.offset >= part.end:
-                break
-            rows.add(record)
-            if rows.size_bytes >= BLOCK_BYTES:
-                yield rows.take()
-    rows.fill_to(part.end)
-    if rows.offsets:
-        yield rows.take()
+    return read_slices([part], settings)
 
 
-def _record_batches(part: Slice, settings: Settings) -> Iterator[list[Any]]:
-    """What each poll gave, until the position has passed the end of the slice."""
-    key = TopicPartition(part.topic, part.partition)
-    with broker_errors(settings.kafka, f"read {part.topic}[{part.partition}]"), open_consumer(settings) as consumer:
+def read_slices(parts: Sequence[Slice], settings: Settings) -> Iterator[pa.Table]:
+    """The slices as tables of about BLOCK_BYTES, in their order; the slices of a window share tables. One consumer reads all of them."""
+    if not any(part.end > part.start for part in parts):
+        return
+    with broker_errors(settings.kafka, f"read {parts[0].topic}"), open_consumer(settings) as consumer:
         consumer._fetcher.PartitionRecords = partition_records(settings.formats.max_batch_unpacked_bytes)
-        consumer.assign([key])
-        consumer.seek(key, part.start)
-        position, progress_at = part.start, time.monotonic()
-        while position < part.end:
-            yield _poll(consumer, key, part)
-            reached = consumer.position(key, timeout_ms=POLL_TIMEOUT_MS)
-            if reached != position:
-                position, progress_at = reached, time.monotonic()
-            elif time.monotonic() - progress_at > settings.ingest.stall_timeout_s:
-                raise _stalled(part, position, settings)
+        for window in windows(parts, settings.ingest.slice_records):
+            yield from _joined(_Window(consumer, window, settings).tables())
 
 
-def _poll(consumer: KafkaConsumer, key: TopicPartition, part: Slice) -> list[Any]:
-    try:
-        records: list[Any] = consumer.poll(timeout_ms=POLL_TIMEOUT_MS).get(key, [])
-    except (OffsetOutOfRangeError, LogTruncationError) as error:
-        raise OffsetsLost(
-            f"{part.topic}[{part.partition}] no longer holds offsets {part.start} to {part.end - 1}: retention, DeleteRecords or a topic created "
-            f"again took them while they were read; nothing was committed ({error})"
-        ) from error
-    except (CorruptRecordError, UnsupportedCodecError) as error:
-        raise SourceError(
-            f"{part.topic}[{part.partition}] has a batch between offsets {part.start} and {part.end - 1} whose bytes are not those that were "
-            f"produced, or that no codec here can read: {error}; restore the partition from another replica, or remove the batch with DeleteRecords"
-        ) from error
-    return records
+def _joined(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of about BLOCK_BYTES, in order."""
+    waiting: list[pa.Table] = []
+    size_bytes = 0
+    for table in tables:
+        waiting.append(table)
+        size_bytes += table.nbytes
+        if size_bytes >= BLOCK_BYTES:
+            yield pa.concat_tables(waiting)
+            waiting, size_bytes = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
-def _stalled(part: Slice, position: int, settings: Settings) -> SourceStalled:
-    topic_ids(settings, [part.topic])  # a topic that is gone is said to be gone
-    return SourceStalled(
-        f"{part.topic}[{part.partition}] made no progress from offset {position} towards {part.end} for {settings.ingest.stall_timeout_s:g} s; "
-        "is the partition's leader up? (ingest.stall_timeout_s)"
-    )
+def windows(parts: Sequence[Slice], most: int) -> Iterator[list[Slice]]:
+    """Consecutive slices of different partitions with at most so many offsets together, or a larger one alone: what is read at once.
+
+    Empty slices are left out.
+    """
+    window: list[Slice] = []
+    num_offsets = 0
+    for part in (part for part in parts if part.end > part.start):
+        num_offsets += part.end - part.start
+        if window and (num_offsets > most or part.partition in {other.partition for other in window}):
+            yield window
+            window, num_offsets = [], part.end - part.start
+        window.append(part)
+    if window:
+        yield window
+
+
+class _Window:
+    """Slices of different partitions that are read at once and handed on in their order.
+
+    What is read of those behind the first waits in memory: up to BLOCK_BYTES and what one more poll gives. Then they pause until it is done.
+    """
+
+    def __init__(self, consumer: KafkaConsumer, parts: Sequence[Slice], settings: Settings) -> None:
+        self._consumer = consumer
+        self._settings = settings
+        self._left = {TopicPartition(part.topic, part.partition): _Rows(part) for part in parts}
+        """What is not handed on, in order."""
+        self._reached = {key: rows.part.start for key, rows in self._left.items()}
+        consumer.assign(list(self._left))
+        consumer.resume(*self._left)  # a partition of the window before stands paused at that one's end
+        for key, start in self._reached.items():
+            consumer.seek(key, start)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Rows of one slice each, in the order of the slices. Raises OffsetsLost, SourceError, SourceStalled, TopicMissing."""
+        progress_at = time.monotonic()
+        while self._left:
+            found = self._poll()
+            yield from self._take_in(found)
+            if self._has_moved(found or self._left):
+                yield from self._finished()
+                self._hold_back()
+                progress_at = time.monotonic()
+            elif time.monotonic() - progress_at > self._settings.ingest.stall_timeout_s:
+                raise self._stalled()
+
+    def _take_in(self, found: Mapping[TopicPartition, list[Any]]) -> Iterator[pa.Table]:
+        """Rows of what a poll gave; those of the first slice are handed on when they fill a block."""
+        first = next(iter(self._left))
+        for key, records in found.items():
+            rows = self._left[key]
+            for record in records:
+                if record.offset >= rows.part.end:
+                    break
+                rows.add(record)
+                if key == first and rows.size_bytes >= BLOCK_BYTES:
+                    yield rows.take()
+
+    def _has_moved(self, looked_at: Iterable[TopicPartition]) -> bool:
+        """Whether the consumer stands further on in one of these; its position also passes what is no record.
+
+        Not by its method ``position``, which looks at all assigned partitions in each call: 1,000 of them took 10 s.
+        """
+        assigned = self._consumer._subscription.assignment
+        now = {key: assigned[key].position.offset for key in looked_at}
+        has_moved = any(self._reached[key] != position for key, position in now.items())
+        self._reached |= now
+        return has_moved
+
+    def _is_read(self, key: TopicPartition) -> bool:
+        return self._reached[key] >= self._left[key].part.end
+
+    def _finished(self) -> Iterator[pa.Table]:
+        """What is left of the first slices that are read to their end."""
+        while self._left and self._is_read(first := next(iter(self._left))):
+            rows = self._left.pop(first)
+            self._consumer.pause(first)
+            rows.fill_to(rows.part.end)
+            if rows.offsets:
+                yield rows.take()
+
+    def _hold_back(self) -> None:
+        """Fetch the first slice, and the others while they hold less than a block; of none what lies behind its end."""
+        keys = list(self._left)
+        is_full = sum(self._left[key].size_bytes for key in keys[1:]) >= BLOCK_BYTES
+        for key in keys[1:]:
+            (self._consumer.pause if is_full or self._is_read(key) else self._consumer.resume)(key)
+        if keys:
+            self._consumer.resume(keys[0])
+
+    def _poll(self) -> dict[TopicPartition, list[Any]]:
+        try:
+            found: dict[TopicPartition, list[Any]] = self._consumer.poll(timeout_ms=POLL_TIMEOUT_MS)
+        except (OffsetOutOfRangeError, LogTruncationError) as error:
+            part = self._named_by(error)
+            raise OffsetsLost(
+                f"{part.topic}[{part.partition}] no longer holds offsets {part.start} to {part.end - 1}: retention, DeleteRecords or a topic created "
+                f"again took them while they were read; nothing was committed ({error})"
+            ) from error
+        except (CorruptRecordError, UnsupportedCodecError) as error:
+            part = self._named_by(error)
+            raise SourceError(
+                f"{part.topic}[{part.partition}] has a batch between offsets {part.start} and {part.end - 1} whose bytes are not those that were "
+                f"produced, or that no codec here can read: {error}; restore the partition from another replica, or remove the batch with "
+                "DeleteRecords"
+            ) from error
+        return found
+
+    def _named_by(self, error: Exception) -> Slice:
+        """The slice whose partition the error names: kafka-python writes it as ``TopicPartition(topic=…, partition=…)``."""
+        return next((rows.part for key, rows in self._left.items() if f"{key}" in str(error)), next(iter(self._left.values())).part)
+
+    def _stalled(self) -> SourceStalled:
+        key = next(key for key in self._left if not self._is_read(key))
+        part = self._left[key].part
+        topic_ids(self._settings, [part.topic])  # a topic that is gone is said to be gone
+        return SourceStalled(
+            f"{part.topic}[{part.partition}] made no progress from offset {self._reached[key]} towards {part.end} for "
+            f"{self._settings.ingest.stall_timeout_s:g} s; is the partition's leader up? (ingest.stall_timeout_s)"
+        )
 
 
 class _Rows:
     """Columns of the block that is being built; fills the offsets that a consumer passes over."""
 
     def __init__(self, part: Slice) -> None:
-        self._part = part
+        self.part = part
         self._next = part.start
         self._clear()
 
@@ -161,8 +257,8 @@ class _Rows:
         """The rows so far as a table; begins an empty block."""
         num_rows = len(self.offsets)
         columns = [
-            pa.repeat(pa.scalar(self._part.topic, pa.string()), num_rows),
-            pa.repeat(pa.scalar(self._part.partition, pa.int32()), num_rows),
+            pa.repeat(pa.scalar(self.part.topic, pa.string()), num_rows),
+            pa.repeat(pa.scalar(self.part.partition, pa.int32()), num_rows),
             pa.array(self.offsets, pa.int64()),
             pa.array(self._timestamps_ms, pa.int64()),
             pa.array([headers is None for headers in self._headers], pa.bool_()),

@@ -63,9 +63,7 @@ def test_ray_gives_the_rows_of_a_local_run_in_the_order_of_the_slices_and_raises
         list(run_ray([*parts[:2], lost], settings, tokenizer))
     assert "\n" not in str(caught.value)
     firsts = {(group[0].partition, group[0].start) for group in grouped(parts, tasks, settings.ingest)}
-    firsts |= {(part.partition, part.start) for part in parts if part.start == 0}
     assert [(block["partition"][0].as_py(), block["offset"][0].as_py()) for block in blocks] == sorted(firsts)
-    assert all(len(block["partition"].unique()) == 1 for block in blocks)  # a retraction is judged by what blocks of other partitions held
     assert pa.concat_tables(blocks).equals(pa.concat_tables(run_local(parts, settings, tokenizer)))
     seen: Any = ray.get(get_or_create_stats_actor().get_datasets.remote())
     assert len(seen) == 1  # Ray never forgets the figures of a dataset, and a stream makes thousands of versions

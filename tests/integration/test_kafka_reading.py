@@ -11,9 +11,10 @@ from kafka import TopicPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.protocol.consumer import FetchResponse
 
-from pipelines.kafka.clients import open_producer
+from pipelines.kafka import reading
+from pipelines.kafka.clients import open_consumer, open_producer
 from pipelines.kafka.planning import plan_ranges
-from pipelines.kafka.reading import BLOCK_BYTES, Slice, read_blocks, read_slice, slices
+from pipelines.kafka.reading import BLOCK_BYTES, Slice, read_blocks, read_slice, read_slices, slices
 from pipelines.kafka.topics import ensure_topics, topic_ids, topic_names
 from schemas.arrow import RECORDS
 from schemas.errors import OffsetsLost, SourceStalled, TopicMissing
@@ -40,6 +41,10 @@ def delete_before(stream: Stream, offset: int, partition: int = 0) -> None:
 def hasty(stream: Stream) -> Settings:
     """Settings with which a read that gets nowhere is given up after a second."""
     return stream.settings.model_copy(update={"ingest": stream.settings.ingest.model_copy(update={"stall_timeout_s": 1.0})})
+
+
+def with_slices_of(stream: Stream, num_records: int) -> Settings:
+    return hasty(stream).model_copy(update={"ingest": hasty(stream).ingest.model_copy(update={"slice_records": num_records})})
 
 
 def values_of(table: pa.Table) -> list[bytes | None]:
@@ -163,6 +168,33 @@ def test_offsets_removed_between_plan_and_read_stop_the_read(stream: Stream) -> 
     delete_before(stream, 6)
     with pytest.raises(OffsetsLost, match="no longer holds offsets 2 to 9"):
         read_slice(Slice(topic, 0, 2, 10), stream.settings)
+
+
+@pytest.mark.parametrize("block_bytes", [BLOCK_BYTES, 1_000])
+def test_small_slices_of_many_partitions_are_read_by_one_consumer_in_their_order(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    topic = stream.create(num_partitions=30)
+    for partition in range(30):
+        send(stream.settings, topic, [b"%d/%d" % (partition, number) * 50 for number in range(partition % 4)], partition)
+    parts = [Slice(topic, partition, 0, partition % 4) for partition in range(30) if partition % 4]
+    expected = pa.concat_tables([read_slice(part, stream.settings) for part in parts])
+    opened: list[Any] = []
+    monkeypatch.setattr(reading, "open_consumer", lambda settings: opened.append(open_consumer(settings)) or opened[-1])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(reading, "BLOCK_BYTES", block_bytes)
+    blocks = list(read_slices(parts, stream.settings))
+    assert pa.concat_tables(blocks).equals(expected)
+    assert len(opened) == 1 and (len(blocks) == 1) is (block_bytes == BLOCK_BYTES)
+
+
+def test_one_consumer_reads_window_after_window(stream: Stream) -> None:
+    topic = stream.create(num_partitions=3)
+    for partition in range(3):
+        send(stream.settings, topic, [b"%d/%d" % (partition, number) for number in range(50)], partition)
+    parts = slices(topic, {partition: OffsetRange(start=0, end=50) for partition in range(3)}, 15)
+    settings = with_slices_of(stream, 20)
+    found = pa.concat_tables(read_slices(parts, settings))
+    assert found.equals(pa.concat_tables([read_slice(Slice(topic, partition, 0, 50), settings) for partition in range(3)]))
 
 
 def test_a_partition_without_progress_is_a_stall_not_a_hang(stream: Stream) -> None:

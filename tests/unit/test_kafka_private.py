@@ -4,7 +4,7 @@ import inspect
 
 import kafka
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.protocol.consumer import OffsetForLeaderEpochRequest
 from kafka.record import MemoryRecords
@@ -53,6 +53,10 @@ def test_clients_still_have_the_parts_that_are_reached_into(broker: BrokerProces
         fetcher.PartitionRecords = partition_records(2**20)
         made = inspect.getsource(Fetcher)
         assert "self.PartitionRecords(" in made, f"kafka-python {version}: the fetcher does not make self.PartitionRecords any more; see reading.py"
+        key = TopicPartition("some", 0)
+        consumer.assign([key])
+        consumer.seek(key, 7)
+        assert consumer._subscription.assignment[key].position.offset == 7, f"kafka-python {version}: see pipelines/kafka/reading.py"
     with open_admin(settings) as admin:
         assert isinstance(admin, KafkaAdminClient)
         manager = getattr(admin, "_manager", None)

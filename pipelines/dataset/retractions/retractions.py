@@ -26,6 +26,7 @@ nothing is read and nothing is held here for that. Costs: one look-up in the ind
 document, a reading of the trail of that document's version, one version at a time; else a look at two columns per block.
 """
 
+import itertools
 import logging
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -104,9 +105,10 @@ class Retractions:
             self._clean_at = version
 
     def admit(self, block: pa.Table) -> pa.Table:
-        """The block, all of one partition, without the documents that were published before their retraction, which stood in another partition:
-        those are rejected.
-        """
+        """The block without the documents that were published before their retraction, which stood in another partition: those are rejected."""
+        return pa.concat_tables(self._admit(part) for part in _cut_behind_retractions(block))
+
+    def _admit(self, block: pa.Table) -> pa.Table:
         late = self._tombstones.late(block)
         _warn_of_returning(self._tombstones.returning(block, late))
         self._tombstones.add(block)
@@ -195,6 +197,15 @@ class Retractions:
             return read_kept([self._dataset.root / entry.path for entry in manifest.documents], columns)
         assert documents is not None
         return read_kept([documents], columns)
+
+
+def _cut_behind_retractions(block: pa.Table) -> list[pa.Table]:
+    """The block, cut where a partition with retractions ends: what follows in other partitions is judged by them. No copies."""
+    partitions = block["partition"].to_numpy()
+    retracting = np.unique(partitions[pc.equal(block["outcome"], Outcome.RETRACTED).to_numpy()])
+    ends = np.flatnonzero(np.diff(partitions)) + 1
+    cuts = ends[np.isin(partitions[ends - 1], retracting)]
+    return [block.slice(start, end - start) for start, end in itertools.pairwise([0, *cuts.tolist(), len(block)])]
 
 
 def _warn_of_returning(doc_ids: list[str]) -> None:
