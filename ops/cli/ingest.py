@@ -132,7 +132,7 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
 @contextmanager
 def _shown_progress(told: dict[int, dict[str, Any]]) -> "Iterator[Progress]":
     """A bar per version on a terminal; one line per version in any case. Puts each version's times into ``told``."""
-    from pipelines.ingest.progress import Progress
+    from pipelines.ingest.progress import FOLLOWING, WAITING, Progress
 
     with progress_bar() as bar:
         task = bar.add_task("waiting", total=None)
@@ -152,10 +152,13 @@ def _shown_progress(told: dict[int, dict[str, Any]]) -> "Iterator[Progress]":
                 counts = f"{manifest.num_records:,} records, {outcome_counts(manifest.outcomes)}, {manifest.num_tokens:,} tokens"
                 say(f"version {manifest.version}: {counts}; {_timing(times)}")
 
+            def following(self, topic: str) -> None:
+                say(f"{FOLLOWING}{topic}")
+
             def waiting(self, reason: str) -> None:
                 if reason != self.waiting_for:
                     self.waiting_for = reason
-                    say(f"waiting: {reason}")
+                    say(f"{WAITING}{reason}")
 
         yield Shown()
 

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from pipelines.ingest.bootstrap import check_usable
 from pipelines.ingest.isolation.poison import sizes
 from pipelines.ingest.progress import Progress
 from pipelines.ingest.stream import Abandoned, Stream
@@ -79,6 +80,7 @@ class Follower:
         self._tempo = Tempo(settings)
         self._holds = HoldWatch(settings, stream.topic, HOLDS_EVERY_S)
         self._is_prepared = False
+        self._is_following = False
         self._enough_from = 0
         """Fewer records than this hold too little text."""
 
@@ -88,6 +90,7 @@ class Follower:
         self._stream.compact_if_due()
         waiting = self._stream.available()
         self._stream.metrics.not_ready = None
+        self._follow()
         num_waiting = sum(len(span) for span in waiting.values())
         began_at = time.monotonic()
         for held in self._holds.look(began_at):
@@ -109,6 +112,14 @@ class Follower:
             self._stream.create_topic_of_new_dataset()
             self._stream.announce()
             self._is_prepared = True
+
+    def _follow(self) -> None:
+        """Say that the work is taken up, but refuse first what would be refused when documents come. Raises SettingsError, TokenizerMismatch."""
+        if not self._is_following:
+            dataset = self._stream.dataset()
+            check_usable(dataset.manifest if dataset else None, self._settings)
+            self._progress.following(self._stream.topic)
+            self._is_following = True
 
     def _has_text(self, waiting: Mapping[int, OffsetRange]) -> Callable[[], bool] | None:
         """None unless the next version trains a tokenizer."""

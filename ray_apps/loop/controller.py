@@ -7,6 +7,7 @@ An error in a round is reported, and the round is tried again after a pause that
 
 import contextlib
 import logging
+import queue
 import secrets
 import threading
 import time
@@ -60,6 +61,8 @@ class LoopController:
         self._trouble = ""
         self.compute_lost = threading.Event()
         """Set it when Ray went away: what runs on it would wait for ever. The order to train stands and is carried out again."""
+        self.alarms: queue.SimpleQueue[str] = queue.SimpleQueue()
+        """What others want told as a critical alert, from any thread."""
         self._seen = LoopFacts()
 
     def run(self, stop: threading.Event) -> None:
@@ -102,6 +105,8 @@ class LoopController:
 
     def step(self, timeout_s: float) -> None:
         """One round; takes ``timeout_s`` at most where there is nothing to do, and no time at all while there is no traffic to wait for."""
+        while not self.alarms.empty():
+            self._alert("service.down", "critical", self.alarms.get())
         if self.compute_lost.is_set():
             self.compute_lost.clear()
             self._training.stop()
