@@ -36,14 +36,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--text-field", default="text", metavar="NAME", help="field of JSON Lines and Parquet that holds the text (default: text)")
     parser.add_argument("--blobs", type=Path, metavar="DIR", help="where documents too large for a record go (default: blobs under the root)")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=_check)
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Publish; 0 if every document went out, 1 if some were too large or could not be read, 130 after Ctrl-C."""
     from ops.producing.publish import Publisher
 
-    _check(args)
     was_interrupted = False
     with Publisher(settings, args.rate_limit, args.blobs) as publisher:
         try:

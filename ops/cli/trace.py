@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ops.cli.output import print_json, say, tell
+from schemas.errors import DatasetError, DatasetNotFound
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,10 +24,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print every record that carried the document; exit code 1 if there is none."""
+    from pipelines.ingest.presence import somebody_ingests
     from pipelines.kafka.topics import topic_names
     from pipelines.lineage.lineage import trace
 
-    fates = trace(Path(settings.root), args.document, deadletter_topic=topic_names(settings).deadletter)
+    try:
+        fates = trace(Path(settings.root), args.document, deadletter_topic=topic_names(settings).deadletter)
+    except DatasetError as error:
+        if type(error) in (DatasetError, DatasetNotFound) and not somebody_ingests(Path(settings.root)):  # else more may come by itself
+            say(f"no ingest runs for {settings.root}, so nothing more becomes known: start `headrace up`, or `headrace ingest --once`")
+        raise
     lost = _lost(Path(settings.root), fates)
     if args.json:
         print_json(_as_json(args.document, fates) | {"lost_duplicates": [as_json(document) for document in lost]})
