@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ops.cli.output import escaped, print_json, print_table, say, tell
+from schemas.counting import counted
 from schemas.errors import SettingsError
 from schemas.settings import Settings
 
@@ -86,7 +87,7 @@ def run_list(args: argparse.Namespace, settings: Settings) -> int:
     columns = ("died (UTC)", "position", "rule", "error", "replayed")
     shown = [(*row[:4], _replayed(replayed[row[1]])) for row in rows]
     print_table(columns, shown, unbroken=("position",))
-    say(f"{rules.total():,} dead letters{_listed(': ', rules)}{_of_what(args)}")
+    say(f"{counted(rules.total(), 'dead letter')}{_listed(': ', rules)}{_of_what(args)}")
     return 0
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ops.cli.datasets import loss_sentences, outcome_counts, summary
 from ops.cli.output import print_json, print_table, progress_bar, say, tell
+from schemas.counting import counted
 from schemas.errors import SettingsError
 from schemas.settings import Settings
 
@@ -154,7 +155,7 @@ def _shown_progress(told: dict[int, dict[str, Any]]) -> "Iterator[Progress]":
             def committed(self, manifest: "DatasetManifest", times: "VersionTimes") -> None:
                 self.waiting_for = ""
                 told[manifest.version] = times.told()
-                counts = f"{manifest.num_records:,} records, {outcome_counts(manifest.outcomes)}, {manifest.num_tokens:,} tokens"
+                counts = f"{counted(manifest.num_records, 'record')}, {outcome_counts(manifest.outcomes)}, {counted(manifest.num_tokens, 'token')}"
                 say(f"version {manifest.version}: {counts}; {_timing(times)}")
 
             def following(self, topic: str) -> None:
@@ -176,7 +177,7 @@ def _timing(times: "VersionTimes") -> str:
         parts.append(f"fresh within {p50_s:,.1f} s (median), {p95_s:,.1f} s (95 %), {max_s:,.1f} s (all)")
     behind = sum(lag.num_records for lag in times.lag.values())
     longest_s = max((lag.seconds for lag in times.lag.values()), default=0.0)
-    parts.append(f"{behind:,} records and {longest_s:,.1f} s behind" if behind else "nothing behind")
+    parts.append(f"{counted(behind, 'record')} and {longest_s:,.1f} s behind" if behind else "nothing behind")
     return "; ".join(parts)
 
 

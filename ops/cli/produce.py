@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ops.cli.arguments import positive_float, positive_int
 from ops.cli.output import print_json, progress_bar, say, tell
+from schemas.counting import counted
 from schemas.errors import SettingsError
 from schemas.settings import Settings
 
@@ -97,12 +98,12 @@ def _report(tally: "PublishCounts", topic: str, max_dataref_bytes: int, *, as_js
         say(f"failed: {failed.origin}: {failed.error}")
     hidden = len(tally.too_large[SHOWN_PROBLEMS:]) + len(tally.failed[SHOWN_PROBLEMS:])
     if hidden:
-        say(f"… and {hidden:,} more problems; --json lists them all")
+        say(f"… and {counted(hidden, 'more problem')}; --json lists them all")
     if as_json:
         print_json(_summary(tally, topic))
         return
-    counts = f"{tally.published:,} documents, {tally.bytes / 1e6:,.1f} MB, to {topic}"
-    skipped = f"{tally.skipped.total():,} others skipped{_reasons(tally)}"
+    counts = f"{counted(tally.published, 'document')}, {tally.bytes / 1e6:,.1f} MB, to {topic}"
+    skipped = f"{counted(tally.skipped.total(), 'other')} skipped{_reasons(tally)}"
     tell(f"published {counts}; {len(tally.too_large):,} too large, {len(tally.failed):,} failed, {skipped}")
 
 

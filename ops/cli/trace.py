@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ops.cli.output import print_json, say, tell
+from schemas.counting import counted
 from schemas.errors import DatasetError, DatasetNotFound
 from schemas.settings import Settings
 
@@ -86,7 +87,7 @@ def sentence(fate: "Fate") -> str:
 
 def _outcome(fate: "Fate") -> str:
     if fate.outcome == "kept":
-        place = f"kept for {fate.split}: {fate.shard} row {fate.row} position {fate.start}, {fate.length} tokens"
+        place = f"kept for {fate.split}: {fate.shard} row {fate.row} position {fate.start}, {counted(fate.length or 0, 'token')}"
         place += f" (now in row {fate.file_row} of {fate.file})" if fate.file != fate.shard else ""
         returned = "" if fate.returned_after is None else f"published again after its retraction at {fate.returned_after}; "
         return f"{place}; {returned}{_holding(fate)}{_models(fate)}"

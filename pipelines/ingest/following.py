@@ -19,6 +19,7 @@ from pipelines.ingest.progress import Progress
 from pipelines.ingest.stream import Abandoned, Stream
 from pipelines.kafka.reading import Slice, read_blocks
 from pipelines.kafka.transactions import HoldWatch, told
+from schemas.counting import counted
 from schemas.errors import BlobsUnavailable, BrokerUnavailable, NotEnoughText
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
@@ -137,8 +138,8 @@ class Follower:
             return True
         if not self._enough_from:  # only once, because the number grows with each document
             self._progress.waiting(
-                f"for more documents: {num_waiting:,} records with {found:,} bytes are in the topic, but a new dataset trains its tokenizer on "
-                f"{enough:,} bytes of text or more (tokenizer.min_training_bytes). Nothing is lost: the records stay in the topic. "
+                f"for more documents: the topic holds {counted(num_waiting, 'record')} with {found:,} bytes, but a new dataset trains its tokenizer "
+                f"on {enough:,} bytes of text or more (tokenizer.min_training_bytes). Nothing is lost: what is there stays in the topic. "
                 "To begin with these, set tokenizer.min_training_bytes=0"
             )
         self._enough_from = num_waiting + 1

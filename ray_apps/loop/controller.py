@@ -25,6 +25,7 @@ from ray_apps.loop.jobs import MAX_EVALUATION_ATTEMPTS, Job, parse_evaluation, t
 from ray_apps.loop.plan import Bootstrap, LoopFacts, StartTrial, TrainingOrder, plan
 from ray_apps.rollout import policy
 from ray_apps.rollout.controller import RolloutController, announce, by_the_loop, new_salt
+from schemas.counting import counted
 from schemas.errors import HeadraceError, RolloutError
 from schemas.events import AlertFired, new_event
 from schemas.rollout import Phase, RolloutState
@@ -233,7 +234,7 @@ class LoopController:
         """Say what is new on disk since the last round."""
         seen, self._seen = self._seen, view
         if view.dataset_version > seen.dataset_version and (dataset := self._disk.dataset()):
-            self._tell(f"dataset {dataset.version}: {dataset.num_records:,} records, {dataset.num_tokens:,} new tokens")
+            self._tell(f"dataset {dataset.version}: {counted(dataset.num_records, 'record')}, {counted(dataset.num_tokens, 'new token')}")
         if view.held != seen.held:
             self._tell(f"training waits: {view.held}" if view.held else "training is no longer held back")
         if view.newest_model > seen.newest_model:

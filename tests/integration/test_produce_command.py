@@ -143,7 +143,7 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_published(
     assert "bad.jsonl line 2: it is not JSON" in output.err
     assert "bad.jsonl line 3" in output.err
     assert "none.txt: there is no such file or folder" in output.err
-    assert "published 1 documents" in output.out
+    assert "published 1 document," in output.out
     assert [decoded(record).text for record in read_topic(broker, topic_prefix)] == ["good"]
 
 

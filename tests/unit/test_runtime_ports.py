@@ -3,6 +3,7 @@
 import random
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.scripts.scripts import start
@@ -21,7 +22,7 @@ def test_ports_are_free_all_different_and_none_that_the_system_gives_out_by_itse
 
 
 def test_no_port_is_one_that_ray_keeps_for_its_workers() -> None:
-    defaults = {option.name: option.default for option in start.params}
+    defaults: dict[str | None, Any] = {option.name: option.default for option in start.params}
     kept = range(defaults["min_worker_port"], defaults["max_worker_port"] + 1)
     assert not {port for _ in range(50) for port in free_ports(20)} & set(kept)
 
