@@ -20,7 +20,7 @@
     │   ├── ManifestCorrupt      a manifest does not parse or contradicts itself
     │   ├── ManifestNewer        a later Headrace wrote the manifest, with fields that this one does not know
     │   ├── ShardCorrupt         a file's bytes differ from what its manifest says
-    │   ├── TokenizerMismatch    token ids of two tokenizers would be mixed
+    │   ├── TokenizerMismatch    token ids of two tokenizers would be mixed                        (exit code 2)
     │   └── QualityModelCorrupt  a quality model's bytes differ from the hash in its name
     ├── HookFailed               the operator's own code, named in the settings, raised or returned a wrong answer
     ├── BlockTooLarge            the data that a block's records refer to does not fit into memory; the job handles it
@@ -38,19 +38,20 @@
 A message says what happened, with which values, and what to do about it.
 """
 
-from typing import ClassVar
+WRONG_USAGE = 2
+"""Exit code of a command whose settings or flags are wrong: the same command again cannot help."""
 
 
 class HeadraceError(Exception):
     """Base of all errors that Headrace raises on purpose; the command line prints it in one line and exits."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
 
 class SettingsError(HeadraceError):
     """A setting, flag or environment variable is unknown or has a value it cannot have."""
 
-    exit_code = 2
+    exit_code = WRONG_USAGE
 
 
 class EnvelopeError(HeadraceError):
@@ -130,7 +131,9 @@ class ShardCorrupt(DatasetError):
 
 
 class TokenizerMismatch(DatasetError):
-    """Token ids of two different tokenizers would end up in one dataset."""
+    """Token ids of two different tokenizers would end up in one dataset: the settings, or a file, must be set back."""
+
+    exit_code = WRONG_USAGE
 
 
 class QualityModelCorrupt(DatasetError):
@@ -181,6 +184,10 @@ class RolloutError(HeadraceError):
 
 class ServiceFailed(HeadraceError):
     """A part that ``headrace up`` keeps running does not start at all, or another ``up`` runs under the same root."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class ApiError(HeadraceError):

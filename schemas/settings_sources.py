@@ -63,6 +63,9 @@ def known_names() -> list[str]:
 
 
 def _unknown(name: str, source: str) -> SettingsError:
+    section, dot, key = name.partition(".")
+    if not section.strip() or (dot and not key.strip()):
+        return SettingsError(f"{source}: the name of the setting is missing in {name!r}; write SECTION.KEY, such as ingest.max_batch_records")
     if name in _sections():
         keys = ", ".join(f"{name}.{key}" for key in list(_sections()[name].model_fields)[:SHOWN_KEYS])
         return SettingsError(f"{source}: {name!r} is a section; name one of its settings: {keys} … (`headrace settings` shows all)")

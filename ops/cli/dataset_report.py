@@ -55,13 +55,13 @@ def run_report(args: argparse.Namespace, settings: Settings) -> int:
     from pipelines.report.page import render
     from pipelines.storage.durable import replace_durably
 
+    if args.output == "-" and args.json:
+        raise SettingsError("--output - writes the page to standard output, where --json would write too; give one of them")
     facts = collect(settings, args.version, last=args.last, num_examples=args.examples)
     for note in facts.notes:
         say(note)
     page = render(facts)
     if args.output == "-":
-        if args.json:
-            raise SettingsError("--output - writes the page to standard output, where --json would write too; give one of them")
         sys.stdout.write(page)
         return 0
     path = Path(args.output) if args.output else Path(settings.root) / DEFAULT_OUTPUT.format(version=facts.manifest.version)

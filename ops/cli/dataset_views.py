@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ops.cli.arguments import positive_int, whole_number
 from ops.cli.output import print_json, print_table, say, tell
+from schemas.counting import counted
 from schemas.errors import SettingsError
 from schemas.settings import Settings
 
@@ -212,13 +213,13 @@ def _print_view(opened: "OpenView", *, as_json: bool) -> None:
         for group in told["groups"]
     ]
     columns = ("group", "documents", "tokens", "wanted", "available", "epochs per 1 M tokens")
-    print_table(columns, groups, title=f"{opened.label}: {told['documents']:,} documents, {told['tokens']:,} tokens")
+    print_table(columns, groups, title=f"{opened.label}: {counted(told['documents'], 'document')}, {counted(told['tokens'], 'token')}")
     print_table(("split", "documents", "tokens"), _counts(told["splits"]))
     print_table(("left out by", "documents", "tokens"), _counts(told["excluded"]))
     if hits := told["contaminated"]:
         shown = [(hit["doc_id"], hit["evaluation"], hit["evaluation_document"], hit["reason"], f"{hit['similarity']:.2f}") for hit in hits]
         headings = ("document", "evaluation set", "its document", "in common", "similarity")
-        print_table(headings, shown[:MAX_HITS_SHOWN], title=f"{len(hits):,} documents have too much in common with evaluation documents")
+        print_table(headings, shown[:MAX_HITS_SHOWN], title=f"{counted(len(hits), 'document')} with too much in common with evaluation documents")
 
 
 def _warn_of(group: dict[str, Any]) -> None:
@@ -227,7 +228,7 @@ def _warn_of(group: dict[str, Any]) -> None:
         say(f"group {group['name']} holds no document to train on: training refuses the view until it does")
     elif group["wanted"] > OFTEN * group["available"]:
         often = f"each of its documents is read {group['epochs_per_million_tokens']:,.0f} times per million tokens"
-        say(f"group {group['name']} has a share of {group['wanted']:.1%} but only {group['tokens']:,} tokens: {often}")
+        say(f"group {group['name']} has a share of {group['wanted']:.1%} but only {counted(group['tokens'], 'token')}: {often}")
 
 
 def _counts(counted: dict[str, dict[str, int]]) -> list[tuple[str, int, int]]:
@@ -261,11 +262,13 @@ def run_export(args: argparse.Namespace, settings: Settings) -> int:
     root = Path(settings.root)
     opened = open_view(root, args.view) if args.view else whole(Dataset(root, args.version))
     written = export(opened, args.format, Path(args.output), with_later_retracted=args.include_retracted_later)
-    counts = ", ".join(f"{name} {split['documents']:,} documents, {split['tokens']:,} tokens" for name, split in written["splits"].items())
+    counts = ", ".join(
+        f"{name} {counted(split['documents'], 'document')}, {counted(split['tokens'], 'token')}" for name, split in written["splits"].items()
+    )
     say(f"{opened.label}: {counts}")
     if later := written["retracted_later"]["documents"]:
-        fate = "are part of the export" if args.include_retracted_later else "are left out; --include-retracted-later exports the version as it was"
-        say(f"{later:,} documents of this dataset version were retracted by a later one and {fate}")
+        fate = "part of the export" if args.include_retracted_later else "left out; --include-retracted-later exports the version as it was"
+        say(f"{counted(later, 'document')} of this dataset version, retracted by a later one: {fate}")
     if args.json:
         print_json({"view": opened.label, "format": args.format, "output": args.output, **written})
     else:

@@ -14,6 +14,7 @@ from ops.cli.dataset_report import add_actions as add_report_actions
 from ops.cli.dataset_semantic import add_actions as add_semantic_actions
 from ops.cli.dataset_views import add_actions as add_view_actions
 from ops.cli.output import print_json, print_json_list, print_table, progress_bar, say, tell
+from schemas.counting import counted
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def loss_sentences(manifest: "DatasetManifest") -> list[str]:
 
 def _what_it_did(row: dict[str, Any]) -> str:
     if row["num_losses"]:
-        return f"accepted a loss in {row['num_losses']} partitions"
+        return f"accepted a loss in {counted(row['num_losses'], 'partition')}"
     if row["merged"]:
         return f"merged small shards into {len(row['merged'])} larger {'file' if len(row['merged']) == 1 else 'files'}"
     return "compacted the duplicate index" if row["dedup_base"] else outcome_counts(row["outcomes"])
@@ -151,5 +152,6 @@ def _print_report(report: "Report", *, as_json: bool) -> None:
         return
     for problem in report.problems:
         tell(f"version {problem.version}: {problem.path}: {problem.what}; {problem.fix}")
-    checked = f"{report.versions:,} versions, {report.files:,} files, {report.size_bytes:,} bytes, {report.documents_decoded:,} documents decoded"
-    say(f"{checked}: {len(report.problems)} problems" if report.problems else f"{checked}: no problems")
+    checked = f"{counted(report.versions, 'version')}, {counted(report.files, 'file')}, {report.size_bytes:,} bytes"
+    checked += f", {counted(report.documents_decoded, 'document')} decoded"
+    say(f"{checked}: {counted(len(report.problems), 'problem')}" if report.problems else f"{checked}: no problems")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ops.cli.output import escaped, print_json, print_table, say, tell
+from schemas.counting import counted
+from schemas.errors import SettingsError
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     for action, function in ((listing, run_list), (showing, run_show), (replaying, run_replay)):
         action.add_argument("--json", action="store_true", help="one JSON document on standard output")
         action.set_defaults(run=function)
+    replaying.set_defaults(check=_check_replay)
 
 
 def _moment(text: str) -> "datetime":
@@ -84,7 +87,7 @@ def run_list(args: argparse.Namespace, settings: Settings) -> int:
     columns = ("died (UTC)", "position", "rule", "error", "replayed")
     shown = [(*row[:4], _replayed(replayed[row[1]])) for row in rows]
     print_table(columns, shown, unbroken=("position",))
-    say(f"{rules.total():,} dead letters{_listed(': ', rules)}{_of_what(args)}")
+    say(f"{counted(rules.total(), 'dead letter')}{_listed(': ', rules)}{_of_what(args)}")
     return 0
 
 
@@ -139,15 +142,23 @@ def run_show(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def _check_replay(args: argparse.Namespace) -> None:
+    mends = args.edit is not None or args.set_text is not None
+    if bool(args.position) == bool(args.rule) or (mends and (len(args.position) != 1 or (args.edit is not None and args.set_text is not None))):
+        raise SettingsError("name the positions to replay, or --rule; --edit and --set-text take one position at a time")
+    if args.edit not in (None, "-"):
+        try:
+            Path(args.edit).open("rb").close()
+        except OSError as error:
+            raise SettingsError(f"cannot read {args.edit}: {error.strerror}") from error
+
+
 def run_replay(args: argparse.Namespace, settings: Settings) -> int:
     """0 if every record that was asked for is published, 1 if one would only die again."""
     from pipelines.kafka.replays import publish
     from pipelines.kafka.topics import topic_names
-    from schemas.errors import EnvelopeError, SettingsError
+    from schemas.errors import EnvelopeError
 
-    mends = args.edit is not None or args.set_text is not None
-    if bool(args.position) == bool(args.rule) or (mends and (len(args.position) != 1 or (args.edit is not None and args.set_text is not None))):
-        raise SettingsError("name the positions to replay, or --rule; --edit and --set-text take one position at a time")
     refused: list[dict[str, str]] = []
     replayed: list[dict[str, Any]] = []
     for batch in _batches(_letters(args, settings)):
@@ -190,14 +201,10 @@ def _record(args: argparse.Namespace, settings: Settings, letter: "Letter") -> "
 
     from pipelines.kafka.replays import replay_record, with_text
     from pipelines.steps.formats.references import read_reference
-    from schemas.errors import SettingsError
 
     value = with_text(letter, args.set_text) if args.set_text is not None else None
     if args.edit is not None:
-        try:
-            value = sys.stdin.buffer.read() if args.edit == "-" else Path(args.edit).read_bytes()
-        except OSError as error:
-            raise SettingsError(f"cannot read {args.edit}: {error.strerror}") from error
+        value = sys.stdin.buffer.read() if args.edit == "-" else Path(args.edit).read_bytes()
     reading = partial(read_reference, settings=settings)
     return replay_record(letter, settings.ingest.max_document_bytes, value, reading, settings.formats.max_damaged_fraction)
 

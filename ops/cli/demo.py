@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MARKER = ".headrace-demo"
 """A folder without it is not ours to wipe."""
 STOP_TIMEOUT_S = 60.0
+ATTEMPTS = 3
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
@@ -35,15 +36,36 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Run the demo; a stage that fails ends it with exit code 1 and the end of the log that says why."""
+    quieten()
+    signal.signal(signal.SIGTERM, _interrupt)
+    with_free_ports(settings, lambda chosen: _run(args, chosen))
+    return 0
+
+
+def with_free_ports(settings: Settings, go: Callable[[Settings], None]) -> None:
+    """Run the demo; once more, with other ports, if another program took a port between the choice and the use."""
+    from ops.demo.settings import demo_settings, taken_ports
+    from ops.demo.watching import StageFailed
+
+    for attempt in range(1, ATTEMPTS + 1):
+        chosen = demo_settings(settings)
+        try:
+            go(chosen)
+        except StageFailed as error:
+            taken = " and ".join(map(str, taken_ports(chosen)))
+            if not taken or attempt == ATTEMPTS:
+                raise
+            say(f"{error}\nport {taken} was taken by another program after the demo had chosen it: the demo begins again with another")
+        else:
+            return
+
+
+def _run(args: argparse.Namespace, settings: Settings) -> None:
     from ops.demo.screen import Screen
-    from ops.demo.settings import demo_settings
     from ops.demo.story import NUM_STAGES, tell_story
     from ops.demo.summary import summarize
     from ops.demo.watching import Watch
 
-    quieten()
-    signal.signal(signal.SIGTERM, _interrupt)
-    settings = demo_settings(settings)
     screen = Screen(NUM_STAGES)
     _wipe(Path(settings.root))
     screen.line(f"the demo's data and logs: {settings.root}")
@@ -54,7 +76,6 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         if not args.exit:
             say(f"The service goes on at {story.addresses['api']}/v1; Ctrl-C stops it. `headrace up --root {settings.root}` takes it up again.")
             _wait(up)
-    return 0
 
 
 def _with_address(settings: Settings) -> Settings:

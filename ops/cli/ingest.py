@@ -10,11 +10,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ops.cli.datasets import loss_sentences, outcome_counts, summary
 from ops.cli.output import print_json, print_table, progress_bar, say, tell
+from schemas.counting import counted
+from schemas.errors import SettingsError
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,7 +47,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--reason", help="with --accept-loss: why you accept it; the version records it with your user name")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output at the end: the versions that were committed")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=_check)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if (args.accept_loss is None) != (not (args.reason or "").strip()):
+        raise SettingsError('--accept-loss and --reason go together: say why the loss is accepted, such as --reason "retention was too short"')
 
 
 def _resumption(text: str) -> tuple[int, int | None]:
@@ -56,13 +64,14 @@ def _resumption(text: str) -> tuple[int, int | None]:
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Ingest; 0 when all that was there, or all until the stop, is committed."""
-    if args.accept_loss is not None or args.reason is not None:
+    if args.accept_loss is not None:
         return _accept_loss(args, settings)
     from pipelines.ingest.following import ingest_follow
+    from pipelines.ingest.presence import ingesting
     from pipelines.ingest.stream import ingest_once
 
     told: dict[int, dict[str, Any]] = {}
-    with _shown_progress(told) as progress:
+    with _shown_progress(told) as progress, ingesting(Path(settings.root)):
         if args.once:
             manifests = ingest_once(settings, progress)
         else:
@@ -90,10 +99,7 @@ def _accept_loss(args: argparse.Namespace, settings: Settings) -> int:
     from datetime import UTC, datetime
 
     from pipelines.ingest.acceptance import accept_loss
-    from schemas.errors import SettingsError
 
-    if args.accept_loss is None or not (args.reason or "").strip():
-        raise SettingsError('--accept-loss and --reason go together: say why the loss is accepted, such as --reason "retention was too short"')
     manifest = accept_loss(settings, dict(args.accept_loss), by=_user_name(), reason=args.reason.strip(), now=datetime.now(UTC))
     if args.json:
         print_json({"versions": [summary(manifest)]})
@@ -132,7 +138,7 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
 @contextmanager
 def _shown_progress(told: dict[int, dict[str, Any]]) -> "Iterator[Progress]":
     """A bar per version on a terminal; one line per version in any case. Puts each version's times into ``told``."""
-    from pipelines.ingest.progress import Progress
+    from pipelines.ingest.progress import FOLLOWING, WAITING, Progress
 
     with progress_bar() as bar:
         task = bar.add_task("waiting", total=None)
@@ -149,13 +155,16 @@ def _shown_progress(told: dict[int, dict[str, Any]]) -> "Iterator[Progress]":
             def committed(self, manifest: "DatasetManifest", times: "VersionTimes") -> None:
                 self.waiting_for = ""
                 told[manifest.version] = times.told()
-                counts = f"{manifest.num_records:,} records, {outcome_counts(manifest.outcomes)}, {manifest.num_tokens:,} tokens"
+                counts = f"{counted(manifest.num_records, 'record')}, {outcome_counts(manifest.outcomes)}, {counted(manifest.num_tokens, 'token')}"
                 say(f"version {manifest.version}: {counts}; {_timing(times)}")
+
+            def following(self, topic: str) -> None:
+                say(f"{FOLLOWING}{topic}")
 
             def waiting(self, reason: str) -> None:
                 if reason != self.waiting_for:
                     self.waiting_for = reason
-                    say(f"waiting: {reason}")
+                    say(f"{WAITING}{reason}")
 
         yield Shown()
 
@@ -168,7 +177,7 @@ def _timing(times: "VersionTimes") -> str:
         parts.append(f"fresh within {p50_s:,.1f} s (median), {p95_s:,.1f} s (95 %), {max_s:,.1f} s (all)")
     behind = sum(lag.num_records for lag in times.lag.values())
     longest_s = max((lag.seconds for lag in times.lag.values()), default=0.0)
-    parts.append(f"{behind:,} records and {longest_s:,.1f} s behind" if behind else "nothing behind")
+    parts.append(f"{counted(behind, 'record')} and {longest_s:,.1f} s behind" if behind else "nothing behind")
     return "; ".join(parts)
 
 

@@ -1,6 +1,7 @@
 """Entry point of the ``headrace`` command.
 
-Reads the settings (file, environment, flags), hands them to the command's ``run(args, settings) -> exit code``, and turns a
+Reads the settings (file, environment, flags), lets the command ``check(args)`` how its flags go together, if it has such a function, starts
+the broker that it needs, hands the settings to its ``run(args, settings) -> exit code``, and turns a
 HeadraceError into one line on standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted by Ctrl-C.
 Command modules import Ray and torch only when they run, so that ``headrace --help`` answers at once; this one imports nothing of ours before
 ``main`` runs, so that Ctrl-C in the first second is one line too.
@@ -120,7 +121,7 @@ def settings_from(args: argparse.Namespace) -> "Settings":
     overrides: dict[str, object] = {"root": args.root, "kafka.bootstrap_servers": args.bootstrap_servers}
     for assignment in args.set:
         name, sign, value = assignment.partition("=")
-        if not sign:
+        if not sign or not name.strip():
             raise SettingsError(f"--set takes SECTION.KEY=VALUE, not {assignment!r}")
         overrides[name] = value
     settings = load_settings(text, os.environ, overrides, source=str(path))
@@ -192,6 +193,8 @@ def _run(argv: Sequence[str] | None) -> int:
     args = _parsed(argv)
     try:
         settings = settings_from(args)
+        if check := getattr(args, "check", None):
+            check(args)  # what is wrong with the flags is told before anything is started
         start_logging(settings.telemetry.log_level)
         with with_kafka(settings, NEEDS.get(args.command, "no")) as settings:
             return int(args.run(args, settings))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ops.cli.arguments import positive_int
 from ops.cli.output import print_json, print_table, say, tell
+from schemas.counting import counted
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -152,6 +153,6 @@ def evaluate_version(args: argparse.Namespace, settings: Settings) -> int:
         rows = f"{result.view} of " if result.view else ""
         tell(
             f"model version {version} on {rows}dataset version {result.dataset_version}: loss {result.loss:.4f} nats per token, "
-            f"perplexity {result.perplexity:.2f} over {result.num_tokens:,} tokens"
+            f"perplexity {result.perplexity:.2f} over {counted(result.num_tokens, 'token')}"
         )
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ops.cli.arguments import positive_float, positive_int
 from ops.cli.output import print_json, progress_bar, say, tell
+from schemas.counting import counted
 from schemas.errors import SettingsError
 from schemas.settings import Settings
 
@@ -36,14 +37,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--text-field", default="text", metavar="NAME", help="field of JSON Lines and Parquet that holds the text (default: text)")
     parser.add_argument("--blobs", type=Path, metavar="DIR", help="where documents too large for a record go (default: blobs under the root)")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=_check)
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Publish; 0 if every document went out, 1 if some were too large or could not be read, 130 after Ctrl-C."""
     from ops.producing.publish import Publisher
 
-    _check(args)
     was_interrupted = False
     with Publisher(settings, args.rate_limit, args.blobs) as publisher:
         try:
@@ -98,12 +98,12 @@ def _report(tally: "PublishCounts", topic: str, max_dataref_bytes: int, *, as_js
         say(f"failed: {failed.origin}: {failed.error}")
     hidden = len(tally.too_large[SHOWN_PROBLEMS:]) + len(tally.failed[SHOWN_PROBLEMS:])
     if hidden:
-        say(f"… and {hidden:,} more problems; --json lists them all")
+        say(f"… and {counted(hidden, 'more problem')}; --json lists them all")
     if as_json:
         print_json(_summary(tally, topic))
         return
-    counts = f"{tally.published:,} documents, {tally.bytes / 1e6:,.1f} MB, to {topic}"
-    skipped = f"{tally.skipped.total():,} others skipped{_reasons(tally)}"
+    counts = f"{counted(tally.published, 'document')}, {tally.bytes / 1e6:,.1f} MB, to {topic}"
+    skipped = f"{counted(tally.skipped.total(), 'other')} skipped{_reasons(tally)}"
     tell(f"published {counts}; {len(tally.too_large):,} too large, {len(tally.failed):,} failed, {skipped}")
 
 

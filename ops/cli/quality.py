@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ops.cli.output import print_json, print_table, say, tell
+from schemas.counting import counted
 from schemas.errors import SettingsError
 from schemas.settings import Settings
 
@@ -213,7 +214,7 @@ def run_score(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     shown = [(row["id"], row["language"], *(_shown(row[name]) for name in _SCORES), row["rule"] or "accepted") for row in rows]
     print_table(("document", "language", *_SCORES, "verdict"), shown, title=f"model {folder.name[:12]}")
-    say(f"{len(rows):,} documents, {rejected:,} rejected")
+    say(f"{counted(len(rows), 'document')}, {rejected:,} rejected")
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ops.cli.arguments import number
 from ops.cli.output import print_json, say, tell
+from schemas.counting import counted
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ def _describe_evidence(evidence: "Evidence | None", waits_for: list[str]) -> lis
     for name, tally in (("champion", evidence.champion), ("challenger", evidence.challenger)):
         median = tally.median_s_per_token()
         speed = "" if median is None else f", {median * 1e3:.1f} ms per token (median)"
-        failures = f"{tally.errors:,} errors, {tally.refusals:,} refusals, {tally.cancellations:,} given up by the client"
-        lines.append(f"{name}: {tally.answers:,} answers to {len(tally.users):,} users, {failures}{speed}")
+        failures = f"{counted(tally.errors, 'error')}, {counted(tally.refusals, 'refusal')}, {tally.cancellations:,} given up by the client"
+        lines.append(f"{name}: {counted(tally.answers, 'answer')} to {counted(len(tally.users), 'user')}, {failures}{speed}")
     return lines + [f"waits for {sentence}" for sentence in waits_for]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ops.cli.arguments import positive_int
 from ops.cli.output import print_json, print_table, progress_bar, say, tell
 from ops.cli.tokenizer_texts import Source, Texts, fit_texts
+from schemas.counting import counted
 from schemas.errors import SettingsError
 from schemas.settings import Settings
 from schemas.settings_data import TokenizerSettings
@@ -300,7 +301,7 @@ def run_switch(args: argparse.Namespace, settings: Settings) -> int:
     tell(
         f"{root} {what} to tokenizer {manifest.tokenizer.sha256[:12]}: versions 1 to {source.version} are "
         f"{'version 1' if manifest.version == 1 else f'versions 1 to {manifest.version}'} of {new_root}, "
-        f"{manifest.totals.outcomes[Outcome.KEPT]:,} documents, {before:,} tokens before, {manifest.totals.num_tokens:,} now"
+        f"{counted(manifest.totals.outcomes[Outcome.KEPT], 'document')}, {counted(before, 'token')} before, {manifest.totals.num_tokens:,} now"
     )
     for view in views:
         tell(_view_sentence(view, new_root))

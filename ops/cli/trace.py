@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ops.cli.output import print_json, say, tell
+from schemas.counting import counted
+from schemas.errors import DatasetError, DatasetNotFound
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,10 +25,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print every record that carried the document; exit code 1 if there is none."""
+    from pipelines.ingest.presence import somebody_ingests
     from pipelines.kafka.topics import topic_names
     from pipelines.lineage.lineage import trace
 
-    fates = trace(Path(settings.root), args.document, deadletter_topic=topic_names(settings).deadletter)
+    try:
+        fates = trace(Path(settings.root), args.document, deadletter_topic=topic_names(settings).deadletter)
+    except DatasetError as error:
+        if type(error) in (DatasetError, DatasetNotFound) and not somebody_ingests(Path(settings.root)):  # else more may come by itself
+            say(f"no ingest runs for {settings.root}, so nothing more becomes known: start `headrace up`, or `headrace ingest --once`")
+        raise
     lost = _lost(Path(settings.root), fates)
     if args.json:
         print_json(_as_json(args.document, fates) | {"lost_duplicates": [as_json(document) for document in lost]})
@@ -79,7 +87,7 @@ def sentence(fate: "Fate") -> str:
 
 def _outcome(fate: "Fate") -> str:
     if fate.outcome == "kept":
-        place = f"kept for {fate.split}: {fate.shard} row {fate.row} position {fate.start}, {fate.length} tokens"
+        place = f"kept for {fate.split}: {fate.shard} row {fate.row} position {fate.start}, {counted(fate.length or 0, 'token')}"
         place += f" (now in row {fate.file_row} of {fate.file})" if fate.file != fate.shard else ""
         returned = "" if fate.returned_after is None else f"published again after its retraction at {fate.returned_after}; "
         return f"{place}; {returned}{_holding(fate)}{_models(fate)}"

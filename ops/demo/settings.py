@@ -32,6 +32,12 @@ def demo_settings(settings: Settings) -> Settings:
     return settings.model_copy(update={**changes, "root": str((Path(settings.root) / "demo").resolve()), **_places(settings)})
 
 
+def taken_ports(settings: Settings) -> list[int]:
+    """Those of the chosen ports that a program has now. While the demo runs, that is the demo itself."""
+    broker = [] if settings.kafka.bootstrap_servers else [int(settings.broker.listen.rpartition(":")[2])]
+    return [port for port in (*broker, settings.serving.port) if not is_free(port)]
+
+
 def _places(settings: Settings) -> dict[str, Any]:
     """Where things listen: the usual ports, or free ones where somebody else has them; on a given Kafka, topics of our own."""
     kafka, broker, serving = settings.kafka, settings.broker, settings.serving

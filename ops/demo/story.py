@@ -18,6 +18,7 @@ from pipelines.kafka.topics import ensure_topics
 from pipelines.runtime.child import Child
 from ray_apps.loop.commands import child_environment, headrace
 from schemas.arrow import Outcome
+from schemas.counting import counted
 from schemas.manifest import DatasetManifest, ModelManifest
 from schemas.rollout import Decision, Phase, RolloutState
 from schemas.settings import Settings
@@ -97,7 +98,7 @@ def _produce(settings: Settings, watch: Watch, story: Story, number: int) -> Non
     published = json.loads(output)
     planted = plant(settings, Share(number, NUM_ROUNDS)) if number == 1 else 0
     extra = f", and planted {planted} bad, copied and retracted ones" if planted else ""
-    watch.screen.line(f"  published {published['published']:,} documents ({published['bytes'] / 1e6:.1f} MB){extra}")
+    watch.screen.line(f"  published {counted(published['published'], 'document')} ({published['bytes'] / 1e6:.1f} MB){extra}")
     story.planted += planted
     story.published += published["published"] + planted
 
@@ -113,8 +114,8 @@ def _ingest(watch: Watch, story: Story) -> None:
     for manifest in watch.until(look, "committing what was published", INGEST_TIMEOUT_S, "ingest"):
         story.datasets.append(manifest)
         counts = ", ".join(f"{manifest.outcomes[outcome]:,} {outcome.value}" for outcome in Outcome if manifest.outcomes.get(outcome))
-        watch.screen.line(f"  dataset {manifest.version}: {manifest.num_records:,} records: {counts}")
-        watch.screen.line(f"  {manifest.num_tokens:,} tokens in {len(manifest.shards)} shards; languages: {_languages(manifest)}")
+        watch.screen.line(f"  dataset {manifest.version}: {counted(manifest.num_records, 'record')}: {counts}")
+        watch.screen.line(f"  {counted(manifest.num_tokens, 'token')} in {counted(len(manifest.shards), 'shard')}; languages: {_languages(manifest)}")
 
 
 def _languages(manifest: DatasetManifest) -> str:

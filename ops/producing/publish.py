@@ -31,6 +31,7 @@ from ops.producing.blobs import put_blob
 from ops.producing.findings import Failed, Finding, Found, Skipped, TooLarge
 from pipelines.kafka.clients import broker_errors, open_admin, open_producer
 from pipelines.kafka.topics import ensure_topics, topic_names
+from schemas.counting import counted
 from schemas.envelope import KafkaRecord, encode
 from schemas.errors import BrokerError, EnvelopeError
 from schemas.events import DocumentReceived, Event, new_event
@@ -143,7 +144,7 @@ class Publisher:
         """Wait for the oldest acknowledgement, and count it."""
         origin, size_bytes, acknowledgement = self._pending.popleft()
         self._pending_bytes -= size_bytes
-        with broker_errors(self._settings.kafka, f"publish to {self.topic} (after {self.tally.published:,} documents)"):
+        with broker_errors(self._settings.kafka, f"publish to {self.topic} (after {counted(self.tally.published, 'document')})"):
             try:
                 acknowledgement.get(timeout=self._settings.kafka.request_timeout_s)
             except (MessageSizeTooLargeError, RecordListTooLargeError) as error:

@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.runtime import locks
+from pipelines.runtime.up_note import LOCK_FILE, UpNote, read_up_note
 from pipelines.storage.durable import check_root
 from schemas.errors import ServiceFailed
-
-LOCK_FILE = "up.lock"
 
 
 @contextmanager
@@ -18,10 +17,10 @@ def root_lock(root: Path) -> Iterator[int]:
     check_root(root)
     handle = locks.take(root / LOCK_FILE)
     if handle is None:
-        other = (locks.note_of_holder(root / LOCK_FILE) or "").partition("\n")[0] or "unknown"
-        raise ServiceFailed(f"process {other} runs `headrace up` under {root} already; stop it, or choose another --root")
+        other = note.pid if (note := read_up_note(root)) else ""
+        raise ServiceFailed(f"process {other or 'unknown'} runs `headrace up` under {root} already; stop it, or choose another --root")
     try:
-        locks.write_note(handle, str(os.getpid()))
+        UpNote(str(os.getpid())).write(handle)
         yield handle
     finally:
         os.close(handle)
@@ -29,5 +28,5 @@ def root_lock(root: Path) -> Iterator[int]:
 
 def kafka_of_running_up(root: Path) -> str | None:
     """The Kafka that the ``up`` running under this root uses; None if none runs, or it has not said so yet."""
-    note = locks.note_of_holder(root / LOCK_FILE) or ""
-    return note.partition("\n")[2] or None
+    note = read_up_note(root)
+    return note.kafka or None if note else None

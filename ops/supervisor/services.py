@@ -9,6 +9,7 @@ import httpx
 
 from ops.supervisor.ray_head import RayPorts, choose_ports, head_command, head_environment, head_folder
 from ops.supervisor.supervisor import Service
+from pipelines.ingest.progress import FOLLOWING, WAITING
 from pipelines.runtime.ports import free_ports
 from ray_apps.loop.commands import child_environment, headrace
 from schemas.settings import Settings
@@ -58,7 +59,8 @@ def build_stack(settings: Settings) -> Stack:
     if settings.serving.port == 0:
         settings = settings.model_copy(update={"serving": settings.serving.model_copy(update={"port": free_ports(1)[0]})})
     names = tuple(service.name for service in services)
-    services += [_headrace_service(settings, name, names, ports) for name in ("ingest", "serve")]
+    dies_with = ("ray",) if ports else ()
+    services += [_ingest(settings, names, dies_with), _serve(settings, names, dies_with)]
     return Stack(settings, tuple(services), dashboard_url=ports.dashboard_url if ports else None, starts_ray=ports is not None)
 
 
@@ -84,25 +86,36 @@ def _ray_head(settings: Settings, ports: RayPorts) -> Service:
     return Service("ray", command, is_ready, environment=head_environment(ports), stop_timeout_s=5.0)  # nothing on it is worth more patience
 
 
-def _headrace_service(settings: Settings, name: str, needs: tuple[str, ...], ports: RayPorts | None) -> Service:
-    arguments = ("--follow",) if name == "ingest" else ()
-    health = f"{settings.serving.url}/health"
+def _ingest(settings: Settings, needs: tuple[str, ...], dies_with: tuple[str, ...]) -> Service:
+    """It listens on no port that must answer: it says when it has taken up its work, or what it waits for. Serving goes on while it fails."""
     return Service(
-        name,
-        headrace(settings, name, *arguments),
-        serves(health) if name == "serve" else _always,
-        is_alive=answers(health) if name == "serve" else _always,
+        "ingest",
+        headrace(settings, "ingest", "--follow"),
+        is_ready=lambda: False,
+        is_alive=lambda: True,
         needs=needs,
-        told="waiting: " if name == "ingest" else None,
-        dies_with=("ray",) if ports else (),
+        told=WAITING,
+        says_ready=(WAITING, FOLLOWING),
+        is_tried_for_ever=True,
+        dies_with=dies_with,
         environment=child_environment(settings),
-        stop_timeout_s=STOP_TIMEOUT_S + (settings.serving.drain_timeout_s if name == "serve" else 0.0),
+        stop_timeout_s=STOP_TIMEOUT_S,
     )
 
 
-def _always() -> bool:
-    """Ingest listens on no port that must answer: it is ready when its process runs."""
-    return True
+def _serve(settings: Settings, needs: tuple[str, ...], dies_with: tuple[str, ...]) -> Service:
+    health = f"{settings.serving.url}/health"
+    return Service(
+        "serve",
+        headrace(settings, "serve"),
+        serves(health),
+        is_alive=answers(health),
+        needs=needs,
+        serves_users=True,
+        dies_with=dies_with,
+        environment=child_environment(settings),
+        stop_timeout_s=STOP_TIMEOUT_S + settings.serving.drain_timeout_s,
+    )
 
 
 def accepts(host: str, port: int) -> Callable[[], bool]:

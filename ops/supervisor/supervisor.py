@@ -3,9 +3,12 @@
     waiting --needs are ready, pause is over--> starting --is_ready--> ready
        ^----------------- exit, or a service in dies_with went away ------'
 
-Invariants: a service starts only while everything it needs is ready; one that exits MAX_FIRST_ATTEMPTS times before it was ever
-ready, or says that its settings are wrong, ends the supervisor with the log's last lines; one that was ready once is restarted for
-ever. What goes wrong with one service, whatever it is, costs that service a pause and the others nothing; the supervisor never ends
+Invariants: a service starts only while everything it needs is ready; one that exits MAX_FIRST_ATTEMPTS times before it was ever ready
+ends the supervisor with the log's last lines; one that was ready once is restarted for ever.
+A service that refuses (exit code WRONG_USAGE) is not restarted for ever, because its settings stay those with which it was started. If it
+was never ready, or refuses MAX_REFUSALS times in a row (a port may be taken for a moment), it ends the supervisor with its last line and its
+code; but if another service has answered users, that one goes on, and this one stays down.
+What goes wrong with one service, whatever it is, costs that service a pause and the others nothing; the supervisor never ends
 without saying why (``raise_failure``). All children are started by the one thread that runs ``run``, and die with it.
 """
 
@@ -19,16 +22,18 @@ from pathlib import Path
 
 from pipelines.runtime.backoff import pause_s
 from pipelines.runtime.child import Child, tail
-from schemas.errors import ServiceFailed
+from schemas.errors import WRONG_USAGE, ServiceFailed
 
 _log = logging.getLogger(__name__)
 TICK_S = 0.1
+WITHOUT_PATIENCE_S = 1.0
 MAX_BACKOFF_S = 30.0
 STABLE_S = 30.0
 """A service that was up this long starts again without a pause worth the name."""
 MAX_FIRST_ATTEMPTS = 3
-WRONG_USAGE = 2
-"""Exit code of a command whose settings or flags are wrong: trying again cannot help."""
+MAX_REFUSALS = 4
+REMEMBERED_S = 3600.0
+"""A service that was up this long has not refused in a row."""
 
 
 class Status(StrEnum):
@@ -37,6 +42,8 @@ class Status(StrEnum):
     WAITING = "waiting"
     STARTING = "starting"
     READY = "ready"
+    DOWN = "down"
+    """It refused, and is not started again."""
     STOPPED = "stopped"
 
 
@@ -55,7 +62,13 @@ class Service:
     dies_with: tuple[str, ...] = ()
     """Services without whose very process this one is useless: when they go, it is stopped and started again after them."""
     told: str | None = None
-    """Prefixes of log lines that are passed on to the listener."""
+    """Prefix of log lines that are passed on to the listener."""
+    says_ready: tuple[str, ...] = ()
+    """Prefixes of log lines with which it says that it is ready; ``is_ready`` is not asked."""
+    serves_users: bool = False
+    """Whether it must go on when another one refuses."""
+    is_tried_for_ever: bool = False
+    """Whether it may fail (but not refuse) as often as it likes before it was ever ready."""
     environment: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 180.0
     """A start that takes longer, and does not show that it is alive, is stopped and tried again."""
@@ -76,7 +89,10 @@ class _Running:
     next_check: float = 0.0
     log_read: int = 0
     """Bytes of the log that were searched for such lines."""
+    has_said_ready: bool = False
     failures: int = 0
+    refusals: int = 0
+    """In a row."""
     was_ready: bool = False
 
 
@@ -156,12 +172,13 @@ class Supervisor:
             self._maybe_start(running, now)
         elif running.status is Status.STARTING:
             self._maybe_ready(running, now)
-        if running.service.told is not None and running.child is not None:
-            self._pass_on(running, running.service.told)
+        if (running.service.told is not None or running.service.says_ready) and running.child is not None:
+            self._read_log(running)
 
-    def _pass_on(self, running: _Running, beginning: str) -> None:
-        """Pass on the new complete lines of the log that have one of these prefixes."""
-        path = self._logs / f"{running.service.name}.log"
+    def _read_log(self, running: _Running) -> None:
+        """Pass on what it says in the new complete lines of its log."""
+        service = running.service
+        path = self._logs / f"{service.name}.log"
         size = path.stat().st_size if path.exists() else 0
         running.log_read = running.log_read if running.log_read <= size else 0  # it was rotated
         if size == running.log_read:
@@ -171,7 +188,8 @@ class Supervisor:
             new, newline, _ = file.read().rpartition(b"\n")
         running.log_read += len(new) + len(newline)
         for line in new.decode("utf-8", "replace").split("\n"):
-            if line.startswith(beginning):
+            running.has_said_ready |= line.startswith(service.says_ready)
+            if service.told is not None and line.startswith(service.told):
                 self._change(running, running.status, line)
 
     def _troubled(self, running: _Running, error: Exception, now: float) -> None:
@@ -184,21 +202,23 @@ class Supervisor:
         _log.error("%s: %s: %s; trying again in %.0f s", running.service.name, type(error).__name__, error, pause, exc_info=error)
 
     def _maybe_start(self, running: _Running, now: float) -> None:
-        needs = running.service.needs
-        if now < running.next_start or any(self._services[name].status is not Status.READY for name in needs):
-            return
         service = running.service
+        if service.serves_users and (down := next((name for name in service.needs if self._services[name].status is Status.DOWN), None)):
+            raise ServiceFailed(f"{service.name} cannot start without {down}, which refused; the log is {self._logs / f'{down}.log'}", WRONG_USAGE)
+        if now < running.next_start or any(self._services[name].status is not Status.READY for name in service.needs):
+            return
         log = self._logs / f"{service.name}.log"
         running.log_read = log.stat().st_size if log.exists() else 0
         running.child = Child(service.command, log, environment=service.environment)
         running.started_at = now
+        running.has_said_ready = False
         self._change(running, Status.STARTING, f"process {running.child.pid}")
 
     def _maybe_ready(self, running: _Running, now: float) -> None:
         assert running.child is not None
         if now >= running.next_check:
             running.next_check = now + 0.5
-            if running.service.is_ready():
+            if running.has_said_ready if running.service.says_ready else running.service.is_ready():
                 running.was_ready = True
                 self._change(running, Status.READY, f"after {now - running.started_at:.1f} s")
                 return
@@ -215,18 +235,32 @@ class Supervisor:
         running.child = None
         stable = running.status is Status.READY and now - running.started_at > STABLE_S
         running.failures = 1 if stable else running.failures + 1
+        running.refusals = 0 if code != WRONG_USAGE else 1 if now - running.started_at > REMEMBERED_S else running.refusals + 1
         name, log = running.service.name, self._logs / f"{running.service.name}.log"
-        if not running.was_ready and (code == WRONG_USAGE or running.failures >= MAX_FIRST_ATTEMPTS):
+        if running.refusals and (not running.was_ready or running.refusals >= MAX_REFUSALS):
+            self._refused(running, log)
+            return
+        if not running.was_ready and running.failures >= MAX_FIRST_ATTEMPTS and not running.service.is_tried_for_ever:
             raise ServiceFailed(f"{name} does not start: {_ending(code, log)}; the end of {log}:\n{tail(log)}")
         pause = pause_s(self._backoff_s, running.failures, MAX_BACKOFF_S)
         running.next_start = now + pause
         self._change(running, Status.WAITING, f"{_ending(code, log)}, starting again in {pause:.0f} s")
         self._stop_dependents(name)
 
+    def _refused(self, running: _Running, log: Path) -> None:
+        """Starting it again cannot help. Raises ServiceFailed, unless that would take the answers from users who have had them."""
+        name = running.service.name
+        others = [other for other in self._services.values() if other is not running and other.status is not Status.DOWN]
+        if not running.was_ready or not any(other.service.serves_users and other.was_ready for other in others):
+            raise ServiceFailed(f"{name} refuses to work: {tail(log, num_lines=1)}. Nothing is lost; mend that, and start again ({log})", WRONG_USAGE)
+        ending = _ending(WRONG_USAGE, log)
+        self._change(running, Status.DOWN, f"{ending}; it is not started again: mend that, then start `headrace up` anew. Serving goes on meanwhile")
+        self._stop_dependents(name)
+
     def _stop_dependents(self, name: str) -> None:
         for other in self._services.values():
             if name in other.service.dies_with and other.child is not None:
-                other.child.stop(1.0)  # it may wait for ever for what is gone
+                other.child.stop(WITHOUT_PATIENCE_S)  # it may wait for ever for what is gone
                 other.child.close()
                 other.child = None
                 self._change(other, Status.WAITING, f"stopped because {name} went away")
@@ -234,10 +268,20 @@ class Supervisor:
     def _stop_all(self) -> None:
         for running in reversed(self._services.values()):
             if running.child is not None:
-                running.child.stop(running.service.stop_timeout_s)
+                self._let_end(running.service, running.child)
                 running.child.close()
                 running.child = None
             self._change(running, Status.STOPPED, "")
+
+    def _let_end(self, service: Service, child: Child) -> None:
+        """Stop it; without patience if what it dies with has ended before it, as where everything gets a signal at once."""
+        child.ask()
+        deadline = time.monotonic() + service.stop_timeout_s
+        while child.poll() is None and time.monotonic() < deadline:
+            if any(other.child is not None and other.child.poll() is not None for other in map(self._services.__getitem__, service.dies_with)):
+                child.stop(WITHOUT_PATIENCE_S)
+            time.sleep(TICK_S)
+        child.kill()
 
     def _change(self, running: _Running, status: Status, detail: str) -> None:
         with self._changed:

@@ -9,6 +9,7 @@ A SIGKILL leaves nothing running (``bound``) and nothing to repair.
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ops.supervisor.ray_head import AUTHENTICATED, head_folder, prepare
@@ -17,8 +18,8 @@ from ops.supervisor.services import Stack, build_stack
 from ops.supervisor.supervisor import Status, Supervisor
 from pipelines.kafka.events import EventProducer
 from pipelines.kafka.topics import ensure_topics
-from pipelines.runtime import locks
 from pipelines.runtime.tracing import start_tracing
+from pipelines.runtime.up_note import UpNote
 from ray_apps.loop.controller import LoopController
 from schemas.settings import Settings
 
@@ -33,21 +34,28 @@ def run_up(settings: Settings, stop: threading.Event, tell: Tell, on_ready: OnRe
     # Step 1: the only one under this root.
     with root_lock(Path(settings.root)) as lock:
         stack = build_stack(settings)
-        locks.write_note(lock, f"{os.getpid()}\n{stack.settings.kafka.bootstrap_servers}")
+        note = UpNote(str(os.getpid()), stack.settings.kafka.bootstrap_servers)
+        note.write(lock)
         if stack.starts_ray:
             os.environ.update(AUTHENTICATED)  # for whatever we start
             prepare(head_folder(Path(stack.settings.root)))
-        _Up(stack, stop, tell, on_ready).run()
+
+        def note_down(names: tuple[str, ...]) -> None:
+            replace(note, down=names).write(lock)
+
+        _Up(stack, stop, tell, on_ready, note_down).run()
 
 
 class _Up:
     """One run of the stack."""
 
-    def __init__(self, stack: Stack, stop: threading.Event, tell: Tell, on_ready: OnReady) -> None:
+    def __init__(self, stack: Stack, stop: threading.Event, tell: Tell, on_ready: OnReady, note_down: Callable[[tuple[str, ...]], None]) -> None:
         self._stack = stack
         self._stop = stop
         self._tell = tell
         self._on_ready = on_ready
+        self._note_down = note_down
+        self._down: tuple[str, ...] = ()
         self._told_ready = False
         self._controller: LoopController | None = None
         logs = Path(stack.settings.root) / "logs"
@@ -85,8 +93,17 @@ class _Up:
 
     def _changed(self, name: str, status: Status, detail: str) -> None:
         self._tell(f"{name}: {status.value}{f' ({detail})' if detail else ''}")
+        if status is Status.DOWN:
+            self._tell_down(name, detail)
         if name == "ray" and status is Status.WAITING and self._controller is not None:
             self._controller.compute_lost.set()
         if not self._told_ready and all(self._supervisor.status(each) is Status.READY for each in self._stack.names):
             self._told_ready = True
             self._on_ready(self._stack, self._supervisor)
+
+    def _tell_down(self, name: str, detail: str) -> None:
+        """A service that is not started again: /health names it, and whoever reads the events gets an alert."""
+        self._down += (name,)
+        self._note_down(self._down)
+        if self._controller is not None:
+            self._controller.alarms.put(f"{name} is down: {detail}")

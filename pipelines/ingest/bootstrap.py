@@ -19,6 +19,7 @@ from pipelines.ingest.isolation.quarantine import Quarantine, TrainingMark
 from pipelines.ingest.portions import in_portions
 from pipelines.kafka.reading import Slice, read_slices
 from pipelines.kernels.ingest import ensure_compiled
+from pipelines.quality.models import model_folder, read_card
 from pipelines.steps.prepare import clean
 from pipelines.tokenizers.balance import Gathered
 from pipelines.tokenizers.tokenizer import TOKENIZER_FILE, read_tokenizer, write_tokenizer
@@ -112,6 +113,16 @@ def check_unchanged(newest: DatasetManifest, settings: Settings) -> None:
             raise _mismatch(f"tokenizer.path {tokenizer.path!r} holds tokenizer {sha256[:12]}, but the dataset was made with {ref.sha256[:12]}")
     elif ref.requested_vocab_size not in (None, tokenizer.vocab_size):
         raise _mismatch(f"tokenizer.vocab_size is {tokenizer.vocab_size}, but the dataset's tokenizer was trained with {ref.requested_vocab_size}")
+
+
+def check_usable(newest: DatasetManifest | None, settings: Settings) -> None:
+    """Refuse at once what the next version would be refused for. Raises SettingsError, TokenizerMismatch, QualityModelCorrupt."""
+    if newest is not None:
+        check_unchanged(newest, with_what_is_fixed(newest, settings))
+    elif settings.tokenizer.path:
+        read_tokenizer(Path(settings.tokenizer.path))
+    if settings.quality_model.path:
+        read_card(model_folder(settings.root, settings.quality_model.path))
 
 
 def _mismatch(what: str) -> TokenizerMismatch:

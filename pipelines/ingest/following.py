@@ -13,11 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from pipelines.ingest.bootstrap import check_usable
 from pipelines.ingest.isolation.poison import sizes
 from pipelines.ingest.progress import Progress
 from pipelines.ingest.stream import Abandoned, Stream
 from pipelines.kafka.reading import read_slices, slices
 from pipelines.kafka.transactions import HoldWatch, told
+from schemas.counting import counted
 from schemas.errors import BlobsUnavailable, BrokerUnavailable, NotEnoughText
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
@@ -79,6 +81,7 @@ class Follower:
         self._tempo = Tempo(settings)
         self._holds = HoldWatch(settings, stream.topic, HOLDS_EVERY_S)
         self._is_prepared = False
+        self._is_following = False
         self._enough_from = 0
         """Fewer records than this hold too little text."""
 
@@ -88,6 +91,7 @@ class Follower:
         self._stream.compact_if_due()
         waiting = self._stream.available()
         self._stream.metrics.not_ready = None
+        self._follow()
         num_waiting = sum(len(span) for span in waiting.values())
         began_at = time.monotonic()
         for held in self._holds.look(began_at):
@@ -110,6 +114,14 @@ class Follower:
             self._stream.announce()
             self._is_prepared = True
 
+    def _follow(self) -> None:
+        """Say that the work is taken up, but refuse first what would be refused when documents come. Raises SettingsError, TokenizerMismatch."""
+        if not self._is_following:
+            dataset = self._stream.dataset()
+            check_usable(dataset.manifest if dataset else None, self._settings)
+            self._progress.following(self._stream.topic)
+            self._is_following = True
+
     def _has_text(self, waiting: Mapping[int, OffsetRange]) -> Callable[[], bool] | None:
         """None unless the next version trains a tokenizer."""
         if self._settings.tokenizer.path or self._stream.dataset() is not None:
@@ -126,8 +138,8 @@ class Follower:
             return True
         if not self._enough_from:  # only once, because the number grows with each document
             self._progress.waiting(
-                f"for more documents: {num_waiting:,} records with {found:,} bytes are in the topic, but a new dataset trains its tokenizer on "
-                f"{enough:,} bytes of text or more (tokenizer.min_training_bytes). Nothing is lost: the records stay in the topic. "
+                f"for more documents: the topic holds {counted(num_waiting, 'record')} with {found:,} bytes, but a new dataset trains its tokenizer "
+                f"on {enough:,} bytes of text or more (tokenizer.min_training_bytes). Nothing is lost: what is there stays in the topic. "
                 "To begin with these, set tokenizer.min_training_bytes=0"
             )
         self._enough_from = num_waiting + 1

@@ -3,6 +3,10 @@
 from pipelines.ingest.freshness import VersionTimes
 from schemas.manifest import DatasetManifest
 
+FOLLOWING = "following "
+WAITING = "waiting: "
+"""How the lines of a command begin that follows, or waits: `up` knows by them that it works."""
+
 
 class Progress:
     """Called from the thread that ingests; override what is of interest. Must not raise."""
@@ -15,6 +19,9 @@ class Progress:
 
     def committed(self, manifest: DatasetManifest, times: VersionTimes) -> None:
         """The version is visible."""
+
+    def following(self, topic: str) -> None:
+        """The stream can be read, and the settings can be used."""
 
     def waiting(self, reason: str) -> None:
         """Nothing can be done at the moment."""

@@ -92,9 +92,13 @@ class Child:
         self._captured.seek(0)
         return self._captured.read()
 
+    def ask(self) -> None:
+        """SIGTERM."""
+        self._process.terminate()
+
     def stop(self, timeout_s: float) -> int:
         """SIGTERM, then SIGKILL for the whole session after ``timeout_s``; returns the exit code."""
-        self._process.terminate()
+        self.ask()
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:

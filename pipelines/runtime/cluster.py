@@ -1,6 +1,8 @@
 """Joining or starting Ray: one way for every command.
 
-``ray.address = "local"`` starts a private Ray that ends with this process; ``auto`` or ``host:port`` joins a running cluster. A private Ray's
+``ray.address = "local"`` starts a private Ray that ends with this process; ``auto`` or ``host:port`` joins a running cluster. A signal to the
+process group (a closed terminal, a stopped container) reaches us and not a private Ray, which we need to end in order. Where Ray ends all the
+same, its clients wait a minute for it at each call: this process ends instead, which is safe at any moment, as after a SIGKILL. A private Ray's
 processes get its address (``RAY_ADDRESS``): helpers of Ray Train ask for "the" Ray of the machine, and fail where two run.
 """
 
@@ -9,6 +11,8 @@ import functools
 import logging
 import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +34,8 @@ RAY_ENVIRONMENT = {
 """Environment of every process of a Ray that Headrace starts; a variable that is set already wins."""
 WITHOUT_DASHBOARD = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
 """Ray Train's tracker asks the dashboard what lives, and prints pages of traceback where there is none."""
+WATCH_S = 1.0
+MAX_REFUSED = 3
 
 
 @contextmanager
@@ -67,10 +73,45 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
         _connect(settings, has_dashboard=has_dashboard)
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place, which ends the process at once
+    address, closing = ray.get_runtime_context().gcs_address, threading.Event()
+    if settings.address == "local":
+        threading.Thread(target=_end_with, args=(address, closing), name="ray-watch", daemon=True).start()
     try:
-        yield ray.get_runtime_context().gcs_address
+        yield address
     finally:
+        closing.set()
         ray.shutdown()
+
+
+@contextmanager
+def _in_sessions_of_their_own() -> Iterator[None]:
+    """Have the processes that Ray starts in the block start so; it has no setting for that. The kernel still ends them with this process."""
+    from ray._private import services
+
+    start = services.ConsolePopen
+    services.ConsolePopen = functools.partial(start, start_new_session=True)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = start  # type: ignore[misc]
+
+
+def _end_with(address: str, closing: threading.Event) -> None:
+    """End this process when nobody has listened at a private Ray's address for a few looks."""
+    host, _, port = address.rpartition(":")
+    refused = 0
+    while refused < MAX_REFUSED and not closing.wait(WATCH_S):
+        try:
+            socket.create_connection((host, int(port)), timeout=WATCH_S).close()
+            refused = 0
+        except ConnectionRefusedError:
+            refused += 1
+        except OSError:  # it is busy, or so are we
+            refused = 0
+    if not closing.is_set():
+        sys.stderr.write(f"Ray, which this command had started at {address}, has ended, so the command ends too; start it again\n")
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _connect(settings: RaySettings, *, has_dashboard: bool) -> None:
@@ -79,7 +120,7 @@ def _connect(settings: RaySettings, *, has_dashboard: bool) -> None:
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True, "namespace": "headrace"}
     if settings.address == "local":
         (port,) = free_ports(1)
-        with _environment({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}):
+        with _environment({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}), _in_sessions_of_their_own():
             ray.init(
                 address="local",
                 num_cpus=settings.num_cpus,

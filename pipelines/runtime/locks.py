@@ -28,8 +28,9 @@ def take(path: Path) -> int | None:
 
 def write_note(handle: int, note: str) -> None:
     """Say something in a file that this process holds; replaces what it said before."""
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, note.encode(), 0)
+    data = note.encode()
+    os.pwrite(handle, data, 0)
+    os.ftruncate(handle, len(data))  # after it: whoever reads meanwhile finds no empty file
 
 
 def note_of_holder(path: Path) -> str | None:

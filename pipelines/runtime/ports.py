@@ -1,7 +1,8 @@
 """Loopback ports that are chosen now and listened on later.
 
 The system gives each connection, and each server that asks for any port, one of its ephemeral range. So a port of that range may be taken
-between the choice and the use; Ray alone takes dozens when it starts. The ports that are chosen here lie below the range, at random.
+between the choice and the use; Ray alone takes dozens when it starts. The ports that are chosen here lie below the range, at random, and above
+those that `ray start` keeps for its workers (10002 to 19999): it refuses to start where one of its other ports is among them.
 """
 
 import random
@@ -9,8 +10,7 @@ import socket
 from pathlib import Path
 
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-LOWEST = 15_000
-"""Above what well-known services listen on."""
+LOWEST = 20_000
 ATTEMPTS = 1_000
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from pipelines.storage.holds import hold
-from schemas.errors import SettingsError
+from schemas.errors import DatasetError, SettingsError
 from schemas.manifest import FileEntry
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -116,12 +116,16 @@ def file_entry(root: Path, path: Path, rows: int) -> FileEntry:
 
 
 def check_root(root: Path) -> None:
-    """Create the root if need be and try what everything durable rests on. Raises SettingsError if files cannot be written or linked there."""
+    """Create the root if need be and try what everything durable rests on. Raises SettingsError if files cannot be written or linked there,
+    DatasetError if the disk is full: that passes without other settings.
+    """
     probe = root / f"{TEMPORARY_PREFIX}link-{secrets.token_hex(6)}"
     try:
         create_durably(probe, b"")
         probe.unlink()
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DatasetError(f"nothing can be written under the root {root}: {error}; free some space") from error
         raise SettingsError(f"nothing can be written under the root {root}: {error}; make it writable, or name another --root") from error
 
 

@@ -7,6 +7,7 @@ An error in a round is reported, and the round is tried again after a pause that
 
 import contextlib
 import logging
+import queue
 import secrets
 import threading
 import time
@@ -24,6 +25,7 @@ from ray_apps.loop.jobs import MAX_EVALUATION_ATTEMPTS, Job, parse_evaluation, t
 from ray_apps.loop.plan import Bootstrap, LoopFacts, StartTrial, TrainingOrder, plan
 from ray_apps.rollout import policy
 from ray_apps.rollout.controller import RolloutController, announce, by_the_loop, new_salt
+from schemas.counting import counted
 from schemas.errors import HeadraceError, RolloutError
 from schemas.events import AlertFired, new_event
 from schemas.rollout import Phase, RolloutState
@@ -60,6 +62,8 @@ class LoopController:
         self._trouble = ""
         self.compute_lost = threading.Event()
         """Set it when Ray went away: what runs on it would wait for ever. The order to train stands and is carried out again."""
+        self.alarms: queue.SimpleQueue[str] = queue.SimpleQueue()
+        """What others want told as a critical alert, from any thread."""
         self._seen = LoopFacts()
 
     def run(self, stop: threading.Event) -> None:
@@ -102,6 +106,8 @@ class LoopController:
 
     def step(self, timeout_s: float) -> None:
         """One round; takes ``timeout_s`` at most where there is nothing to do, and no time at all while there is no traffic to wait for."""
+        while not self.alarms.empty():
+            self._alert("service.down", "critical", self.alarms.get())
         if self.compute_lost.is_set():
             self.compute_lost.clear()
             self._training.stop()
@@ -228,7 +234,7 @@ class LoopController:
         """Say what is new on disk since the last round."""
         seen, self._seen = self._seen, view
         if view.dataset_version > seen.dataset_version and (dataset := self._disk.dataset()):
-            self._tell(f"dataset {dataset.version}: {dataset.num_records:,} records, {dataset.num_tokens:,} new tokens")
+            self._tell(f"dataset {dataset.version}: {counted(dataset.num_records, 'record')}, {counted(dataset.num_tokens, 'new token')}")
         if view.held != seen.held:
             self._tell(f"training waits: {view.held}" if view.held else "training is no longer held back")
         if view.newest_model > seen.newest_model:

@@ -32,6 +32,7 @@ class RolloutFollower:
     """Follows the log by polling."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self._rollouts = RolloutLog(root)
         self._first_seen: tuple[int, float] = (0, 0.0)
         """Number of the newest state, and when it was seen first."""

@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from pipelines.runtime.tracing import current_traceparent
+from pipelines.runtime.up_note import read_up_note
 from ray_apps.serving.answers import AnswerSoFar, Form, events, whole
 from ray_apps.serving.asgi import App, Receive, Scope, Send, Surroundings, disconnected, error_response, install_error_bodies, read_body
 from ray_apps.serving.dispatch import MODEL, Answer, Dispatcher, Job
@@ -175,11 +176,18 @@ class Gateway:
         }
         if lame is not None:
             body["challenger_missing"] = lame
+        if down := await asyncio.to_thread(self._down):
+            body["down"] = down
         if missing is None:
             return JSONResponse(body)
         error = unavailable(f"no model can answer: {missing}", code="unavailable")
         headers = {"retry-after": error_response(error).headers["retry-after"]}
         return JSONResponse(body | {"missing": missing} | error_body(error).model_dump(), status_code=503, headers=headers)
+
+    def _down(self) -> list[str]:
+        """Services that `headrace up` had to leave down. The champion answers without them."""
+        note = read_up_note(self._dispatcher.follower.root)
+        return list(note.down) if note else []
 
     async def _missing(self, champion: int | None) -> str | None:
         """What keeps requests from being answered."""

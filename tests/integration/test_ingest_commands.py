@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from pipelines.ingest.presence import ingesting, somebody_ingests
 from tests.broker_process import BrokerProcess
 from tests.commands import run_command
-from tests.ingest_harness import Ingest, sample_records
+from tests.ingest_harness import Ingest, sample_records, wait_until
 
 FIXED_FIELDS = [
     "version",
@@ -75,6 +76,17 @@ def test_trace_answers_by_id_and_by_position_and_says_so_when_nobody_knows(inges
     unknown = headrace(ingest.root, "trace", "nobody")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert "nobody" in unknown.stderr
+    assert "no ingest runs" in unknown.stderr
+    with ingesting(ingest.root):
+        assert "no ingest runs" not in headrace(ingest.root, "trace", "nobody").stderr
+
+
+def test_who_ingests_is_seen_until_its_end_whatever_that_is(ingest: Ingest) -> None:
+    child = ingest.start("--follow")
+    wait_until(lambda: somebody_ingests(ingest.root), "it is seen")
+    child.kill()
+    child.wait()
+    assert not somebody_ingests(ingest.root)
 
 
 def test_commands_without_a_dataset_say_what_to_do(tmp_path: Path) -> None:

@@ -70,6 +70,13 @@ def test_ray_gives_the_rows_of_a_local_run_in_the_order_of_the_slices_and_raises
 
 
 @pytest.mark.usefixtures("cluster")
+def test_a_signal_to_our_process_group_does_not_reach_a_private_ray() -> None:
+    children = {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+    groups = {Path(f"/proc/{pid}/comm").read_text().strip(): os.getpgid(pid) for pid in children}
+    assert groups["gcs_server"] != os.getpgrp() and groups["raylet"] != os.getpgrp()
+
+
+@pytest.mark.usefixtures("cluster")
 def test_ray_takes_the_known_lines_out_and_reports_the_same_ones(source: Ingest) -> None:
     settings = source.settings.model_copy(update={"dedup": source.settings.dedup.model_copy(update={"boilerplate": True})})
     parts = slices(source.topic, plan_ranges(settings, source.topic, {}, 10**6), 50)

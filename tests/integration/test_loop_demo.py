@@ -1,6 +1,7 @@
 """The demo, and the promises it makes before it starts."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from ops.cli import demo
 from ops.demo.documents import garbage, retraction
 from ops.demo.settings import demo_settings
 from ops.demo.summary import lines
+from ops.demo.watching import StageFailed
 from ops.supervisor.root_lock import root_lock
 from schemas.errors import ServiceFailed, SettingsError
 from schemas.settings import Settings
@@ -45,6 +47,30 @@ def test_the_demo_wipes_only_what_a_demo_made_and_nothing_that_runs(tmp_path: Pa
     with pytest.raises(SettingsError, match="was not made by a demo"):
         demo._wipe(foreign)
     assert (foreign / "precious.txt").exists()
+
+
+def test_a_port_that_is_taken_after_it_was_chosen_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen: list[int] = []
+
+    def go(settings: Settings) -> None:
+        chosen.append(settings.serving.port)
+        if len(chosen) == 1:
+            taker.bind(("127.0.0.1", settings.serving.port))
+            taker.listen()
+            raise StageFailed("the start: `headrace up` ended with exit code 2")
+
+    with socket.socket() as taker:
+        demo.with_free_ports(load_settings("", {}, {"root": str(tmp_path)}), go)
+    assert len(set(chosen)) == 2
+    assert f"port {chosen[0]} was taken by another program" in capsys.readouterr().err
+
+
+def test_a_demo_that_fails_for_another_reason_is_not_begun_again(tmp_path: Path) -> None:
+    def go(settings: Settings) -> None:
+        raise StageFailed(settings.root)
+
+    with pytest.raises(StageFailed, match="demo"):
+        demo.with_free_ports(load_settings("", {}, {"root": str(tmp_path)}), go)
 
 
 def test_planted_records_have_keys_that_name_what_is_wrong_with_them() -> None:

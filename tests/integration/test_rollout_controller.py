@@ -219,9 +219,7 @@ def test_the_command_line_walks_a_model_through_a_trial_and_shows_what_is_missin
     assert shown["decides"] == "the loop"
     assert command(settings, "show") == 0
     said = capsys.readouterr().out
-    assert (
-        "challenger: 1 answers to 1 users, 0 errors, 0 refusals, 0 given up by the client, 2" in said and "the loop decides what comes next" in said
-    )
+    assert "challenger: 1 answer to 1 user, 0 errors, 0 refusals, 0 given up by the client, 2" in said and "the loop decides what comes next" in said
     weights = root / "models/00000002/model.safetensors"
     weights.rename(weights.with_name("aside"))
     with pytest.raises(RolloutError, match="model 2 cannot be served"):

@@ -146,7 +146,16 @@ def test_settings_that_do_not_fit_the_dataset_are_refused(ingest: Ingest, tmp_pa
     ):
         with pytest.raises(error, match=what_to_do):
             Ingest(ingest.root, ingest.bootstrap_servers, ingest.prefix, overrides).once()
+        with pytest.raises(error, match=what_to_do):
+            follow_where_nothing_is_new(Ingest(ingest.root, ingest.bootstrap_servers, f"{ingest.prefix}-empty", overrides))
     assert latest_version(ingest.root) == 1
+    with pytest.raises(SettingsError, match="cannot be used"):
+        follow_where_nothing_is_new(Ingest(tmp_path / "new", ingest.bootstrap_servers, f"{ingest.prefix}-empty", {"tokenizer.path": "nowhere"}))
+
+
+def follow_where_nothing_is_new(ingest: Ingest) -> None:
+    with Stream(ingest.settings) as stream:
+        Follower(stream, ingest.settings, threading.Event()).turn()
 
 
 def test_what_a_dataset_fixed_stays_where_the_settings_say_nothing_else(ingest: Ingest) -> None:

@@ -12,15 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from ops.supervisor.supervisor import Service, Status, Supervisor
+from ops.supervisor.supervisor import MAX_FIRST_ATTEMPTS, MAX_REFUSALS, Service, Status, Supervisor
 from pipelines.runtime.backoff import pause_s
 from pipelines.runtime.bound import bound
 from pipelines.runtime.child import BoundedLog, Child, tail
-from schemas.errors import ServiceFailed
+from schemas.errors import WRONG_USAGE, ServiceFailed
 
 DEADLINE_S = 90.0
 IDLE = "import signal; signal.pause()"
 STUBBORN = "import signal, pathlib, sys\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\npathlib.Path(sys.argv[1]).touch()\nwhile True: signal.pause()"
+REFUSES = """
+import sys, signal, pathlib
+if pathlib.Path(sys.argv[1]).exists():
+    print("the row is too long", file=sys.stderr)
+    sys.exit(2)
+signal.pause()
+"""
 PARENT = """
 import sys
 from pathlib import Path
@@ -184,9 +191,80 @@ def test_a_service_that_never_starts_ends_the_supervisor_with_its_last_words(tmp
 def test_wrong_usage_is_not_tried_again(tmp_path: Path) -> None:
     with running([Service("bad", python("import sys; sys.exit(2)"), lambda: False)], tmp_path) as up:
         up.thread.join(DEADLINE_S)
-        with pytest.raises(ServiceFailed):
+        with pytest.raises(ServiceFailed) as caught:
             up.supervisor.raise_failure()
+        assert caught.value.exit_code == WRONG_USAGE
         assert [status for _, status, _ in up.told].count(Status.STARTING) == 1
+
+
+def refuse(up: Running, flag: Path) -> None:
+    """Have the service ``odd`` refuse from now on."""
+    flag.touch()
+    os.kill(up.pid("odd"), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("odd_needs", [(), ("base",)])
+def test_a_service_that_refuses_after_it_worked_stays_down_while_another_answers_users(tmp_path: Path, odd_needs: tuple[str, ...]) -> None:
+    flag = tmp_path / "wrong"
+    services = [
+        Service("base", python(IDLE), always),
+        Service("odd", python(REFUSES, str(flag)), always, needs=odd_needs),
+        Service("serve", python(IDLE), always, serves_users=True),
+    ]
+    with running(services, tmp_path) as up:
+        up.ready("base", "odd", "serve")
+        serve = up.pid("serve")
+        refuse(up, flag)
+        wait_until(lambda: up.supervisor.status("odd") is Status.DOWN, "odd is left down")
+        assert up.supervisor.pid("odd") is None
+        assert (up.pid("serve"), up.supervisor.status("serve"), up.supervisor.status("base")) == (serve, Status.READY, Status.READY)
+        told = [(status, detail) for name, status, detail in up.told if name == "odd"]
+        assert [status for status, _ in told].count(Status.STARTING) == 1 + MAX_REFUSALS
+        assert "the row is too long" in told[-1][1]
+        up.supervisor.raise_failure()
+
+
+@pytest.mark.parametrize("kind", ["nobody answers users", "what answers users cannot start without it", "it has never said that it is ready"])
+def test_a_service_that_refuses_ends_everything_with_its_sentence_and_its_code_where(tmp_path: Path, kind: str) -> None:
+    flag = tmp_path / "wrong"
+    odd = Service("odd", python(REFUSES, str(flag)), always, says_ready=("never said",) if "never" in kind else ())
+    needs = ("odd",) if "without" in kind else ()
+    serve = Service("serve", python(IDLE), always, serves_users=True, needs=needs)
+    with running([odd] if "nobody" in kind else [odd, serve], tmp_path) as up:
+        up.ready(*([] if "never" in kind else ["odd"]), *([] if "nobody" in kind else ["serve"]))
+        wait_until(lambda: up.supervisor.pid("odd") is not None, "odd runs")
+        refuse(up, flag)
+        if "without" in kind:
+            wait_until(lambda: up.supervisor.status("odd") is Status.DOWN, "odd is left down")
+            os.kill(up.pid("serve"), signal.SIGKILL)
+        up.thread.join(DEADLINE_S)
+        with pytest.raises(ServiceFailed, match=r"the row is too long|serve cannot start without odd") as caught:
+            up.supervisor.raise_failure()
+        assert caught.value.exit_code == WRONG_USAGE
+
+
+def test_a_service_that_may_fail_for_ever_is_tried_again_though_it_was_never_ready(tmp_path: Path) -> None:
+    with running([Service("odd", python("raise SystemExit('no')"), lambda: False, is_tried_for_ever=True)], tmp_path) as up:
+        wait_until(lambda: [status for _, status, _ in up.told].count(Status.STARTING) > MAX_FIRST_ATTEMPTS, "tried again")
+        up.supervisor.raise_failure()
+
+
+def test_a_service_is_ready_when_it_says_so(tmp_path: Path) -> None:
+    says = "import sys, signal; print('following headrace.documents', file=sys.stderr, flush=True); signal.pause()"
+    with running([Service("odd", python(says), lambda: False, says_ready=("waiting: ", "following "))], tmp_path) as up:
+        up.ready("odd")
+
+
+def test_stopping_does_not_wait_for_a_service_whose_companion_is_gone_already(tmp_path: Path) -> None:
+    flag = tmp_path / "deaf"
+    services = [
+        Service("base", python(IDLE), always),
+        Service("top", python(STUBBORN, str(flag)), flag.exists, needs=("base",), dies_with=("base",), stop_timeout_s=2 * DEADLINE_S),
+    ]
+    with running(services, tmp_path) as up:
+        up.ready("base", "top")
+        up.supervisor.stop()
+        os.kill(up.pid("base"), signal.SIGTERM)
 
 
 def test_a_start_that_hangs_is_stopped_and_tried_again(tmp_path: Path) -> None:

@@ -145,3 +145,24 @@ def test_settings_shows_what_is_changed_and_no_secret(capsys: pytest.CaptureFixt
     main(["settings", "--set", "serving.port=9001", "--set", "kafka.sasl_plain_password=hidden", "--set", "serving.api_keys=hidden"])
     shown = capsys.readouterr().out
     assert "\nport = 9001\n" in shown and "hidden" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("produce",), "give either paths"),
+        (("produce", "--part", "1/2", "x"), "--part goes with --sample"),
+        (("ingest", "--accept-loss", "0@5"), "--accept-loss and --reason go together"),
+        (("ingest", "--once", "--reason", "why"), "--accept-loss and --reason go together"),
+        (("deadletter", "replay"), "name the positions to replay"),
+        (("deadletter", "replay", "t/0/1", "--edit", "nowhere"), "cannot read nowhere"),
+        (("ingest", "--once", "--set", "=3"), "--set takes SECTION.KEY=VALUE"),
+    ],
+)
+def test_wrong_usage_is_told_before_a_broker_is_started(
+    words: tuple[str, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--root", str(tmp_path / "root")]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and "starts the embedded broker" not in err
+    assert not (tmp_path / "root").exists()

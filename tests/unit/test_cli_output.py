@@ -7,6 +7,7 @@ import pytest
 
 from ops.cli.main import main
 from ops.cli.output import EscapingFormatter, escaped, print_json, print_table, say, tell
+from schemas.counting import counted
 
 HOSTILE = "a\x1b[2Jb\x9b31m\x07\r\x00\u202e\ud800 [/red][bold]水\u3000👩\u200d💻"
 SHOWN = "a\\x1b[2Jb\\x9b31m\\x07\\r\\x00\\u202e\\ud800 [/red][bold]水\u3000👩\u200d💻"
@@ -42,3 +43,12 @@ def test_an_error_of_a_command_is_escaped(capsys: pytest.CaptureFixture[str]) ->
     err = capsys.readouterr().err
     assert "\x1b" not in err
     assert "\\x1b[2J" in err
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "dead letter") for number in (0, 1, 2, 1200)] == [
+        "0 dead letters",
+        "1 dead letter",
+        "2 dead letters",
+        "1,200 dead letters",
+    ]

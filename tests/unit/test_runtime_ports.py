@@ -3,8 +3,10 @@
 import random
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray.scripts.scripts import start
 
 from pipelines.runtime import ports
 from pipelines.runtime.ports import free_ports, is_free
@@ -17,6 +19,12 @@ def test_ports_are_free_all_different_and_none_that_the_system_gives_out_by_itse
     found = free_ports(20)
     assert len(set(found)) == 20
     assert all(ports.LOWEST <= port < 30_000 and is_free(port) for port in found)
+
+
+def test_no_port_is_one_that_ray_keeps_for_its_workers() -> None:
+    defaults: dict[str | None, Any] = {option.name: option.default for option in start.params}
+    kept = range(defaults["min_worker_port"], defaults["max_worker_port"] + 1)
+    assert not {port for _ in range(50) for port in free_ports(20)} & set(kept)
 
 
 @pytest.mark.parametrize("says", [None, "1024\t65535\n", "?"])

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from ops.supervisor.root_lock import kafka_of_running_up, root_lock
+from pipelines.runtime.up_note import UpNote
 from ray_apps.serving.edge import LINGER_BYTES, MAX_BODY_BYTES
 from ray_apps.serving.engine.interface import Engine
 from schemas.settings import ServingSettings
@@ -135,6 +137,19 @@ async def test_without_a_model_health_says_what_is_missing_and_requests_get_503(
         await until(lambda: health_says(client, "champion 7"))
         response = await client.post("/v1/completions", json=ASK)
         assert (response.status_code, error_of(response)["code"]) == (503, "engine_unavailable")
+
+
+async def test_health_names_what_up_left_down_and_stays_well(engines: dict[int, Engine], tmp_path: Path) -> None:
+    publish_state(tmp_path, champion=1)
+    async with running_gateway(tmp_path, engines) as client:
+        await until(lambda: ready(client))
+        with root_lock(tmp_path) as lock:
+            assert "down" not in (await client.get("/health")).json()
+            UpNote("1", "127.0.0.1:9092", down=("ingest",)).write(lock)
+            health = await client.get("/health")
+            assert (health.status_code, health.json()["down"]) == (200, ["ingest"])
+            assert kafka_of_running_up(tmp_path) == "127.0.0.1:9092"
+        assert "down" not in (await client.get("/health")).json()
 
 
 async def test_head_is_answered_wherever_get_is(engines: dict[int, Engine], tmp_path: Path) -> None:

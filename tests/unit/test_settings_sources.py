@@ -49,6 +49,12 @@ def test_a_list_in_the_environment_or_a_flag_is_separated_by_commas() -> None:
     assert settings.serving.api_keys == (SecretStr("a"), SecretStr("b"))
 
 
+@pytest.mark.parametrize("name", ["", " ", ".", "packing.", ".vocab_size"])
+def test_a_value_without_a_name_is_told_that_the_name_is_missing(name: str) -> None:
+    message = refused(overrides={name: "3"})
+    assert "the name of the setting is missing" in message and "did you mean" not in message
+
+
 @pytest.mark.parametrize(
     ("toml", "near"),
     [

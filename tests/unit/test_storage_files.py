@@ -12,7 +12,7 @@ import pytest
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import check_root, create_durably, durable_file, durable_folder, replace_durably
 from pipelines.storage.holds import is_held, remove_unheld
-from schemas.errors import CommitConflict, SettingsError
+from schemas.errors import CommitConflict, DatasetError, SettingsError
 
 Call = Callable[..., None]
 
@@ -67,6 +67,16 @@ def test_a_root_that_cannot_be_written_is_refused_with_its_name(tmp_path: Path) 
     (tmp_path / "data").touch()
     with pytest.raises(SettingsError, match=f"nothing can be written under the root {tmp_path / 'data'}"):
         check_root(tmp_path / "data")
+
+
+def test_a_full_disk_is_no_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(DatasetError, match="free some space") as caught:
+        check_root(tmp_path)
+    assert caught.value.exit_code == 1
 
 
 def test_a_usable_root_is_created_and_left_empty(tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""What a running ``headrace up`` says of itself in the file of its root that it locks: its process, its Kafka, what stays down.
+
+A line each, the services that are down in one, with blanks between them. The lock goes with the process, and the note with the lock.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.runtime import locks
+
+LOCK_FILE = "up.lock"
+
+
+@dataclass(frozen=True)
+class UpNote:
+    """Empty where nothing is said yet."""
+
+    pid: str
+    kafka: str = ""
+    down: tuple[str, ...] = ()
+    """Services that refused and are not started again."""
+
+    def write(self, handle: int) -> None:
+        """Into the file that this process holds."""
+        locks.write_note(handle, "\n".join([self.pid, self.kafka, " ".join(self.down)]))
+
+
+def read_up_note(root: Path) -> UpNote | None:
+    """None if no ``up`` runs under this root."""
+    text = locks.note_of_holder(root / LOCK_FILE)
+    if text is None:
+        return None
+    pid, kafka, down, *_ = [*text.split("\n"), "", ""]
+    return UpNote(pid, kafka, tuple(down.split()))
