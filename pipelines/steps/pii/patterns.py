@@ -54,11 +54,13 @@ _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4 = f"(?:^|[^0-9A-Za-z_.])({_OCTET}(?:[.]{_OCTET}){{3}})(?:$|[^0-9A-Za-z_])"
 _IBAN = "(?:^|[^0-9A-Za-z])([A-Z]{2}[0-9]{2} ?[A-Z0-9]{4}[A-Z0-9 ]{5,36})"
 _USER_INFO = (
-    r"""(?i)[a-z][a-z0-9+.-]{1,20}://[^\s/?#:@<>"']*:([!#$%&(-.0-;=@-\[\]-_a-z{|}~\pL\pM\pN]{1,200})@"""
-    r"""(?:[a-z0-9\[]|[\pL\pN][\pL\pM\pN-]{0,62}\.[\pL\pN])"""
+    r"""(?i)[a-z][a-z0-9+.-]{1,20}://[^\s/?#:@<>"']*:([!#$%&(-.0-;=@-\[\]-_a-z{|}~\pL\pM\pN]+)@"""
+    r"""(?:[a-z0-9\[]|[\pL\pN][\pL\pM\pN-]*\.[\pL\pN])"""
 )
 """The password before the host of a URL (RFC 3986: user information); ``/``, ``?``, quotes and the backslash are no part of it. Both may be in
-letters of any script, as people write them (RFC 3987, IDNA), but a sign beyond ASCII ends a URL."""
+letters of any script, as people write them (RFC 3987, IDNA), but a sign beyond ASCII ends a URL. Its length is limited in Python: 200 times so
+many letters are more than RE2 can hold."""
+_MAX_PASSWORD_CHARS = 200
 _PORT = re2.compile(b"[0-9]{2,5}[^\\x00-\\x7f]")
 """What only looks like a password: the port of a host, and Chinese text right behind it."""
 _JWT = r"\b(eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*)"
@@ -312,6 +314,8 @@ def _is_random(value: str) -> bool:
 def _url_password(document: bytes, begin: int, end: int) -> tuple[int, str] | None:
     """Whatever stands there is a secret, unless it stands for one: a variable, or nothing but stars."""
     value = document[begin:end]
+    if len(value.decode()) > _MAX_PASSWORD_CHARS:
+        return None
     is_port = _PORT.match(value) is not None
     is_variable = is_port or value[:1] in (b"$", b"{", b"[", b"(") or (value[:1] == b"%" and not value[1:3].isalnum())
     return None if is_variable or not value.strip(b"*x") else (end, "password")
