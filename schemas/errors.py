@@ -32,7 +32,7 @@
     ├── RegistryError
     │   └── ModelNotFound        no such model version or alias
     ├── RolloutError             a transition that the rollout policy does not allow
-    ├── ServiceFailed            a part that `up` keeps running does not start, or another `up` runs under this root
+    ├── ServiceFailed            a part of `up` does not start or refuses its settings, or another `up` runs under this root
     └── ApiError                 an HTTP error with an OpenAI error body (schemas/openai.py)
 
 A message says what happened, with which values, and what to do about it.
@@ -183,7 +183,7 @@ class RolloutError(HeadraceError):
 
 
 class ServiceFailed(HeadraceError):
-    """A part that ``headrace up`` keeps running does not start at all, or another ``up`` runs under the same root."""
+    """A part of ``headrace up`` does not start or refuses its settings (exit code 2), or another ``up`` runs under the same root (exit code 1)."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)

@@ -11,7 +11,7 @@ class IngestSettings(Section):
     """Micro-batches from Kafka to shards."""
 
     runner: Literal["ray", "local"] = "ray"
-    """``ray``: tasks of a few slices each on the cluster; ``local``: the same job in the ingesting process, for small machines and tests."""
+    """``ray``: tasks on the cluster; ``local``: the same job in the ingesting process, for small machines and tests."""
     max_batch_records: int = Field(100_000, ge=1)
     """Most offsets that one dataset version takes in."""
     max_batch_bytes: int = Field(256 * 2**20, ge=1)

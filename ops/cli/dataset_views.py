@@ -231,8 +231,8 @@ def _warn_of(group: dict[str, Any]) -> None:
         say(f"group {group['name']} has a share of {group['wanted']:.1%} but only {counted(group['tokens'], 'token')}: {often}")
 
 
-def _counts(counted: dict[str, dict[str, int]]) -> list[tuple[str, int, int]]:
-    return [(name, counts["documents"], counts["tokens"]) for name, counts in counted.items()]
+def _counts(by_name: dict[str, dict[str, int]]) -> list[tuple[str, int, int]]:
+    return [(name, counts["documents"], counts["tokens"]) for name, counts in by_name.items()]
 
 
 def run_diff(args: argparse.Namespace, settings: Settings) -> int:
@@ -267,8 +267,8 @@ def run_export(args: argparse.Namespace, settings: Settings) -> int:
     )
     say(f"{opened.label}: {counts}")
     if later := written["retracted_later"]["documents"]:
-        fate = "part of the export" if args.include_retracted_later else "left out; --include-retracted-later exports the version as it was"
-        say(f"{counted(later, 'document')} of this dataset version, retracted by a later one: {fate}")
+        fate = "exports them" if args.include_retracted_later else "leaves them out (--include-retracted-later exports them)"
+        say(f"later versions retracted {counted(later, 'document')} of this version; the export {fate}")
     if args.json:
         print_json({"view": opened.label, "format": args.format, "output": args.output, **written})
     else:

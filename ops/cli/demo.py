@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def with_free_ports(settings: Settings, go: Callable[[Settings], None]) -> None:
-    """Run the demo; once more, with other ports, if another program took a port between the choice and the use."""
+    """Run the demo. If it fails and a port that it chose is in use, run it again with other ports, ATTEMPTS times at most."""
     from ops.demo.settings import demo_settings, taken_ports
     from ops.demo.watching import StageFailed
 
@@ -52,10 +52,10 @@ def with_free_ports(settings: Settings, go: Callable[[Settings], None]) -> None:
         try:
             go(chosen)
         except StageFailed as error:
-            taken = " and ".join(map(str, taken_ports(chosen)))
+            taken = ", ".join(map(str, taken_ports(chosen)))
             if not taken or attempt == ATTEMPTS:
                 raise
-            say(f"{error}\nport {taken} was taken by another program after the demo had chosen it: the demo begins again with another")
+            say(f"{error}\nin use by another program now: port {taken}; the demo starts again with free ports")
         else:
             return
 

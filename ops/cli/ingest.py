@@ -67,11 +67,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if args.accept_loss is not None:
         return _accept_loss(args, settings)
     from pipelines.ingest.following import ingest_follow
-    from pipelines.ingest.presence import ingesting
+    from pipelines.ingest.presence import ingest_lock
     from pipelines.ingest.stream import ingest_once
 
     told: dict[int, dict[str, Any]] = {}
-    with _shown_progress(told) as progress, ingesting(Path(settings.root)):
+    with _shown_progress(told) as progress, ingest_lock(Path(settings.root)):
         if args.once:
             manifests = ingest_once(settings, progress)
         else:

@@ -1,8 +1,8 @@
 """Entry point of the ``headrace`` command.
 
-Reads the settings (file, environment, flags), lets the command ``check(args)`` how its flags go together, if it has such a function, starts
-the broker that it needs, hands the settings to its ``run(args, settings) -> exit code``, and turns a
-HeadraceError into one line on standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted by Ctrl-C.
+Reads the settings (file, environment, flags), calls the command's ``check(args)`` if it has one, starts the broker that the command needs, and
+calls its ``run(args, settings)``, which returns the exit code. A HeadraceError becomes one line on standard error.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted by Ctrl-C.
 Command modules import Ray and torch only when they run, so that ``headrace --help`` answers at once; this one imports nothing of ours before
 ``main`` runs, so that Ctrl-C in the first second is one line too.
 """

@@ -25,15 +25,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print every record that carried the document; exit code 1 if there is none."""
-    from pipelines.ingest.presence import somebody_ingests
+    from pipelines.ingest.presence import is_ingest_running
     from pipelines.kafka.topics import topic_names
     from pipelines.lineage.lineage import trace
 
     try:
         fates = trace(Path(settings.root), args.document, deadletter_topic=topic_names(settings).deadletter)
     except DatasetError as error:
-        if type(error) in (DatasetError, DatasetNotFound) and not somebody_ingests(Path(settings.root)):  # else more may come by itself
-            say(f"no ingest runs for {settings.root}, so nothing more becomes known: start `headrace up`, or `headrace ingest --once`")
+        if type(error) in (DatasetError, DatasetNotFound) and not is_ingest_running(Path(settings.root)):  # else it may still read the document
+            say(f"no ingest is running for {settings.root}, so no new records are being read: start `headrace up`, or run `headrace ingest --once`")
         raise
     lost = _lost(Path(settings.root), fates)
     if args.json:

@@ -4,10 +4,10 @@ Responses with status 200, resources, and conversions (the texts of WET files) a
 character set, with URL and date; HTML goes out as HTML, so that its main content is taken by the pipeline's workers and not here. What has no
 media type is a page if it begins as one. All other records are skipped, each with a reason: its kind, its status or its media type. Bodies of
 responses may be in gzip, deflate, br or zstd, and in chunks; many crawlers keep the header that says so and store the plain body: it is read too.
-Names and values in headers ignore case, as the standards have it.
+Header names, record types and media types are compared without regard to case, but for Content-Length of a record (fastwarc).
 
-A record, a chunk or a packed body that ends early is a failure that says so: half a page is no document. What the archive itself cut and then
-stored unpacked (``WARC-Truncated``) is the document that the archive has.
+A record, a chunk or a packed body that ends early is a failure. A chunked body that ends between two chunks, and an unpacked body that the archive
+itself cut (``WARC-Truncated``), are taken as they are.
 
 Invariant: every record is one finding; one damaged record costs that record alone: reading goes on at the next one that can be found, and each
 damaged place is one finding. Memory is bounded by one record and ``max_bytes`` of what it unpacks to. Cost: 100 MB/s and more (fastwarc).
@@ -119,7 +119,8 @@ def _block(record: WarcRecord) -> bytes:
     """The bytes of a record. Raises ValueError if they are not all there."""
     promised = record.content_length
     if not promised and (record.headers.get("Content-Length") or "0").strip() != "0":
-        raise ValueError("its length is not read: the header's name must be written Content-Length, and its value must be a number")
+        value = record.headers.get("Content-Length")
+        raise ValueError(f"the record's length cannot be read ({value!r}): the header must be written Content-Length, with a number as its value")
     block: bytes = record.reader.read(promised)
     if len(block) < promised:
         raise ValueError(f"the record is cut off: {len(block):,} of {promised:,} bytes are there")

@@ -96,7 +96,7 @@ def _ingest(settings: Settings, needs: tuple[str, ...], dies_with: tuple[str, ..
         needs=needs,
         told=WAITING,
         says_ready=(WAITING, FOLLOWING),
-        is_tried_for_ever=True,
+        retries_before_ready=True,
         dies_with=dies_with,
         environment=child_environment(settings),
         stop_timeout_s=STOP_TIMEOUT_S,

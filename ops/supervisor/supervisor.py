@@ -1,13 +1,14 @@
 """Keeps the services alive: starts them in order, restarts what dies with growing pauses, stops them in reverse order.
 
-    waiting --needs are ready, pause is over--> starting --is_ready--> ready
+    waiting --needs are ready, pause is over--> starting --ready--> ready --WRONG_USAGE, MAX_REFUSALS times in a row--> down
        ^----------------- exit, or a service in dies_with went away ------'
 
-Invariants: a service starts only while everything it needs is ready; one that exits MAX_FIRST_ATTEMPTS times before it was ever ready
-ends the supervisor with the log's last lines; one that was ready once is restarted for ever.
-A service that refuses (exit code WRONG_USAGE) is not restarted for ever, because its settings stay those with which it was started. If it
-was never ready, or refuses MAX_REFUSALS times in a row (a port may be taken for a moment), it ends the supervisor with its last line and its
-code; but if another service has answered users, that one goes on, and this one stays down.
+Invariants: a service starts only while everything it needs is ready. One that exits MAX_FIRST_ATTEMPTS times before it was ever ready ends
+the supervisor with the log's last lines, unless ``retries_before_ready`` is set. One that was ready once is restarted without limit, unless it
+exits with WRONG_USAGE: its settings stay those with which it was started.
+One that exits so before it was ever ready ends the supervisor, with its last line and its code. One that was ready, and then exits so
+MAX_REFUSALS times in a row (a port may be taken for a moment), stays down if a service with ``serves_users`` was ready once; else it ends the
+supervisor too.
 What goes wrong with one service, whatever it is, costs that service a pause and the others nothing; the supervisor never ends
 without saying why (``raise_failure``). All children are started by the one thread that runs ``run``, and die with it.
 """
@@ -26,14 +27,14 @@ from schemas.errors import WRONG_USAGE, ServiceFailed
 
 _log = logging.getLogger(__name__)
 TICK_S = 0.1
-WITHOUT_PATIENCE_S = 1.0
+SHORT_STOP_S = 1.0
 MAX_BACKOFF_S = 30.0
 STABLE_S = 30.0
 """A service that was up this long starts again without a pause worth the name."""
 MAX_FIRST_ATTEMPTS = 3
 MAX_REFUSALS = 4
-REMEMBERED_S = 3600.0
-"""A service that was up this long has not refused in a row."""
+REFUSAL_RESET_S = 3600.0
+"""A refusal after running this long counts as the first."""
 
 
 class Status(StrEnum):
@@ -54,7 +55,9 @@ class Service:
     name: str
     command: tuple[str, ...]
     is_ready: Callable[[], bool]
-    """Whether it does its work. Asked about twice a second from start until it says yes; must return within a second or two."""
+    """Whether it does its work. Asked about twice a second from start until it says yes, unless ``says_ready`` is set; must return within a
+    second or two.
+    """
     is_alive: Callable[[], bool] = lambda: False
     """Whether a start that takes long is going well: such a start is not given up."""
     needs: tuple[str, ...] = ()
@@ -67,8 +70,8 @@ class Service:
     """Prefixes of log lines with which it says that it is ready; ``is_ready`` is not asked."""
     serves_users: bool = False
     """Whether it must go on when another one refuses."""
-    is_tried_for_ever: bool = False
-    """Whether it may fail (but not refuse) as often as it likes before it was ever ready."""
+    retries_before_ready: bool = False
+    """Whether it is restarted without limit although it was never ready; exit code WRONG_USAGE excepted."""
     environment: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 180.0
     """A start that takes longer, and does not show that it is alive, is stopped and tried again."""
@@ -88,7 +91,7 @@ class _Running:
     next_start: float = 0.0
     next_check: float = 0.0
     log_read: int = 0
-    """Bytes of the log that were searched for such lines."""
+    """Bytes of the log that were searched for the lines of ``told`` and ``says_ready``."""
     has_said_ready: bool = False
     failures: int = 0
     refusals: int = 0
@@ -204,7 +207,9 @@ class Supervisor:
     def _maybe_start(self, running: _Running, now: float) -> None:
         service = running.service
         if service.serves_users and (down := next((name for name in service.needs if self._services[name].status is Status.DOWN), None)):
-            raise ServiceFailed(f"{service.name} cannot start without {down}, which refused; the log is {self._logs / f'{down}.log'}", WRONG_USAGE)
+            log = self._logs / f"{down}.log"
+            ended = f"{down} exited with code {WRONG_USAGE} (wrong settings)"
+            raise ServiceFailed(f"{service.name} cannot start: {ended}. Correct the error in {log}, then start `headrace up` again", WRONG_USAGE)
         if now < running.next_start or any(self._services[name].status is not Status.READY for name in service.needs):
             return
         log = self._logs / f"{service.name}.log"
@@ -235,12 +240,12 @@ class Supervisor:
         running.child = None
         stable = running.status is Status.READY and now - running.started_at > STABLE_S
         running.failures = 1 if stable else running.failures + 1
-        running.refusals = 0 if code != WRONG_USAGE else 1 if now - running.started_at > REMEMBERED_S else running.refusals + 1
+        running.refusals = 0 if code != WRONG_USAGE else 1 if now - running.started_at > REFUSAL_RESET_S else running.refusals + 1
         name, log = running.service.name, self._logs / f"{running.service.name}.log"
         if running.refusals and (not running.was_ready or running.refusals >= MAX_REFUSALS):
             self._refused(running, log)
             return
-        if not running.was_ready and running.failures >= MAX_FIRST_ATTEMPTS and not running.service.is_tried_for_ever:
+        if not running.was_ready and running.failures >= MAX_FIRST_ATTEMPTS and not running.service.retries_before_ready:
             raise ServiceFailed(f"{name} does not start: {_ending(code, log)}; the end of {log}:\n{tail(log)}")
         pause = pause_s(self._backoff_s, running.failures, MAX_BACKOFF_S)
         running.next_start = now + pause
@@ -248,19 +253,20 @@ class Supervisor:
         self._stop_dependents(name)
 
     def _refused(self, running: _Running, log: Path) -> None:
-        """Starting it again cannot help. Raises ServiceFailed, unless that would take the answers from users who have had them."""
+        """Starting it again cannot help. Marks it DOWN if a service with ``serves_users`` was ready once; else raises ServiceFailed."""
         name = running.service.name
         others = [other for other in self._services.values() if other is not running and other.status is not Status.DOWN]
         if not running.was_ready or not any(other.service.serves_users and other.was_ready for other in others):
-            raise ServiceFailed(f"{name} refuses to work: {tail(log, num_lines=1)}. Nothing is lost; mend that, and start again ({log})", WRONG_USAGE)
+            ended = f"{name} exited with code {WRONG_USAGE} (wrong settings): {tail(log, num_lines=1)}"
+            raise ServiceFailed(f"{ended}. Correct this and start `headrace up` again. Log: {log}", WRONG_USAGE)
         ending = _ending(WRONG_USAGE, log)
-        self._change(running, Status.DOWN, f"{ending}; it is not started again: mend that, then start `headrace up` anew. Serving goes on meanwhile")
+        self._change(running, Status.DOWN, f"{ending}; `up` does not start it again. Correct the error, then restart `headrace up`")
         self._stop_dependents(name)
 
     def _stop_dependents(self, name: str) -> None:
         for other in self._services.values():
             if name in other.service.dies_with and other.child is not None:
-                other.child.stop(WITHOUT_PATIENCE_S)  # it may wait for ever for what is gone
+                other.child.stop(SHORT_STOP_S)  # it may wait for ever for what is gone
                 other.child.close()
                 other.child = None
                 self._change(other, Status.WAITING, f"stopped because {name} went away")
@@ -275,11 +281,11 @@ class Supervisor:
 
     def _let_end(self, service: Service, child: Child) -> None:
         """Stop it; without patience if what it dies with has ended before it, as where everything gets a signal at once."""
-        child.ask()
+        child.terminate()
         deadline = time.monotonic() + service.stop_timeout_s
         while child.poll() is None and time.monotonic() < deadline:
             if any(other.child is not None and other.child.poll() is not None for other in map(self._services.__getitem__, service.dies_with)):
-                child.stop(WITHOUT_PATIENCE_S)
+                child.stop(SHORT_STOP_S)
             time.sleep(TICK_S)
         child.kill()
 

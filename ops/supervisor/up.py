@@ -30,7 +30,7 @@ OnReady = Callable[[Stack, Supervisor], None]
 
 
 def run_up(settings: Settings, stop: threading.Event, tell: Tell, on_ready: OnReady) -> None:
-    """Run everything until ``stop`` is set. Raises ServiceFailed if a part does not start at all."""
+    """Run everything until ``stop`` is set. Raises ServiceFailed if a part does not start or refuses its settings."""
     # Step 1: the only one under this root.
     with root_lock(Path(settings.root)) as lock:
         stack = build_stack(settings)
@@ -40,21 +40,23 @@ def run_up(settings: Settings, stop: threading.Event, tell: Tell, on_ready: OnRe
             os.environ.update(AUTHENTICATED)  # for whatever we start
             prepare(head_folder(Path(stack.settings.root)))
 
-        def note_down(names: tuple[str, ...]) -> None:
+        def write_down_services(names: tuple[str, ...]) -> None:
             replace(note, down=names).write(lock)
 
-        _Up(stack, stop, tell, on_ready, note_down).run()
+        _Up(stack, stop, tell, on_ready, write_down_services).run()
 
 
 class _Up:
     """One run of the stack."""
 
-    def __init__(self, stack: Stack, stop: threading.Event, tell: Tell, on_ready: OnReady, note_down: Callable[[tuple[str, ...]], None]) -> None:
+    def __init__(
+        self, stack: Stack, stop: threading.Event, tell: Tell, on_ready: OnReady, write_down_services: Callable[[tuple[str, ...]], None]
+    ) -> None:
         self._stack = stack
         self._stop = stop
         self._tell = tell
         self._on_ready = on_ready
-        self._note_down = note_down
+        self._write_down_services = write_down_services
         self._down: tuple[str, ...] = ()
         self._told_ready = False
         self._controller: LoopController | None = None
@@ -102,8 +104,8 @@ class _Up:
             self._on_ready(self._stack, self._supervisor)
 
     def _tell_down(self, name: str, detail: str) -> None:
-        """A service that is not started again: /health names it, and whoever reads the events gets an alert."""
+        """Write the service into the note that /health reads. If the loop runs, it sends an alert."""
         self._down += (name,)
-        self._note_down(self._down)
+        self._write_down_services(self._down)
         if self._controller is not None:
             self._controller.alarms.put(f"{name} is down: {detail}")

@@ -116,7 +116,7 @@ def check_unchanged(newest: DatasetManifest, settings: Settings) -> None:
 
 
 def check_usable(newest: DatasetManifest | None, settings: Settings) -> None:
-    """Refuse at once what the next version would be refused for. Raises SettingsError, TokenizerMismatch, QualityModelCorrupt."""
+    """Check that row length, tokenizer and quality model can be used. Raises SettingsError, TokenizerMismatch, QualityModelCorrupt."""
     if newest is not None:
         check_unchanged(newest, with_what_is_fixed(newest, settings))
     elif settings.tokenizer.path:

@@ -27,7 +27,7 @@ from schemas.settings import Settings
 MAX_BACKOFF_S = 30.0
 MAX_REMEMBERED = 100
 PROBE_RECORDS = 1_000
-"""What waits is measured in portions of this many offsets."""
+"""Most offsets of a slice when the bytes that wait are counted."""
 LOOK_AGAIN_AT = 1.1
 HOLDS_EVERY_S = 30.0
 """Seconds between two looks for open transactions that hold records back."""
@@ -147,7 +147,7 @@ class Follower:
 
 
 def count_bytes(topic: str, waiting: Mapping[int, OffsetRange], settings: Settings, enough: int) -> int:
-    """Bytes of keys and values of the records that wait; stops reading after the first portion that reaches ``enough``."""
+    """Bytes of keys and values of the records that wait; stops after the first block with which the sum reaches ``enough``."""
     found = 0
     for block in read_slices(slices(topic, waiting, PROBE_RECORDS), settings):
         found += int(sizes(block).to_numpy().sum())

@@ -1,7 +1,7 @@
 """The job of one micro-batch: slices of offsets in, prepared blocks out, in the order of the slices.
 
-Two runners give the same rows: ``run_ray`` spreads read -> prepare over a Ray cluster as fused tasks of a few slices each, ``run_local`` does the
-same work in this process, for small machines and tests. Text stays in the worker that read it; what comes back are verdicts,
+Two runners give the same rows: ``run_ray`` spreads read -> prepare over a Ray cluster as fused tasks of a few windows of slices each, ``run_local``
+does the same work in this process, for small machines and tests. Text stays in the worker that read it; what comes back are verdicts,
 fingerprints, token ids, and the bytes of dead records. Both are lazy: the local one is
 never ahead of the committer, and on Ray reading stops while blocks of ``ingest.read_ahead_bytes`` wait for it.
 
@@ -48,8 +48,8 @@ Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.
 """Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in the order of the slices and their offsets; every offset of the slices is in one row."""
 RETRIES = {"max_retries": 1}
 """Ray repeats a task whose process died once (by default three times) before its records come under suspicion. Equal for both steps: they fuse."""
-MAX_SLICES_PER_TASK, LAST_ROUND_SLICES = 16, 6
-"""Slices of a task on Ray, and of a task that is one of the last: what such tasks wait for each other."""
+MAX_WINDOWS_PER_TASK, LAST_ROUND_WINDOWS = 16, 6
+"""Most windows of a task on Ray, and of one of the last tasks: fewer, so that those end at about the same time."""
 LIMITS_INTERVAL_S = 0.05
 """How often Ray Data asks what the cluster has. The first answer is always "nothing", with which it starts one task, and left alone it waits 1 s."""
 SIZE = "size_bytes"
@@ -102,7 +102,7 @@ def sized(step: Step, records: pa.Table) -> pa.Table:
 
 
 def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
-    """One window of slices after the other in this process; blocks of which it died twice, in another."""
+    """Prepares the slices window by window in this process; a block on which this process died twice is prepared in a child process."""
     step = Prepare(settings, tokenizer, known)
     with DeathMark(Path(settings.root)) as mark, Quarantine(pickle.dumps(step.prepared)) as quarantined:
         for records in read_slices(parts, settings):
@@ -110,7 +110,7 @@ def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRe
 
 
 def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
-    """Ray tasks of a few slices each. Ray must be running (runtime.cluster.ray_session). Raises what the tasks raised, not Ray's wrapping."""
+    """Ray tasks of a few windows each. Ray must be running (runtime.cluster.ray_session). Raises what the tasks raised, not Ray's wrapping."""
     import ray
 
     quiet_ray_data()
@@ -123,7 +123,7 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef,
     except ray.exceptions.RayError as error:
         if not _has_cause(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
             raise _original(error) from error
-        _log.warning("worker processes ended again and again on the same slice; the rest of this version is prepared in separate processes")
+        _log.warning("worker processes ended again and again on the same task; the rest of this version is prepared in separate processes")
     else:
         return
     try:
@@ -155,9 +155,9 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
 
 
 def _under_one_name(blocks: "ray.data.Dataset") -> None:
-    """Ray keeps figures of every dataset that it has seen, some 2 MB of each in its own processes (measured); so all versions are one to it.
+    """Give the datasets of all versions one name and id: Ray keeps about 2 MB of statistics for each dataset that it has seen (measured).
 
-    Of this driver alone: another stream of the cluster is another dataset. Ray Data has no setting for the part of the id that is drawn.
+    The id is this driver's job id, so another stream of the cluster has another. Ray Data has no public way to set it.
     """
     import ray
 
@@ -185,13 +185,13 @@ def grouped(parts: Sequence[Slice], at_once: int, settings: IngestSettings) -> l
     What the tasks that run at once prepare fits into what may wait for the committer, so that no later task stands still for an earlier one.
     """
     waiting_bytes = at_once * settings.slice_records * EXPECTED_RECORD_BYTES
-    most = max(1, min(MAX_SLICES_PER_TASK, settings.read_ahead_bytes // waiting_bytes))
+    most = max(1, min(MAX_WINDOWS_PER_TASK, settings.read_ahead_bytes // waiting_bytes))
     units = list(windows(parts, settings.slice_records))
     groups: list[Sequence[Slice]] = []
     first = 0
     while first < len(units):
         left = len(units) - first
-        size = min(most, math.ceil((left if left <= LAST_ROUND_SLICES * at_once else left * 2 / 3) / at_once))
+        size = min(most, math.ceil((left if left <= LAST_ROUND_WINDOWS * at_once else left * 2 / 3) / at_once))
         end = min(len(units), first + size * at_once)
         groups += [list(itertools.chain.from_iterable(units[start : min(end, start + size)])) for start in range(first, end, size)]
         first = end

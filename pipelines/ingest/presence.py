@@ -1,6 +1,6 @@
 """Whether somebody ingests into a root: a lock that a command holds while it does.
 
-It keeps nobody away. Of two who ingest the commit fences one; the second is here without the lock.
+The lock excludes nobody. A second ingest runs without it and is not seen after the first has ended.
 """
 
 import os
@@ -15,7 +15,7 @@ LOCK_FILE = "ingest.lock"
 
 
 @contextmanager
-def ingesting(root: Path) -> Iterator[None]:
+def ingest_lock(root: Path) -> Iterator[None]:
     """Be seen to ingest inside the block. Raises SettingsError if the root cannot be written."""
     check_root(root)
     handle = locks.take(root / LOCK_FILE)
@@ -26,6 +26,6 @@ def ingesting(root: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def somebody_ingests(root: Path) -> bool:
+def is_ingest_running(root: Path) -> bool:
     """Whether any command does now."""
     return locks.note_of_holder(root / LOCK_FILE) is not None

@@ -5,7 +5,7 @@ from schemas.manifest import DatasetManifest
 
 FOLLOWING = "following "
 WAITING = "waiting: "
-"""How the lines of a command begin that follows, or waits: `up` knows by them that it works."""
+"""How a line begins that says that `ingest --follow` reads the topic, or waits. `up` takes either as ready."""
 
 
 class Progress:

@@ -63,10 +63,10 @@ def open_consumer(settings: Settings, **overrides: Any) -> KafkaConsumer:
 
 
 class _Consumer(KafkaConsumer):
-    """Lets go of what it fetched when it is closed.
+    """Frees what it fetched when it is closed.
 
-    kafka-python leaves the last fetches in a circle of references, some megabytes each. A process with many modules looks for such circles so
-    seldom that a worker of Ray held 100 MB of them after 80 slices (measured).
+    kafka-python leaves the last fetches, some megabytes, in a cycle of references. In a process with many modules the garbage collector runs so
+    rarely that a worker of Ray held 100 MB of them after 80 slices (measured).
     """
 
     def close(self, *args: Any, **kwargs: Any) -> None:

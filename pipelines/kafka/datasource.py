@@ -1,4 +1,4 @@
-"""Kafka as a source of Ray Data: one read task per few slices of offsets.
+"""Kafka as a source of Ray Data: one read task per few windows of slices.
 
 ``ray.data.read_kafka`` is not used: it waits for ever where a partition ends in a transaction marker or a compaction gap, and resolves
 "latest" per task. Here the driver fixes every range beforehand (planning.py) and tasks only read them (reading.py).

@@ -8,7 +8,7 @@
    (pipelines/kafka/records.py). A batch whose CRC is wrong is SourceError: its bytes are not those that were produced.
 5. An offset that is out of range is OffsetsLost; no progress for ``ingest.stall_timeout_s`` is SourceStalled. Nothing is skipped.
 
-Cost: one bootstrap per call (about 0.05 s), then about 100 MB/s; memory is bounded by two BLOCK_BYTES plus three fetches, whatever the ranges.
+Cost: one bootstrap per call (about 0.05 s), then about 100 MB/s; memory is bounded by about three BLOCK_BYTES and three fetches.
 """
 
 import time
@@ -69,7 +69,10 @@ def read_blocks(part: Slice, settings: Settings) -> Iterator[pa.Table]:
 
 
 def read_slices(parts: Sequence[Slice], settings: Settings) -> Iterator[pa.Table]:
-    """The slices as tables of about BLOCK_BYTES, in their order; the slices of a window share tables. One consumer reads all of them."""
+    """The slices as tables of at most about two BLOCK_BYTES, in their order, read by one consumer.
+
+    Slices of one window share tables; no table spans two windows. Raises OffsetsLost, SourceError, SourceStalled, TopicMissing, BrokerUnavailable.
+    """
     if not any(part.end > part.start for part in parts):
         return
     with broker_errors(settings.kafka, f"read {parts[0].topic}"), open_consumer(settings) as consumer:
@@ -93,7 +96,7 @@ def _joined(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def windows(parts: Sequence[Slice], most: int) -> Iterator[list[Slice]]:
-    """Consecutive slices of different partitions with at most so many offsets together, or a larger one alone: what is read at once.
+    """Groups of consecutive slices that are read at once: of different partitions, with at most ``most`` offsets together; a larger slice is alone.
 
     Empty slices are left out.
     """
@@ -112,7 +115,7 @@ def windows(parts: Sequence[Slice], most: int) -> Iterator[list[Slice]]:
 class _Window:
     """Slices of different partitions that are read at once and handed on in their order.
 
-    What is read of those behind the first waits in memory: up to BLOCK_BYTES and what one more poll gives. Then they pause until it is done.
+    What is read of the slices behind the first waits in memory. They are paused while they hold BLOCK_BYTES or more together.
     """
 
     def __init__(self, consumer: KafkaConsumer, parts: Sequence[Slice], settings: Settings) -> None:
@@ -152,9 +155,9 @@ class _Window:
                     yield rows.take()
 
     def _has_moved(self, looked_at: Iterable[TopicPartition]) -> bool:
-        """Whether the consumer stands further on in one of these; its position also passes what is no record.
+        """Whether a position has changed since the last call; it also passes offsets that hold no record.
 
-        Not by its method ``position``, which looks at all assigned partitions in each call: 1,000 of them took 10 s.
+        The consumer's method ``position`` is not used: it looks at all assigned partitions in each call, which took 10 s with 1,000 of them.
         """
         assigned = self._consumer._subscription.assignment
         now = {key: assigned[key].position.offset for key in looked_at}
@@ -175,7 +178,7 @@ class _Window:
                 yield rows.take()
 
     def _hold_back(self) -> None:
-        """Fetch the first slice, and the others while they hold less than a block; of none what lies behind its end."""
+        """Fetch the first slice. Pause the others while they hold BLOCK_BYTES together, and each that is read to its end."""
         keys = list(self._left)
         is_full = sum(self._left[key].size_bytes for key in keys[1:]) >= BLOCK_BYTES
         for key in keys[1:]:
@@ -202,7 +205,7 @@ class _Window:
         return found
 
     def _named_by(self, error: Exception) -> Slice:
-        """The slice whose partition the error names: kafka-python writes it as ``TopicPartition(topic=…, partition=…)``."""
+        """The slice whose partition the error's text names, as ``TopicPartition(topic=…, partition=…)``; the first unread one if it names none."""
         return next((rows.part for key, rows in self._left.items() if f"{key}" in str(error)), next(iter(self._left.values())).part)
 
     def _stalled(self) -> SourceStalled:

@@ -92,13 +92,13 @@ class Child:
         self._captured.seek(0)
         return self._captured.read()
 
-    def ask(self) -> None:
-        """SIGTERM."""
+    def terminate(self) -> None:
+        """Send SIGTERM to the process."""
         self._process.terminate()
 
     def stop(self, timeout_s: float) -> int:
         """SIGTERM, then SIGKILL for the whole session after ``timeout_s``; returns the exit code."""
-        self.ask()
+        self.terminate()
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:

@@ -1,9 +1,9 @@
 """Joining or starting Ray: one way for every command.
 
-``ray.address = "local"`` starts a private Ray that ends with this process; ``auto`` or ``host:port`` joins a running cluster. A signal to the
-process group (a closed terminal, a stopped container) reaches us and not a private Ray, which we need to end in order. Where Ray ends all the
-same, its clients wait a minute for it at each call: this process ends instead, which is safe at any moment, as after a SIGKILL. A private Ray's
-processes get its address (``RAY_ADDRESS``): helpers of Ray Train ask for "the" Ray of the machine, and fail where two run.
+``ray.address = "local"`` starts a private Ray that ends with this process; ``auto`` or ``host:port`` joins a running cluster. A private Ray has
+sessions of its own, so Ctrl-C and a closed terminal reach this process alone. If a private Ray ends all the same, this process exits with code 1,
+which is safe at any moment, as SIGKILL is: each call of Ray would wait a minute for it. A private Ray's processes get its address (``RAY_ADDRESS``):
+helpers of Ray Train ask for "the" Ray of the machine, and fail where two run.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place, which ends the process at once
     address, closing = ray.get_runtime_context().gcs_address, threading.Event()
     if settings.address == "local":
-        threading.Thread(target=_end_with, args=(address, closing), name="ray-watch", daemon=True).start()
+        threading.Thread(target=_exit_with_ray, args=(address, closing), name="ray-watch", daemon=True).start()
     try:
         yield address
     finally:
@@ -85,7 +85,7 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
 
 @contextmanager
 def _in_sessions_of_their_own() -> Iterator[None]:
-    """Have the processes that Ray starts in the block start so; it has no setting for that. The kernel still ends them with this process."""
+    """Start Ray's processes in new sessions inside the block; Ray has no setting for that. The kernel still ends them with this process."""
     from ray._private import services
 
     start = services.ConsolePopen
@@ -96,8 +96,8 @@ def _in_sessions_of_their_own() -> Iterator[None]:
         services.ConsolePopen = start  # type: ignore[misc]
 
 
-def _end_with(address: str, closing: threading.Event) -> None:
-    """End this process when nobody has listened at a private Ray's address for a few looks."""
+def _exit_with_ray(address: str, closing: threading.Event) -> None:
+    """Exit with code 1 once a private Ray has refused MAX_REFUSED connections in a row."""
     host, _, port = address.rpartition(":")
     refused = 0
     while refused < MAX_REFUSED and not closing.wait(WATCH_S):
@@ -109,7 +109,9 @@ def _end_with(address: str, closing: threading.Event) -> None:
         except OSError:  # it is busy, or so are we
             refused = 0
     if not closing.is_set():
-        sys.stderr.write(f"Ray, which this command had started at {address}, has ended, so the command ends too; start it again\n")
+        sys.stderr.write(
+            f"Ray at {address}, which this command started, refused {MAX_REFUSED} connections in a row, so the command ends; start it again\n"
+        )
         sys.stderr.flush()
         os._exit(1)
 

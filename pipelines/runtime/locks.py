@@ -30,7 +30,7 @@ def write_note(handle: int, note: str) -> None:
     """Say something in a file that this process holds; replaces what it said before."""
     data = note.encode()
     os.pwrite(handle, data, 0)
-    os.ftruncate(handle, len(data))  # after it: whoever reads meanwhile finds no empty file
+    os.ftruncate(handle, len(data))  # last: who reads meanwhile may see an old tail, but never an empty file
 
 
 def note_of_holder(path: Path) -> str | None:

@@ -1,6 +1,6 @@
 """What a running ``headrace up`` says of itself in the file of its root that it locks: its process, its Kafka, what stays down.
 
-A line each, the services that are down in one, with blanks between them. The lock goes with the process, and the note with the lock.
+Three lines: process id, address of Kafka, services that are down (with spaces between them). Without the lock the text is ignored.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class UpNote:
     pid: str
     kafka: str = ""
     down: tuple[str, ...] = ()
-    """Services that refused and are not started again."""
+    """Services that `up` no longer starts."""
 
     def write(self, handle: int) -> None:
         """Into the file that this process holds."""

@@ -117,7 +117,7 @@ def file_entry(root: Path, path: Path, rows: int) -> FileEntry:
 
 def check_root(root: Path) -> None:
     """Create the root if need be and try what everything durable rests on. Raises SettingsError if files cannot be written or linked there,
-    DatasetError if the disk is full: that passes without other settings.
+    DatasetError if the disk is full (no setting is wrong).
     """
     probe = root / f"{TEMPORARY_PREFIX}link-{secrets.token_hex(6)}"
     try:

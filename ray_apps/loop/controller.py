@@ -63,7 +63,7 @@ class LoopController:
         self.compute_lost = threading.Event()
         """Set it when Ray went away: what runs on it would wait for ever. The order to train stands and is carried out again."""
         self.alarms: queue.SimpleQueue[str] = queue.SimpleQueue()
-        """What others want told as a critical alert, from any thread."""
+        """Texts of ``service.down`` alerts; any thread may add one, the next round sends it."""
         self._seen = LoopFacts()
 
     def run(self, stop: threading.Event) -> None:

@@ -164,7 +164,9 @@ class Gateway:
         return [ModelCard(id=name, created=self._started) for name in (*routed, *(f"{MODEL}-v{version}" for version in sorted(ready)))]
 
     async def health(self) -> JSONResponse:
-        """GET /health: 200 when the champion answers now, else 503 with what is missing. What keeps a challenger from answering is added."""
+        """GET /health: 200 when the champion answers now, else 503 with what is missing. Added: what keeps a challenger from
+        answering, and ``down``, the services that `up` no longer starts.
+        """
         state = self._dispatcher.follower.active
         missing, lame = await asyncio.gather(self._missing(state.champion if state else None), self._lame(state.challenger if state else None))
         body: dict[str, Any] = {
@@ -185,7 +187,7 @@ class Gateway:
         return JSONResponse(body | {"missing": missing} | error_body(error).model_dump(), status_code=503, headers=headers)
 
     def _down(self) -> list[str]:
-        """Services that `headrace up` had to leave down. The champion answers without them."""
+        """Services that the running `up` no longer starts."""
         note = read_up_note(self._dispatcher.follower.root)
         return list(note.down) if note else []
 

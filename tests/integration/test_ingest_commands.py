@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.ingest.presence import ingesting, somebody_ingests
+from pipelines.ingest.presence import ingest_lock, is_ingest_running
 from tests.broker_process import BrokerProcess
 from tests.commands import run_command
 from tests.ingest_harness import Ingest, sample_records, wait_until
@@ -77,16 +77,16 @@ def test_trace_answers_by_id_and_by_position_and_says_so_when_nobody_knows(inges
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert "nobody" in unknown.stderr
     assert "no ingest runs" in unknown.stderr
-    with ingesting(ingest.root):
+    with ingest_lock(ingest.root):
         assert "no ingest runs" not in headrace(ingest.root, "trace", "nobody").stderr
 
 
-def test_who_ingests_is_seen_until_its_end_whatever_that_is(ingest: Ingest) -> None:
+def test_a_running_ingest_is_seen_until_its_process_ends(ingest: Ingest) -> None:
     child = ingest.start("--follow")
-    wait_until(lambda: somebody_ingests(ingest.root), "it is seen")
+    wait_until(lambda: is_ingest_running(ingest.root), "it is seen")
     child.kill()
     child.wait()
-    assert not somebody_ingests(ingest.root)
+    assert not is_ingest_running(ingest.root)
 
 
 def test_commands_without_a_dataset_say_what_to_do(tmp_path: Path) -> None:

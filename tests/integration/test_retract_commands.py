@@ -139,7 +139,7 @@ def test_a_retracted_id_that_is_published_again_enters_and_ingest_and_trace_say_
     ingest.publish([document("a", TEXT, int(place.split("/")[1]))])
     caplog.clear()
     ingest_once(ingest.settings)
-    assert "1 documents were published again after a retraction of their ids, so they count as new: 'a'" in caplog.text
+    assert "so they count as new: 1 document: 'a'" in caplog.text
     assert outcomes(ingest) == [("a", "kept", None)]
     assert headrace.json("trace", "a")["returned_after"] == place
     assert f"published again after its retraction at {place}" in headrace("trace", "a")

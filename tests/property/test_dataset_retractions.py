@@ -155,7 +155,7 @@ def test_a_replay_is_known_without_reading_the_audit_trail(tmp_path: Path) -> No
     assert index.kept[2:] == [("c", bytes([3]) * 16)]
 
 
-def test_a_document_that_its_retraction_in_a_later_partition_takes_along_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_republished_document_retracted_from_a_later_partition_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Whether it would have been kept or was a duplicate of what is retracted; not if it was published before, or comes again."""
     state, index = Retractions(), ExactIndex()
     commit(
@@ -170,7 +170,7 @@ def test_a_document_that_its_retraction_in_a_later_partition_takes_along_is_told
     documents = [Item("document", doc_id, text, at) for doc_id, text, at in again]
     commit(tmp_path, [[*documents, Item("document", "mine", 4, 5)], [*retractions, Item("document", "again", 3, 6)]], 4, state, index)
     (message,) = [record.getMessage() for record in caplog.records if "took them out too" in record.getMessage()]
-    assert "2 documents were published again" in message and "out too: 'same', 'other'; publish them once more" in message
+    assert "in another partition: 2 documents: 'same', 'other'; publish them once more" in message
     caplog.clear()
     commit(tmp_path, [[Item("document", "same", 0, 6)], []], 4, state, index)
     assert Dataset(tmp_path).manifest.outcomes[Outcome.KEPT] == 1 and "so they count as new: 'same'" in caplog.text

@@ -97,7 +97,7 @@ LARGE_BACKLOG_BYTES = {"local": 104 * 2**20, "ray": 384 * 2**20}
 """Workers of Ray hold the most after some eight versions: each has had tasks of all sizes then."""
 INDEX_BYTES_PER_DOCUMENT = 400
 NOISE_SHARE = 1 / 3
-"""Of what the large backlog has more: a third of what the difference would be if it were held once."""
+"""Allowed growth: a third of the difference between the two backlogs."""
 
 
 USUAL = {

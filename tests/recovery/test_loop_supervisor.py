@@ -225,7 +225,7 @@ def test_a_service_that_refuses_after_it_worked_stays_down_while_another_answers
 
 
 @pytest.mark.parametrize("kind", ["nobody answers users", "what answers users cannot start without it", "it has never said that it is ready"])
-def test_a_service_that_refuses_ends_everything_with_its_sentence_and_its_code_where(tmp_path: Path, kind: str) -> None:
+def test_a_refusing_service_ends_the_supervisor_with_its_message_and_exit_code(tmp_path: Path, kind: str) -> None:
     flag = tmp_path / "wrong"
     odd = Service("odd", python(REFUSES, str(flag)), always, says_ready=("never said",) if "never" in kind else ())
     needs = ("odd",) if "without" in kind else ()
@@ -238,13 +238,13 @@ def test_a_service_that_refuses_ends_everything_with_its_sentence_and_its_code_w
             wait_until(lambda: up.supervisor.status("odd") is Status.DOWN, "odd is left down")
             os.kill(up.pid("serve"), signal.SIGKILL)
         up.thread.join(DEADLINE_S)
-        with pytest.raises(ServiceFailed, match=r"the row is too long|serve cannot start without odd") as caught:
+        with pytest.raises(ServiceFailed, match=r"the row is too long|serve cannot start: odd exited with code 2") as caught:
             up.supervisor.raise_failure()
         assert caught.value.exit_code == WRONG_USAGE
 
 
-def test_a_service_that_may_fail_for_ever_is_tried_again_though_it_was_never_ready(tmp_path: Path) -> None:
-    with running([Service("odd", python("raise SystemExit('no')"), lambda: False, is_tried_for_ever=True)], tmp_path) as up:
+def test_a_service_with_retries_before_ready_is_started_again_though_it_was_never_ready(tmp_path: Path) -> None:
+    with running([Service("odd", python("raise SystemExit('no')"), lambda: False, retries_before_ready=True)], tmp_path) as up:
         wait_until(lambda: [status for _, status, _ in up.told].count(Status.STARTING) > MAX_FIRST_ATTEMPTS, "tried again")
         up.supervisor.raise_failure()
 
@@ -255,7 +255,7 @@ def test_a_service_is_ready_when_it_says_so(tmp_path: Path) -> None:
         up.ready("odd")
 
 
-def test_stopping_does_not_wait_for_a_service_whose_companion_is_gone_already(tmp_path: Path) -> None:
+def test_stop_does_not_wait_for_a_service_whose_dies_with_service_has_ended(tmp_path: Path) -> None:
     flag = tmp_path / "deaf"
     services = [
         Service("base", python(IDLE), always),

@@ -45,7 +45,7 @@ def test_an_error_of_a_command_is_escaped(capsys: pytest.CaptureFixture[str]) ->
     assert "\\x1b[2J" in err
 
 
-def test_one_is_no_plural() -> None:
+def test_counted_uses_the_singular_for_one() -> None:
     assert [counted(number, "dead letter") for number in (0, 1, 2, 1200)] == [
         "0 dead letters",
         "1 dead letter",

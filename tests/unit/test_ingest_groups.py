@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.ingest.job import LAST_ROUND_SLICES, MAX_SLICES_PER_TASK, grouped
+from pipelines.ingest.job import LAST_ROUND_WINDOWS, MAX_WINDOWS_PER_TASK, grouped
 from pipelines.kafka.reading import Slice
 from schemas.settings_data import IngestSettings
 
@@ -13,10 +13,10 @@ def test_every_slice_is_in_one_group_in_order_and_the_last_groups_are_small_and_
     parts = [Slice("t", 0, start, start + 1) for start in range(number)]
     groups = grouped(parts, at_once, IngestSettings())
     assert [part for group in groups for part in group] == parts
-    assert all(1 <= len(group) <= MAX_SLICES_PER_TASK for group in groups)
+    assert all(1 <= len(group) <= MAX_WINDOWS_PER_TASK for group in groups)
     assert len(groups) >= min(number, at_once // 2)
     last = [len(group) for group in groups[-at_once:]]
-    assert max(last, default=0) <= LAST_ROUND_SLICES
+    assert max(last, default=0) <= LAST_ROUND_WINDOWS
 
 
 def test_groups_are_as_small_as_what_may_wait_for_the_committer_demands() -> None:

@@ -160,7 +160,7 @@ class Counted:
         return found
 
 
-def test_patterns_are_as_small_as_re2_needs_them_to_stay_fast() -> None:
+def test_no_pattern_exceeds_the_program_size_limit() -> None:
     """Beyond its memory RE2 complains on standard error and takes its slow way."""
     assert {
         finder.pattern.pattern: finder.pattern.programsize for finder in finders(frozenset(PRIORITY), True) if finder.pattern.programsize > 50_000

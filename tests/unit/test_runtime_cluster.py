@@ -25,14 +25,14 @@ def exits_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_command_ends_soon_after_the_ray_that_it_started(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Exited):
-        cluster._end_with(f"127.0.0.1:{free_ports(1)[0]}", threading.Event())
+        cluster._exit_with_ray(f"127.0.0.1:{free_ports(1)[0]}", threading.Event())
     assert "has ended, so the command ends too" in capsys.readouterr().err
 
 
-def test_a_command_goes_on_while_its_ray_listens_and_where_it_ends_it_itself() -> None:
+def test_the_watch_does_not_exit_while_ray_listens_or_after_closing() -> None:
     closing = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        watch = threading.Thread(target=cluster._end_with, args=(f"127.0.0.1:{server.getsockname()[1]}", closing))
+        watch = threading.Thread(target=cluster._exit_with_ray, args=(f"127.0.0.1:{server.getsockname()[1]}", closing))
         watch.start()
         for _ in range(2 * cluster.MAX_REFUSED):
             server.accept()[0].close()

@@ -7,12 +7,12 @@ What a retraction of id X does, be it a null value or an event:
 - a document with id X that comes after it in the same partition enters anew: there the order is that of the producer;
 - a document with id X that comes after it in another partition was not necessarily written after it. It enters if its Kafka timestamp
   is later than the retraction's; else it is rejected under the rule ``retracted``. A missing timestamp counts as not later;
-- a document with id X that was published later but comes before it in commit order (in a partition with a lower number, of the same version)
-  goes with the others: it is masked, or it was a duplicate of what is retracted. Once a version's retractions are known, its documents have
-  been decided. Ingest warns of it, and publishing it once more brings it back. Who keys records by their ids never meets this.
+- a document with id X that was published after the retraction, but stands in a partition with a lower number of the same version, is retracted
+  too: it comes before the retraction in commit order. Ingest logs a warning; publish it again. Records that are keyed by document id avoid this
+  while the number of partitions stays the same.
 
-So a retraction acts on what was published before it, and whoever publishes the id again later brings it back. Ingest warns of that, and
-``headrace trace`` says it.
+Apart from that case a retraction acts on what was published before it, and whoever publishes the id again later brings it back. Ingest warns of
+that, and ``headrace trace`` says it.
 
 So where the order is not known, privacy wins: a document may be lost that somebody published again within the same moments under
 another key, but none is kept that was published before its retraction. A retraction of an unknown id, or a second one, changes nothing.
@@ -38,9 +38,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.dataset.retractions.tombstones import RULE, Tombstones, taken_along
+from pipelines.dataset.retractions.tombstones import RULE, Tombstones, retracted_despite_republication
 from pipelines.dataset.trail import read_kept
 from schemas.arrow import MASKS, Outcome
+from schemas.counting import counted
 
 Ordinals = npt.NDArray[np.int64]
 REPLAYED = "replayed"
@@ -105,7 +106,7 @@ class Retractions:
             self._clean_at = version
 
     def admit(self, block: pa.Table) -> pa.Table:
-        """The block without the documents that were published before their retraction, which stood in another partition: those are rejected."""
+        """The block; a document that was not published after a retraction of its id, read earlier from another partition, is rejected in it."""
         return pa.concat_tables(self._admit(part) for part in _cut_behind_retractions(block))
 
     def _admit(self, block: pa.Table) -> pa.Table:
@@ -149,7 +150,7 @@ class Retractions:
         """Rows of MASKS for what this version's retractions took out; ``documents`` is its finished audit trail."""
         if not self._new:
             return MASKS.empty_table()
-        _warn_of_taken_along(taken_along(documents, {out.doc_id for out in self._new}))
+        _warn_of_despite_republication(retracted_despite_republication(documents, {out.doc_id for out in self._new}))
         spans = self._rows_of(np.array(sorted(out.ordinal for out in self._new), dtype=np.int64), _SPAN, documents)
         rows = pl.DataFrame(self._new, schema=_Out._fields, orient="row").join(spans, on="ordinal", how="left", maintain_order="left", validate="1:1")
         return rows.select(MASKS.names).to_arrow().cast(MASKS)
@@ -211,18 +212,18 @@ def _cut_behind_retractions(block: pa.Table) -> list[pa.Table]:
 def _warn_of_returning(doc_ids: list[str]) -> None:
     if doc_ids:
         _log.warning(
-            "%d documents were published again after a retraction of their ids, so they count as new: %s; `headrace retract` takes them out again",
-            len(doc_ids),
+            "published again after a retraction of their ids, so they count as new: %s: %s; `headrace retract` takes them out again",
+            counted(len(doc_ids), "document"),
             _shown(doc_ids),
         )
 
 
-def _warn_of_taken_along(doc_ids: list[str]) -> None:
+def _warn_of_despite_republication(doc_ids: list[str]) -> None:
     if doc_ids:
         _log.warning(
-            "%d documents were published again after a retraction of their ids, but in a partition that this version reads before the retraction, "
-            "which took them out too: %s; publish them once more to have them in, and key records by their ids to keep their order",
-            len(doc_ids),
+            "retracted although published again later, because this version read them before the retraction, in another partition: %s: %s; "
+            "publish them once more, and key records by document id to keep their order",
+            counted(len(doc_ids), "document"),
             _shown(doc_ids),
         )
 

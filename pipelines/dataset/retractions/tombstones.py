@@ -85,8 +85,10 @@ class Tombstones:
         self._hashes = np.sort(np.concatenate([self._hashes, hash_ids(rows["doc_id"].to_arrow())]))
 
 
-def taken_along(documents: Path, doc_ids: Collection[str]) -> list[str]:
-    """Those of the ids whose last record in a version's audit trail was published after a retraction but stands before it, in another partition."""
+def retracted_despite_republication(documents: Path, doc_ids: Collection[str]) -> list[str]:
+    """Those ids whose last copy in a version's audit trail (kept, or a duplicate of the same id) has a later timestamp than a retraction that
+    comes after it in commit order, in another partition.
+    """
     columns = [*_COLUMNS, "outcome", "reason", "duplicate_of"]
     rows = scan_trail([documents]).with_row_index().filter(pl.col("doc_id").is_in(list(doc_ids))).select("index", *columns).collect()
     is_copy = (pl.col("outcome") == Outcome.KEPT) | ((pl.col("outcome") == Outcome.DUPLICATE) & (pl.col("duplicate_of") == pl.col("doc_id")))

@@ -29,20 +29,22 @@ _CONTEXT_BYTES = 1024
 _NAMED = re.compile(rb"""<meta[^>]{1,200}charset\s*=\s*["']?\s*([A-Za-z0-9_:.-]{1,40})""", re.IGNORECASE)
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, with whose mark it begins
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
     (b"\x84\x31\x95\x33", "gb18030"),
 )
-"""How U+FEFF is written in each set; what follows the mark must be in the set for the most part."""
+"""Byte order marks. One other than UTF-8's counts only if at most _MAX_WITHOUT_MEANING of the characters are private-use or U+FFFD."""
 _UTF16_SAMPLE = 4096
 _USUAL = re.compile(r"[\t\n\r -~\xa0-\u052f\u0590-\u06ff\u0900-\u0eff\u1e00-\u1fff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]")
 """Characters that texts are made of. Of UTF-16 read in the wrong order, or of other bytes read as UTF-16, many are outside."""
 _MIN_USUAL = 0.97
 _NO_MEANING = re.compile("[\\ue000-\\uf8ff\\ufffd]")
 _MAX_WITHOUT_MEANING = 0.1
-"""In Windows-1251 яю is a byte order mark, and what follows it is in the private use area; UTF-16 behind its mark and a null is no UTF-32."""
+"""Windows-1251 text that begins with яю looks like UTF-16 and decodes to private-use characters; UTF-16 that begins with U+0000 looks like
+UTF-32 and decodes to U+FFFD.
+"""
 _DOS = re.compile(r"cp(437|7\d\d|8(?!66|74)\d\d)")
 """Sets from before the web; the detector takes short Western texts for them. Browsers read none of these."""
 _ASCII = bytes(range(128))

@@ -16,7 +16,7 @@ import phonenumbers
 from stdnum import iban, luhn, numdb
 
 FULL_WIDTH = {0xFF01 + i: 0x21 + i for i in range(94)} | dict.fromkeys([*range(0x2010, 0x2016), 0x2212, 0x30FC], 0x2D) | {0x3000: 0x20}
-"""Full-width forms as ASCII, dashes as hyphens; as such serve the minus sign and the kana prolongation mark too."""
+"""Full-width forms as ASCII, the ideographic space as a space, dashes as hyphens; as such serve the minus sign and the kana prolongation mark too."""
 
 _REGIONS = frozenset(
     (
@@ -140,7 +140,7 @@ def is_international_phone(text: str) -> bool:
 def is_national_phone(text: str, regions: dict[str, int]) -> bool:
     """Digits with a trunk zero and what may part them: a number of one of these regions, named with their country codes.
 
-    Groups of digits with nothing but spaces between them stand in tables too: they are a number only as its country groups it.
+    If the text has a space and no parenthesis, its groups must be those of the country's own format: tables hold such groups too.
     """
     digits = re.findall("[0-9]+", text)
     must_fit = " " in text and "(" not in text

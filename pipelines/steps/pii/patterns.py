@@ -57,12 +57,12 @@ _USER_INFO = (
     r"""(?i)[a-z][a-z0-9+.-]{1,20}://[^\s/?#:@<>"']*:([!#$%&(-.0-;=@-\[\]-_a-z{|}~\pL\pM\pN]+)@"""
     r"""(?:[a-z0-9\[]|[\pL\pN][\pL\pM\pN-]*\.[\pL\pN])"""
 )
-"""The password before the host of a URL (RFC 3986: user information); ``/``, ``?``, quotes and the backslash are no part of it. Both may be in
-letters of any script, as people write them (RFC 3987, IDNA), but a sign beyond ASCII ends a URL. Its length is limited in Python: 200 times so
-many letters are more than RE2 can hold."""
+"""The password before the host of a URL (RFC 3986: user information); ``/``, ``?``, quotes and the backslash are no part of it. Password
+and host may hold letters of any script, as people write them (RFC 3987, IDNA); a sign beyond ASCII ends a URL. The length is checked in Python: with
+{1,200} the pattern exceeds RE2's memory."""
 _MAX_PASSWORD_CHARS = 200
 _PORT = re2.compile(b"[0-9]{2,5}[^\\x00-\\x7f]")
-"""What only looks like a password: the port of a host, and Chinese text right behind it."""
+"""Taken for a port: two to five digits and a character beyond ASCII."""
 _JWT = r"\b(eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*)"
 _API_KEYS = (
     r"(?:A3T[A-Z0-9]|AKIA|ASIA|AROA|AIDA|ABIA|ACCA)[A-Z0-9]{16}",
@@ -312,7 +312,7 @@ def _is_random(value: str) -> bool:
 
 
 def _url_password(document: bytes, begin: int, end: int) -> tuple[int, str] | None:
-    """Whatever stands there is a secret, unless it stands for one: a variable, or nothing but stars."""
+    """A password, unless it is a variable, nothing but stars, a port with text behind it, or longer than _MAX_PASSWORD_CHARS."""
     value = document[begin:end]
     if len(value.decode()) > _MAX_PASSWORD_CHARS:
         return None
