@@ -43,7 +43,7 @@ SMALL: Mapping[str, object] = {
     "tokenizer.min_training_bytes": 0,
 }
 """A few hundred documents make several versions, slices and shards."""
-CHILD_TIMEOUT_S = 120
+CHILD_TIMEOUT_S = 240
 Child: TypeAlias = "subprocess.Popen[str] | Command"
 _ATTEMPT = re.compile("-[0-9a-f]{12}(?=[.]arrow$)")
 ENGLISH = "the mill turns when water comes down from the hill and grain is ground between two stones that people cut by hand long ago"
