@@ -73,14 +73,20 @@ def test_every_part_of_a_record_arrives_as_it_was_sent(stream: Stream) -> None:
     assert set(table.column("topic").to_pylist()) == {topic}
 
 
+def fetched() -> set[int]:
+    """What readers of this process hold of their fetches, those of other tests among them."""
+    return {id(found) for found in gc.get_objects() if isinstance(found, (Fetcher, FetchResponse))}
+
+
 def test_a_reader_that_is_done_holds_nothing_of_what_it_fetched(stream: Stream) -> None:
     topic = stream.create()
     send(stream.settings, topic, [b"document"] * 10)
     gc.collect()
+    before = fetched()
     gc.disable()
     try:
         read_slice(Slice(topic, 0, 0, 3), stream.settings)
-        assert not [found for found in gc.get_objects() if isinstance(found, (Fetcher, FetchResponse))]
+        assert fetched() <= before
     finally:
         gc.enable()
 
