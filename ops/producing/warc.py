@@ -47,7 +47,7 @@ _CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _GZIP_START = b"\x1f\x8b"
 _MIN_PLAIN_BYTES = 64
 _BAD_BODY = (ValueError, EOFError, zlib.error, brotli.error, zstandard.ZstdError)
-_READ_BYTES = 64 * 2**10
+_READ_BYTES, _FIRST_PIECE_BYTES = 64 * 2**10, 512
 SHOWN_URL_CHARS = 200
 _SHOWN_CHARS = 60
 
@@ -223,24 +223,41 @@ def _ungzipped(body: bytes, max_bytes: int) -> bytes:
     if not body.startswith(_GZIP_START):
         return body
     parts: list[bytes] = []
-    while body.startswith(_GZIP_START) and (left := max_bytes - sum(map(len, parts))) > 0:
-        part, body = _inflated_stream(body, left, wbits=31)
+    at, left = 0, max_bytes
+    while left > 0 and body.startswith(_GZIP_START, at):
+        part, at = _inflated_stream(body, at, left, wbits=31)
         parts.append(part)
+        left -= len(part)
     return b"".join(parts)
 
 
 def _inflated(body: bytes, max_bytes: int) -> bytes:
     has_zlib_header = len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
-    return _inflated_stream(body, max_bytes, wbits=15 if has_zlib_header else -15)[0]
+    return _inflated_stream(body, 0, max_bytes, wbits=15 if has_zlib_header else -15)[0]
 
 
-def _inflated_stream(body: bytes, max_bytes: int, *, wbits: int) -> tuple[bytes, bytes]:
-    """What a stream unpacks to, up to the limit, and what follows it. Raises ValueError if it ends early."""
+def _inflated_stream(body: bytes, at: int, max_bytes: int, *, wbits: int) -> tuple[bytes, int]:
+    """What the stream at ``at`` unpacks to, up to the limit, and where it ends. Raises ValueError if it ends early."""
     decompressor = zlib.decompressobj(wbits=wbits)
-    found = decompressor.decompress(body, max_bytes)
-    if len(found) < max_bytes and not decompressor.eof:
+    parts: list[bytes] = []
+    left = max_bytes
+    for piece in _pieces(body, at):
+        if decompressor.eof or left <= 0:
+            break
+        parts.append(decompressor.decompress(piece, left))
+        left -= len(parts[-1])
+        at += len(piece) - len(decompressor.unconsumed_tail) - len(decompressor.unused_data)
+    if left > 0 and not decompressor.eof:
         raise _cut_off(body)
-    return found, decompressor.unused_data
+    return b"".join(parts), at
+
+
+def _pieces(body: bytes, at: int) -> Iterator[bytes]:
+    """What stands from there on, in pieces: small ones first, since each of many small streams copies what is behind it in its piece."""
+    size = _FIRST_PIECE_BYTES
+    while at < len(body):
+        yield body[at : at + size]
+        at, size = at + size, min(2 * size, _READ_BYTES)
 
 
 def _cut_off(body: bytes) -> ValueError:
@@ -264,14 +281,21 @@ def _unzstandarded(body: bytes, max_bytes: int) -> bytes:
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
     with decompressor.stream_reader(io.BytesIO(body), read_across_frames=True) as reader:
         found = bytes(reader.read(max_bytes))
-    rest = body
-    while rest and len(found) < max_bytes:
-        frame = decompressor.decompressobj()
-        frame.decompress(rest)
-        if not frame.eof:
-            raise _cut_off(body)
-        rest = frame.unused_data
+    at = 0
+    while at < len(body) and len(found) < max_bytes:
+        at = _frame_end(decompressor, body, at)
     return found
+
+
+def _frame_end(decompressor: zstandard.ZstdDecompressor, body: bytes, at: int) -> int:
+    """Where the frame at ``at`` ends. Raises ValueError if it ends early."""
+    frame = decompressor.decompressobj()
+    for piece in _pieces(body, at):
+        frame.decompress(piece)
+        at += len(piece) - len(frame.unused_data)
+        if frame.eof:
+            return at
+    raise _cut_off(body)
 
 
 _DECODERS: Mapping[str, Callable[[bytes, int], bytes]] = {

@@ -46,13 +46,15 @@ class Slice(NamedTuple):
     partition: int
     start: int
     end: int
+    whole: int = 0
+    """Offsets of a whole slice of this partition, which are few where records are large; 0 if it is not known."""
 
 
 def slices(topic: str, ranges: Mapping[int, OffsetRange], slice_records: int | Mapping[int, int]) -> list[Slice]:
     """The ranges cut into slices of at most ``slice_records`` offsets (of each partition), ordered by (partition, start); empty ranges have none."""
     most = slice_records if isinstance(slice_records, Mapping) else dict.fromkeys(ranges, slice_records)
     return [
-        Slice(topic, partition, start, min(start + most[partition], span.end))
+        Slice(topic, partition, start, min(start + most[partition], span.end), most[partition])
         for partition, span in sorted(ranges.items())
         for start in range(span.start, span.end, most[partition])
     ]
@@ -96,20 +98,21 @@ def _joined(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def windows(parts: Sequence[Slice], most: int) -> Iterator[list[Slice]]:
-    """Groups of consecutive slices that are read at once: of different partitions, with at most ``most`` offsets together; a larger slice is alone.
+    """Groups of consecutive slices that are read at once: of different partitions, one whole slice together at most; a larger slice is alone.
 
-    Empty slices are left out.
+    ``most``: offsets of a whole slice where a slice does not say. Empty slices are left out.
     """
-    window: list[Slice] = []
-    num_offsets = 0
+    window: dict[int, Slice] = {}
+    filled = 0.0
     for part in (part for part in parts if part.end > part.start):
-        num_offsets += part.end - part.start
-        if window and (num_offsets > most or part.partition in {other.partition for other in window}):
-            yield window
-            window, num_offsets = [], part.end - part.start
-        window.append(part)
+        share = (part.end - part.start) / min(part.whole or most, most)
+        if window and (filled + share > 1 or part.partition in window):
+            yield list(window.values())
+            window, filled = {}, 0.0
+        window[part.partition] = part
+        filled += share
     if window:
-        yield window
+        yield list(window.values())
 
 
 class _Window:
@@ -186,7 +189,20 @@ class _Window:
         if keys:
             self._consumer.resume(keys[0])
 
+    def _let_go(self) -> None:
+        """Drop what the consumer keeps of paused partitions, except what is still to be read and not unpacked yet. It is fetched again if need be.
+
+        What it has unpacked, kafka-python 3.0.12 may never give back: the partition would stand still, and a broken batch in it would go untold.
+        And of partitions that are read it would keep up to a whole fetch each, until the window is done.
+        """
+        fetcher = self._consumer._fetcher
+        fetcher._paused_partition_records.clear()
+        parked = fetcher._paused_completed_fetches
+        for key in [key for key in parked if key not in self._left or self._is_read(key)]:
+            del parked[key]
+
     def _poll(self) -> dict[TopicPartition, list[Any]]:
+        self._let_go()
         try:
             found: dict[TopicPartition, list[Any]] = self._consumer.poll(timeout_ms=POLL_TIMEOUT_MS)
         except (OffsetOutOfRangeError, LogTruncationError) as error:

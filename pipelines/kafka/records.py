@@ -188,8 +188,14 @@ def partition_records(max_unpacked_bytes: int) -> type[Fetcher.PartitionRecords]
     class TolerantPartitionRecords(Fetcher.PartitionRecords):
         """Fetched records, as the consumer keeps them."""
 
-        def _unpack_records(self, tp: Any, records: MemoryRecords, *deserializers: Any) -> Any:
+        def _unpack_records(self, tp: Any, records: MemoryRecords, *deserializers: Any) -> Iterator[Any]:
             records.__class__ = TolerantRecords
-            return super()._unpack_records(tp, records, *deserializers)
+            try:
+                yield from super()._unpack_records(tp, records, *deserializers)
+            except (CorruptRecordError, UnsupportedCodecError, struct.error) as error:
+                if f"{tp}" in str(error):
+                    raise
+                kind = UnsupportedCodecError if isinstance(error, UnsupportedCodecError) else CorruptRecordError
+                raise kind(f"{tp}: {error}") from error
 
     return TolerantPartitionRecords

@@ -203,6 +203,42 @@ def test_one_consumer_reads_window_after_window(stream: Stream) -> None:
     assert found.equals(pa.concat_tables([read_slice(Slice(topic, partition, 0, 50), settings) for partition in range(3)]))
 
 
+def with_small_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A poll gives 10 records at most, a fetch the batches of 4 kB, and 2 kB are a block."""
+    small = {"max_poll_records": 10, "fetch_max_bytes": 4_000, "max_partition_fetch_bytes": 4_000}
+    monkeypatch.setattr(reading, "open_consumer", lambda settings: open_consumer(settings, **small))
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 2_000)
+
+
+def test_a_partition_that_waits_in_the_middle_of_a_fetch_goes_on(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = stream.create(num_partitions=2)
+    send(stream.settings, topic, [b"%d" % number * 1_000 for number in range(40)], 0, batch_size=0)
+    send(stream.settings, topic, [b"%d" % number for number in range(40)], 1, linger_ms=100)
+    with_small_fetches(monkeypatch)
+    found = pa.concat_tables(read_slices([Slice(topic, partition, 0, 40) for partition in range(2)], hasty(stream)))
+    assert [(row["partition"], row["offset"]) for row in found.to_pylist()] == [(partition, offset) for partition in range(2) for offset in range(40)]
+
+
+def test_of_partitions_that_are_read_no_fetches_are_kept(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = stream.create(num_partitions=12)
+    for partition in range(12):
+        send(stream.settings, topic, [b"x" * 100] * 50, partition, linger_ms=100)
+    kept: list[int] = []
+
+    def polled(window: reading._Window) -> dict[TopicPartition, list[Any]]:
+        found = poll(window)
+        fetcher = window._consumer._fetcher
+        kept.append(len(fetcher._paused_partition_records) + len(fetcher._paused_completed_fetches))
+        return found
+
+    poll = reading._Window._poll
+    monkeypatch.setattr(reading._Window, "_poll", polled)
+    with_small_fetches(monkeypatch)
+    found = pa.concat_tables(read_slices([Slice(topic, partition, 0, 5) for partition in range(12)], hasty(stream)))
+    assert len(found) == 60
+    assert max(kept) <= 2
+
+
 def test_a_partition_without_progress_is_a_stall_not_a_hang(stream: Stream) -> None:
     topic = stream.create()
     send(stream.settings, topic, [b"x"] * 3)

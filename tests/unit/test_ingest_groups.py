@@ -3,7 +3,8 @@
 import pytest
 
 from pipelines.ingest.job import LAST_ROUND_WINDOWS, MAX_WINDOWS_PER_TASK, grouped
-from pipelines.kafka.reading import Slice
+from pipelines.kafka.reading import Slice, slices
+from schemas.manifest import OffsetRange
 from schemas.settings_data import IngestSettings
 
 
@@ -24,3 +25,9 @@ def test_groups_are_as_small_as_what_may_wait_for_the_committer_demands() -> Non
     settings = IngestSettings(read_ahead_bytes=2**20, slice_records=100)
     assert {len(group) for group in grouped(parts, 2, settings)} == {2}
     assert {len(group) for group in grouped(parts, 400, settings)} == {1}
+
+
+def test_slices_that_are_short_because_their_records_are_large_stay_tasks_of_their_own() -> None:
+    ranges = {partition: OffsetRange(start=0, end=30) for partition in range(8)}
+    assert len(grouped(slices("t", ranges, 30), 8, IngestSettings())) == 8
+    assert len(grouped(slices("t", ranges, 2_500), 8, IngestSettings())) == 1

@@ -50,6 +50,10 @@ def test_clients_still_have_the_parts_that_are_reached_into(broker: BrokerProces
         assert isinstance(fetcher, Fetcher), f"kafka-python {version}: KafkaConsumer has no _fetcher; see pipelines/kafka/reading.py"
         for name in ("_next_partition_records", "_completed_fetches", "_fetch_futures"):
             assert hasattr(fetcher, name), f"kafka-python {version}: the fetcher has no {name}; see pipelines/kafka/clients.py"
+        for name in ("_paused_partition_records", "_paused_completed_fetches"):
+            assert isinstance(getattr(fetcher, name, None), dict), (
+                f"kafka-python {version}: the fetcher has no {name}; see pipelines/kafka/reading.py"
+            )
         fetcher.PartitionRecords = partition_records(2**20)
         made = inspect.getsource(Fetcher)
         assert "self.PartitionRecords(" in made, f"kafka-python {version}: the fetcher does not make self.PartitionRecords any more; see reading.py"

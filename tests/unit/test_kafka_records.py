@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import zstandard
 from crc32c import crc32c
+from kafka import TopicPartition
 from kafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
+from kafka.errors import CorruptRecordError
 from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
 from pipelines.kafka.codecs import TooMuch, unpack
-from pipelines.kafka.records import batches_of
+from pipelines.kafka.records import batches_of, partition_records
 from schemas.headers import BAD_NAME, BROKEN_RECORD
 
 BODY_FROM = DefaultRecordBatch.HEADER_STRUCT.size
@@ -163,3 +165,13 @@ def test_every_mutation_is_read_in_ascending_offsets_within_the_batch() -> None:
         offsets = [record.offset for record in read(summed(data))]
         assert offsets == sorted(set(offsets))
         assert all(100 <= offset <= 105 for offset in offsets)
+
+
+@pytest.mark.parametrize("length", [5, 40])
+def test_a_batch_whose_length_is_wrong_names_its_partition(length: int) -> None:
+    data = batch_of([(None, b"1", [])])
+    struct.pack_into(">i", data, 8, length)
+    key = TopicPartition("some", 7)
+    found = partition_records(MAX_UNPACKED)(0, key, MemoryRecords(bytes(data[: 12 + length])))
+    with pytest.raises(CorruptRecordError, match=r"TopicPartition\(topic='some', partition=7\)"):
+        found.take(10)

@@ -63,6 +63,7 @@ def counted(text: str, settings: PiiSettings = DEFAULTS) -> dict[str, int]:
             "postgres://admin:s3cr%40t@db.internal:5432/x redis://:p@ss#1@cache",
             "postgres://admin:<PASSWORD>@db.internal:5432/x redis://:<PASSWORD>@cache",
         ),
+        ("http://bob:s3cr!t(9$x@proxy.example.com;" + "x" * 250 + "@b", "http://bob:<PASSWORD>@proxy.example.com;" + "x" * 250 + "@b"),
     ],
 )
 def test_known_values_become_typed_placeholders(text: str, expected: str) -> None:

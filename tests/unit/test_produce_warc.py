@@ -167,6 +167,16 @@ def test_a_body_in_several_parts_that_were_packed_one_by_one_is_read_whole(tmp_p
     assert isinstance(cut, Failed)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_a_body_of_many_empty_parts_costs_what_it_weighs(tmp_path: Path, encoding: str) -> None:
+    """It would take minutes if each part copied what is behind it."""
+    pack = {"gzip": gzip.compress, "zstd": zstandard.compress}[encoding]
+    body = pack(b"") * 200_000 + pack(b"<p>a page")
+    (found,) = read(tmp_path / "crawl.warc", record(1, body, headers=f"Content-Type: text/html\r\nContent-Encoding: {encoding}"), 8 * 2**20)
+    assert isinstance(found, Found)
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, br"])
 def test_a_body_that_was_stored_unpacked_is_read_whatever_encoding_its_header_names(tmp_path: Path, encoding: str) -> None:
     page = "<!DOCTYPE html><p>水渠里依然有水流过。 The old mill stands by the river.</p>"

@@ -53,14 +53,13 @@ _CARDS = (
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4 = f"(?:^|[^0-9A-Za-z_.])({_OCTET}(?:[.]{_OCTET}){{3}})(?:$|[^0-9A-Za-z_])"
 _IBAN = "(?:^|[^0-9A-Za-z])([A-Z]{2}[0-9]{2} ?[A-Z0-9]{4}[A-Z0-9 ]{5,36})"
-_USER_INFO = (
-    r"""(?i)[a-z][a-z0-9+.-]{1,20}://[^\s/?#:@<>"']*:([!#$%&(-.0-;=@-\[\]-_a-z{|}~\pL\pM\pN]+)@"""
-    r"""(?:[a-z0-9\[]|[\pL\pN][\pL\pM\pN-]*\.[\pL\pN])"""
-)
+_AT_HOST = r"@(?:[a-z0-9\[]|[\pL\pN][\pL\pM\pN-]*\.[\pL\pN])"
+_USER_INFO = r"""(?i)[a-z][a-z0-9+.-]{1,20}://[^\s/?#:@<>"']*:([!#$%&(-.0-;=@-\[\]-_a-z{|}~\pL\pM\pN]+)""" + _AT_HOST
 """The password before the host of a URL (RFC 3986: user information); ``/``, ``?``, quotes and the backslash are no part of it. Password
 and host may hold letters of any script, as people write them (RFC 3987, IDNA); a sign beyond ASCII ends a URL. The length is checked in Python: with
 {1,200} the pattern exceeds RE2's memory."""
-_MAX_PASSWORD_CHARS = 200
+_MAX_PASSWORD_CHARS, _SHOWN_HOST_BYTES = 200, 256
+_HOST = re2.compile(f"(?i){_AT_HOST}".encode())
 _PORT = re2.compile(b"[0-9]{2,5}[^\\x00-\\x7f]")
 """Taken for a port: two to five digits and a character beyond ASCII."""
 _JWT = r"\b(eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*)"
@@ -312,10 +311,13 @@ def _is_random(value: str) -> bool:
 
 
 def _url_password(document: bytes, begin: int, end: int) -> tuple[int, str] | None:
-    """A password, unless it is a variable, nothing but stars, a port with text behind it, or longer than _MAX_PASSWORD_CHARS."""
+    """A password, unless it is a variable, nothing but stars, a port with text behind it; of at most _MAX_PASSWORD_CHARS."""
+    text = document[begin:end].decode()
+    if len(text) > _MAX_PASSWORD_CHARS:  # an address behind the URL may have been taken for its host
+        most = len(text[: _MAX_PASSWORD_CHARS + 1].encode())
+        hosts = [found.start() for found in _HOST.finditer(document[begin : begin + most + _SHOWN_HOST_BYTES])]
+        end = begin + max((at for at in hosts if at < most), default=0)
     value = document[begin:end]
-    if len(value.decode()) > _MAX_PASSWORD_CHARS:
-        return None
     is_port = _PORT.match(value) is not None
     is_variable = is_port or value[:1] in (b"$", b"{", b"[", b"(") or (value[:1] == b"%" and not value[1:3].isalnum())
     return None if is_variable or not value.strip(b"*x") else (end, "password")
