@@ -76,9 +76,9 @@ def test_trace_answers_by_id_and_by_position_and_says_so_when_nobody_knows(inges
     unknown = headrace(ingest.root, "trace", "nobody")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert "nobody" in unknown.stderr
-    assert "no ingest runs" in unknown.stderr
+    assert "no ingest is running" in unknown.stderr
     with ingest_lock(ingest.root):
-        assert "no ingest runs" not in headrace(ingest.root, "trace", "nobody").stderr
+        assert "no ingest is running" not in headrace(ingest.root, "trace", "nobody").stderr
 
 
 def test_a_running_ingest_is_seen_until_its_process_ends(ingest: Ingest) -> None:

@@ -62,7 +62,7 @@ def test_a_port_that_is_taken_after_it_was_chosen_is_replaced(tmp_path: Path, ca
     with socket.socket() as taker:
         demo.with_free_ports(load_settings("", {}, {"root": str(tmp_path)}), go)
     assert len(set(chosen)) == 2
-    assert f"port {chosen[0]} was taken by another program" in capsys.readouterr().err
+    assert f"in use by another program now: port {chosen[0]}" in capsys.readouterr().err
 
 
 def test_a_demo_that_fails_for_another_reason_is_not_begun_again(tmp_path: Path) -> None:

@@ -169,11 +169,11 @@ def test_a_republished_document_retracted_from_a_later_partition_is_logged(tmp_p
     retractions = [Item("retraction", doc_id, 0, 4) for doc_id in ("same", "other", "before", "again", "theirs")]
     documents = [Item("document", doc_id, text, at) for doc_id, text, at in again]
     commit(tmp_path, [[*documents, Item("document", "mine", 4, 5)], [*retractions, Item("document", "again", 3, 6)]], 4, state, index)
-    (message,) = [record.getMessage() for record in caplog.records if "took them out too" in record.getMessage()]
+    (message,) = [record.getMessage() for record in caplog.records if "retracted although" in record.getMessage()]
     assert "in another partition: 2 documents: 'same', 'other'; publish them once more" in message
     caplog.clear()
     commit(tmp_path, [[Item("document", "same", 0, 6)], []], 4, state, index)
-    assert Dataset(tmp_path).manifest.outcomes[Outcome.KEPT] == 1 and "so they count as new: 'same'" in caplog.text
+    assert Dataset(tmp_path).manifest.outcomes[Outcome.KEPT] == 1 and "so they count as new: 1 document: 'same'" in caplog.text
 
 
 AGAIN = [Item("document", "a", 0, 0), Item("retraction", "a", 0, 0), Item("document", "a", 1, 0), Item("retraction", "a", 0, 0)]

@@ -26,7 +26,7 @@ def exits_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_command_ends_soon_after_the_ray_that_it_started(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Exited):
         cluster._exit_with_ray(f"127.0.0.1:{free_ports(1)[0]}", threading.Event())
-    assert "has ended, so the command ends too" in capsys.readouterr().err
+    assert "connections in a row, so the command ends" in capsys.readouterr().err
 
 
 def test_the_watch_does_not_exit_while_ray_listens_or_after_closing() -> None:
