@@ -91,7 +91,7 @@ def test_an_export_of_an_older_version_leaves_out_what_a_later_one_retracted_unl
         assert told["retracted_later"] == {"documents": 1, "included": False}
     files = list(tmp_path.rglob("*.jsonl"))
     assert files and not any(text(4) in path.read_text() for path in files)
-    assert "1 document of this dataset version, retracted by a later one: left out" in capsys.readouterr().err
+    assert "later versions retracted 1 document of this version; the export leaves them out" in capsys.readouterr().err
     told = run(root, "jsonl", tmp_path / "as-it-was", "--version", "1", "--include-retracted-later")
     assert any(text(4) in path.read_text() for path in (tmp_path / "as-it-was").glob("*.jsonl"))
     assert told["retracted_later"] == {"documents": 1, "included": True}
