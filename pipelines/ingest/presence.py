@@ -16,7 +16,7 @@ LOCK_FILE = "ingest.lock"
 
 @contextmanager
 def ingest_lock(root: Path) -> Iterator[None]:
-    """Be seen to ingest inside the block. Raises SettingsError if the root cannot be written."""
+    """Hold the lock inside the block if it is free. Raises SettingsError if the root cannot be written, DatasetError if the disk is full."""
     check_root(root)
     handle = locks.take(root / LOCK_FILE)
     try:
@@ -27,5 +27,5 @@ def ingest_lock(root: Path) -> Iterator[None]:
 
 
 def is_ingest_running(root: Path) -> bool:
-    """Whether any command does now."""
+    """Whether a command holds the ingest lock now."""
     return locks.note_of_holder(root / LOCK_FILE) is not None

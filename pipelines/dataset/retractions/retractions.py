@@ -150,7 +150,7 @@ class Retractions:
         """Rows of MASKS for what this version's retractions took out; ``documents`` is its finished audit trail."""
         if not self._new:
             return MASKS.empty_table()
-        _warn_of_despite_republication(retracted_despite_republication(documents, {out.doc_id for out in self._new}))
+        _warn_of_retracted_copies(retracted_despite_republication(documents, {out.doc_id for out in self._new}))
         spans = self._rows_of(np.array(sorted(out.ordinal for out in self._new), dtype=np.int64), _SPAN, documents)
         rows = pl.DataFrame(self._new, schema=_Out._fields, orient="row").join(spans, on="ordinal", how="left", maintain_order="left", validate="1:1")
         return rows.select(MASKS.names).to_arrow().cast(MASKS)
@@ -218,7 +218,7 @@ def _warn_of_returning(doc_ids: list[str]) -> None:
         )
 
 
-def _warn_of_despite_republication(doc_ids: list[str]) -> None:
+def _warn_of_retracted_copies(doc_ids: list[str]) -> None:
     if doc_ids:
         _log.warning(
             "retracted although published again later, because this version read them before the retraction, in another partition: %s: %s; "
