@@ -12,6 +12,9 @@ class IngestSettings(Section):
 
     runner: Literal["ray", "local"] = "ray"
     """``ray``: tasks on the cluster; ``local``: the same job in the ingesting process, for small machines and tests."""
+    writer: Literal["auto", "driver", "tasks"] = "auto"
+    """Runner ``ray``: who writes shards and audit trail. ``tasks``: no token passes through the ingesting process; ``auto``: tasks if Ray has several
+    nodes. The files are the same."""
     max_batch_records: int = Field(100_000, ge=1)
     """Most offsets that one dataset version takes in."""
     max_batch_bytes: int = Field(256 * 2**20, ge=1)
