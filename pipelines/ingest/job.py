@@ -32,8 +32,10 @@ from pipelines.ingest.portions import in_portions
 from pipelines.kafka.reading import BLOCK_BYTES, EXPECTED_RECORD_BYTES, Slice, read_slices, windows
 from pipelines.kafka.sizes import sizes_of
 from pipelines.kernels.ingest import ensure_compiled
+from pipelines.runtime.cluster import is_own_machine, num_nodes
 from pipelines.runtime.memory import few_arenas, release
 from pipelines.runtime.ray_errors import has_cause, original, original_errors
+from pipelines.runtime.roles import node_resources
 from pipelines.steps.prepare import prepare
 from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
 from schemas.manifest import TokenizerRef
@@ -51,8 +53,8 @@ Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.
 Taken = TypeVar("Taken", pa.Table, PreparedBlock)
 LOOK_AHEAD_BLOCKS = 2
 """Blocks whose decisive rows are asked for before those of the first one are used."""
-RETRIES = {"max_retries": 1}
-"""Ray repeats a task whose process died once (by default three times) before its records come under suspicion. Equal for both steps: they fuse."""
+MAX_RETRIES = 1
+"""Ray repeats a task whose process died so often (by default three times) before its records come under suspicion."""
 MAX_WINDOWS_PER_TASK, LAST_ROUND_WINDOWS = 16, 6
 """Most windows of a task on Ray, and of one of the last tasks: fewer, so that those end at about the same time."""
 LIMITS_INTERVAL_S = 0.05
@@ -183,17 +185,18 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
     at_once = tasks_at_once()
     groups = grouped(parts, at_once or max(1, int(ray.cluster_resources().get("CPU", 1))), settings.ingest)  # type: ignore[no-untyped-call]
     at_once = at_once and min(at_once, max(1, len(groups)))  # for more, Ray would warn
-    # Without the override Ray would split the slices' output again when it has more processors than slices.
+    options: dict[str, Any] = {"max_retries": MAX_RETRIES, "resources": node_resources(settings.ray.ingest_nodes, "ray.ingest_nodes")}
+    # Equal options let both steps run as one task. Without the override Ray would split the slices' output again where it has more CPUs than slices.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ray_remote_args is to go, but nothing else sets the retries of these tasks yet
         source = KafkaDatasource(groups, settings)
-        records = ray.data.read_datasource(source, override_num_blocks=len(groups), concurrency=at_once, ray_remote_args=RETRIES)
+        records = ray.data.read_datasource(source, override_num_blocks=len(groups), concurrency=at_once, ray_remote_args=options)
         records.context.target_max_block_size = BLOCK_BYTES  # up to which Ray joins a task's blocks
-        options = records.context.execution_options
-        options.preserve_order = True
-        options.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes)
+        execution = records.context.execution_options
+        execution.preserve_order = True
+        execution.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes * num_nodes())
         blocks: ray.data.Dataset = records.map_batches(
-            step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, concurrency=at_once, **RETRIES
+            step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, concurrency=at_once, **options
         )
     _under_one_name(blocks)
     return blocks
@@ -211,21 +214,13 @@ def _under_one_name(blocks: "ray.data.Dataset") -> None:
 
 
 def tasks_at_once() -> int | None:
-    """Where Ray is this machine alone, no more than it has cores: Ray's CPUs are a setting there, and a worker that prepares holds some 400 MB.
+    """On one machine no more than it has cores: the CPUs of a Ray of our own are a setting, and a worker that prepares holds some 400 MB.
 
-    None on a cluster: what its nodes say that they have is what they have.
+    None on a cluster: what its nodes say that they have is what they have, and more of them may come.
     """
-    if has_other_nodes():
+    if not is_own_machine():
         return None
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def has_other_nodes() -> bool:
-    """Whether Ray has nodes beside the one of this process."""
-    import ray
-
-    own = ray.get_runtime_context().get_node_id()
-    return any(node["Alive"] and node["NodeID"] != own for node in ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def grouped(parts: Sequence[Slice], at_once: int, settings: IngestSettings) -> list[Sequence[Slice]]:

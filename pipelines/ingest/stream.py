@@ -46,7 +46,7 @@ from pipelines.ingest.batching import Limits, Pace, new_record_bytes, plan_batch
 from pipelines.ingest.bootstrap import check_unchanged, create_tokenizer, with_what_is_fixed
 from pipelines.ingest.dead_rows import DeadRows
 from pipelines.ingest.decisive import PreparedBlock, only_dead
-from pipelines.ingest.job import has_other_nodes, run_local, run_ray, run_ray_apart
+from pipelines.ingest.job import run_local, run_ray, run_ray_apart
 from pipelines.ingest.metering import Meter
 from pipelines.ingest.metrics import served
 from pipelines.ingest.progress import Progress
@@ -56,7 +56,7 @@ from pipelines.kafka.planning import advice, check_not_cut, find_lost, leader_ep
 from pipelines.kafka.reading import Slice, slices
 from pipelines.kafka.topics import ensure_topics, topic_ids, topic_names
 from pipelines.lineage.openlineage import Lineage
-from pipelines.runtime.cluster import ray_session
+from pipelines.runtime.cluster import is_own_machine, ray_session
 from pipelines.runtime.crash import crash_point
 from pipelines.runtime.memory import release
 from pipelines.runtime.tracing import Attributes, current_traceparent, span, start_tracing
@@ -302,7 +302,7 @@ class Stream:
         if self.settings.ingest.runner == "local":
             return False
         self._connect_ray()
-        return self.settings.ingest.writer == "tasks" or (self.settings.ingest.writer == "auto" and has_other_nodes())
+        return self.settings.ingest.writer == "tasks" or (self.settings.ingest.writer == "auto" and not is_own_machine())
 
     def _connect_ray(self) -> None:
         if not self._has_ray:
