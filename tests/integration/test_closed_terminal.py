@@ -56,9 +56,7 @@ def test_a_closed_terminal_stops_the_broker_in_order(tmp_path: Path) -> None:
         assert process.wait(TIMEOUT_S) == 0
 
 
-def test_a_closed_terminal_stops_a_follower_in_order_though_it_has_something_to_say(
-    broker: BrokerProcess, topic_prefix: str, tmp_path: Path
-) -> None:
+def test_a_closed_terminal_stops_a_follower_in_order_though_it_has_something_to_say(broker: BrokerProcess, topic_prefix: str, tmp_path: Path) -> None:
     to_kafka = ("--bootstrap-servers", broker.bootstrap_servers, "--set", f"kafka.topic_prefix={topic_prefix}", "--set", "ingest.runner=local")
     with in_terminal("ingest", "--follow", "--root", str(tmp_path), *to_kafka) as (process, terminal):
         read_until(terminal, b"following")
