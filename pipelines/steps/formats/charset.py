@@ -1,9 +1,9 @@
 """Bytes -> text, in whatever character set they are.
 
-Asked in this order: a byte order mark; UTF-16 and UTF-32 told by their nulls (what is full of nulls and is neither, is no text); escape sequences of ISO-2022; UTF-8 if the bytes are that,
-whatever was declared (other sets hardly ever are, by chance); UTF-8 with some damage; then what the producer declared, what the page says in its
-first kilobyte, and a detector (resiliparse's, a Rust uchardet; Windows-1252 for what is mostly ASCII and unknown to it). Of these the first whose
-text makes sense counts, else the one that makes most sense (plausible.py).
+Asked in this order: a byte order mark; UTF-16 and UTF-32 told by their nulls (what is full of nulls and is neither, is no text); escape sequences
+of ISO-2022; UTF-8 if the bytes are that, whatever was declared (other sets hardly ever are, by chance); UTF-8 with some damage; then what the
+producer declared, what the page says in its first kilobyte, and a detector (resiliparse's, a Rust uchardet; Windows-1252 for what is mostly ASCII
+and unknown to it). Of these the first whose text makes sense counts, else the one that makes most sense (plausible.py).
 
 Invariant: an answer holds at most the allowed share of U+FFFD for bytes that are in no set, and is not nonsense; where no set gives that,
 EnvelopeError. Names are read as browsers do: GBK means GB18030, Latin-1 means Windows-1252 (https://encoding.spec.whatwg.org/#names-and-labels).
