@@ -1,12 +1,10 @@
 """A terminal that is closed stops what runs in it, in order and with exit code 0; what was started with ``nohup`` goes on."""
 
-import fcntl
 import os
 import pty
 import signal
 import subprocess
 import sys
-import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +17,8 @@ from pipelines.runtime.stopping import handle_stops
 from tests.broker_process import BrokerProcess
 
 TIMEOUT_S = 60.0
+TAKE_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+"""Makes standard input the terminal of this session, which its closing then hangs up; becomes the command."""
 
 
 @contextmanager
@@ -26,12 +26,11 @@ def in_terminal(*words: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
     """A command with a terminal of its own, and the file at which that can be read and closed."""
     terminal, own = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "ops.cli.main", *words],
+        [sys.executable, "-P", "-c", TAKE_TERMINAL, sys.executable, "-P", "-m", "ops.cli.main", *words],
         stdin=own,
         stdout=own,
         stderr=own,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
     os.close(own)
