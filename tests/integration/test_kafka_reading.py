@@ -236,7 +236,7 @@ def test_where_blocks_are_cut_follows_from_the_records_and_not_from_when_they_ar
 def _tables(parts: list[Slice], stream: Stream, num_records: int) -> list[pa.Table]:
     """What a window gives before small tables are joined, if a poll gives so many records at most."""
     with open_consumer(stream.settings, max_poll_records=num_records) as consumer:
-        return list(reading._Window(consumer, parts, hasty(stream)).tables())
+        return list(reading._Window(consumer, parts, stream.settings).tables())
 
 
 def test_a_slice_that_ends_without_a_record_is_handed_on_while_others_are_read(stream: Stream) -> None:
@@ -245,7 +245,7 @@ def test_a_slice_that_ends_without_a_record_is_handed_on_while_others_are_read(s
     for partition in range(2):
         send(stream.settings, topic, [b"x"] * 60, partition)
     with open_consumer(stream.settings, max_poll_records=10) as consumer:
-        window = reading._Window(consumer, [Slice(topic, partition, 0, 60) for partition in range(2)], hasty(stream))
+        window = reading._Window(consumer, [Slice(topic, partition, 0, 60) for partition in range(2)], stream.settings)
         consumer.seek(TopicPartition(topic, 0), 60)
         tables = window.tables()
         first = next(tables)
