@@ -42,8 +42,9 @@ def in_terminal(*words: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
 
 
 def read_until(terminal: int, text: bytes) -> None:
+    """Read to the end of the line that holds the text: a line is written in parts, and to a closed terminal none can be."""
     said = b""
-    while text not in said:
+    while b"\n" not in said.partition(text)[2]:
         said += os.read(terminal, 4096)  # raises OSError if the command has ended
 
 
