@@ -99,9 +99,7 @@ JOB = fields(
     shutdownAfterJobFinishes=FLAG,
     suspend=FLAG,
 )
-RELABELING = fields(
-    sourceLabels=TEXTS, separator=TEXT, targetLabel=TEXT, regex=TEXT, modulus=NUMBER, replacement=TEXT, action={"type": "string"}
-)
+RELABELING = fields(sourceLabels=TEXTS, separator=TEXT, targetLabel=TEXT, regex=TEXT, modulus=NUMBER, replacement=TEXT, action={"type": "string"})
 ENDPOINT = fields(
     required=("port",),
     port=TEXT,

@@ -12,8 +12,8 @@ import yaml
 
 from ops.supervisor.ray_head import head_folder
 from schemas.settings import Settings
-from tests.dockerfile import defaults
 from tests.deploy_files import DOCKER, documents, settings_of
+from tests.dockerfile import defaults
 
 COMPOSE, GPU = DOCKER / "compose.yaml", DOCKER / "compose.gpu.yaml"
 (STACK,) = documents(COMPOSE)
@@ -72,7 +72,7 @@ def test_the_gpu_variant_changes_what_a_gpu_needs() -> None:
     (service,) = (documents(GPU)[0]["services"]["headrace"],)
     assert service["build"] == SERVICES["headrace"]["build"] | {"args": {"FLAVOR": "gpu"}}
     assert SERVICES["headrace"]["build"]["args"] == {"FLAVOR": defaults(DOCKER / "Dockerfile")["FLAVOR"]}
-    found = settings_of({name: value for name, value in service["environment"].items()})
+    found = settings_of(service["environment"])
     assert found.training.use_gpu and found.training.num_workers == 1
 
 

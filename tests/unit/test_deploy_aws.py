@@ -82,7 +82,13 @@ def machine_of_the_user(folder: Path, cluster_file: str) -> None:
 def ray_up(folder: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
     path = f"{folder}/bin{os.pathsep}{os.environ['PATH']}"
-    environment |= CREDENTIALS | {"PATH": path, "HOME": f"{folder}/home", "TMPDIR": str(folder), "AWS_ENDPOINT_URL": url, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= CREDENTIALS | {
+        "PATH": path,
+        "HOME": f"{folder}/home",
+        "TMPDIR": str(folder),
+        "AWS_ENDPOINT_URL": url,
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     command = [sys.executable, "-m", "ray.scripts.scripts", "up", "--yes", "--no-config-cache", "cluster.yaml"]
     with (
         (folder / "log").open("wb") as log,

@@ -17,8 +17,8 @@ from ops.cli.main import GROUPS
 from ops.docker import health
 from pipelines.runtime.cluster import RAY_ENVIRONMENT
 from schemas.settings import ServingSettings
-from tests.dockerfile import defaults, environment, instructions, parents
 from tests.deploy_files import DOCKER, REPOSITORY, documents, settings_of
+from tests.dockerfile import defaults, environment, instructions, parents
 
 DOCKERFILE = DOCKER / "Dockerfile"
 
@@ -44,7 +44,7 @@ def test_the_image_has_the_python_of_cluster_files_and_project() -> None:
 
 def test_torch_is_installed_first_and_alone_then_the_lock_then_headrace_and_its_kernels() -> None:
     torch, lock, headrace = values("built", "RUN")
-    assert torch.count('pip install') == torch.count('"$torch" ;;') == 2 and "grep '^torch==' /build/requirements.lock" in torch
+    assert torch.count("pip install") == torch.count('"$torch" ;;') == 2 and "grep '^torch==' /build/requirements.lock" in torch
     assert re.search(r"cpu\) pip install [^;]*--index-url", torch) and not re.search(r"gpu\) pip install [^;]*--index-url", torch)
     assert lock.endswith("-r /build/requirements.lock") and "--no-deps" in headrace
     assert headrace.index("pip install") < headrace.index("touch --date") < headrace.index("compileall") < headrace.index("pipelines.kernels.setup")

@@ -17,15 +17,19 @@ import yaml
 
 from ops.cli.main import GROUPS, build_parser
 from schemas.errors import SettingsError
+from tests.deploy_files import DOCKER, KUBERNETES, documents, locked, settings_of
 from tests.dockerfile import defaults, environment, instructions
 from tests.kuberay import KINDS, pod_templates
-from tests.deploy_files import DOCKER, KUBERNETES, documents, locked, settings_of
 
 BASE, MONITORING = KUBERNETES / "base", KUBERNETES / "monitoring"
 VERSION = "1.34"
 """Of Kubernetes; the package knows each release's schemas."""
 MANIFESTS = [
-    manifest for folder in (BASE, MONITORING) for path in sorted(folder.glob("*.yaml")) if path.name != "kustomization.yaml" for manifest in documents(path)
+    manifest
+    for folder in (BASE, MONITORING)
+    for path in sorted(folder.glob("*.yaml"))
+    if path.name != "kustomization.yaml"
+    for manifest in documents(path)
 ]
 TEMPLATES = [template for manifest in MANIFESTS for template in (pod_templates(manifest) if manifest["apiVersion"] == "ray.io/v1" else ())]
 SECRET = {"HEADRACE_SERVING__API_KEYS": "key"}
@@ -58,7 +62,9 @@ def test_a_misspelt_field_is_found() -> None:
 
 def kubernetes_objects() -> list[dict[str, Any]]:
     own = [manifest for manifest in MANIFESTS if manifest["apiVersion"] == "v1"]
-    templates = [{"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": f"t{index}"}, "template": one} for index, one in enumerate(TEMPLATES)]
+    templates = [
+        {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": f"t{index}"}, "template": one} for index, one in enumerate(TEMPLATES)
+    ]
     sidecar = {"name": "autoscaler", "image": "i"} | {name: CLUSTER["autoscalerOptions"][name] for name in ("resources", "securityContext")}
     return [*own, *templates, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "autoscaler"}, "spec": {"containers": [sidecar]}}]
 
@@ -82,14 +88,21 @@ def test_kustomize_builds_what_the_files_say() -> None:
     built = {named(manifest): manifest for manifest in yaml.safe_load_all(done.stdout)}
     assert all(manifest["metadata"].get("namespace") == "headrace" for manifest in built.values() if manifest["kind"] != "Namespace")
     assert built["ConfigMap-headrace"]["data"] == {"headrace.toml": TOML}
-    images = [one["spec"]["containers"][0]["image"] for manifest in built.values() if manifest["apiVersion"] == "ray.io/v1" for one in pod_templates(manifest)]
+    images = [
+        one["spec"]["containers"][0]["image"]
+        for manifest in built.values()
+        if manifest["apiVersion"] == "ray.io/v1"
+        for one in pod_templates(manifest)
+    ]
     assert [image.rpartition("/")[2] for image in images] == ["headrace:0.1.0-cpu", "headrace:0.1.0-cpu", "headrace:0.1.0-gpu", "headrace:0.1.0-cpu"]
 
 
 def test_the_cluster_runs_the_ray_of_the_lock_with_a_token() -> None:
     assert CLUSTER["rayVersion"] == locked("ray")
     assert CLUSTER["authOptions"] == {"mode": "token", "secretName": "headrace-ray-token"}
-    assert CLUSTER["enableInTreeAutoscaling"] and all(group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] for group in CLUSTER["workerGroupSpecs"])
+    assert CLUSTER["enableInTreeAutoscaling"] and all(
+        group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] for group in CLUSTER["workerGroupSpecs"]
+    )
 
 
 def test_no_secret_is_among_the_manifests() -> None:
@@ -137,7 +150,10 @@ def test_every_node_mounts_the_one_root() -> None:
 def test_probes_and_monitors_ask_ports_on_which_ray_listens(group: dict[str, Any]) -> None:
     (container,) = group["template"]["spec"]["containers"]
     ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
-    assert ports["metrics"] == group["rayStartParams"]["metrics-export-port"] and ports["agent"] == group["rayStartParams"]["dashboard-agent-listen-port"]
+    assert (
+        ports["metrics"] == group["rayStartParams"]["metrics-export-port"]
+        and ports["agent"] == group["rayStartParams"]["dashboard-agent-listen-port"]
+    )
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = container[probe]["httpGet"]
         assert asked["port"] in ports and asked["path"] in public_paths()
@@ -176,5 +192,6 @@ def test_the_service_and_the_monitors_select_pods_of_the_cluster() -> None:
 
 
 def test_every_value_to_fill_in_is_marked() -> None:
-    marked = sorted(path.name for folder in (BASE, MONITORING) for path in folder.iterdir() for line in path.read_text("utf-8").splitlines() if "# CHANGE" in line)
+    files = [path for folder in (BASE, MONITORING) for path in folder.iterdir()]
+    marked = sorted(path.name for path in files for line in path.read_text("utf-8").splitlines() if "# CHANGE" in line)
     assert marked == ["headrace.toml", "kustomization.yaml", "kustomization.yaml", "kustomization.yaml", "root.yaml"]
