@@ -4,14 +4,17 @@ No container is started here: there is no registry to take the other images from
 """
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ops.supervisor.ray_head import head_folder
+from ops.supervisor.ray_head import RayPorts, head_command, head_folder
+from pipelines.runtime.ports import free_ports
 from schemas.settings import Settings
+from tests.apache_kafka import QUICK_JAVA, require_kafka
 from tests.deploy_files import DOCKER, documents, settings_of
 from tests.dockerfile import defaults
 
@@ -68,6 +71,12 @@ def test_headrace_understands_its_environment() -> None:
     assert seconds > found.serving.drain_timeout_s + 15
 
 
+def test_the_dashboard_of_rays_head_listens_where_the_settings_say() -> None:
+    ports = RayPorts(gcs=1, client_server=2, dashboard=8265, dashboard_agent=3, metrics=4)
+    for chosen, host in ((settings(), "0.0.0.0"), (Settings(), "127.0.0.1")):
+        assert f"--dashboard-host={host}" in head_command(chosen.ray, ports, Path("/tmp/ray"))
+
+
 def test_the_gpu_variant_changes_what_a_gpu_needs() -> None:
     (service,) = (documents(GPU)[0]["services"]["headrace"],)
     assert service["build"] == SERVICES["headrace"]["build"] | {"args": {"FLAVOR": "gpu"}}
@@ -105,3 +114,35 @@ def test_grafana_finds_prometheus_and_the_dashboards_that_ray_writes() -> None:
     assert provider["options"]["path"] == OURS["RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR"]
     mounts = [name for name, service in SERVICES.items() if any(volume.startswith("ray:/ray") for volume in service["volumes"])]
     assert mounts == ["headrace", "prometheus", "grafana"]
+
+
+def broker_properties(ports: dict[str, int], data: Path) -> str:
+    """What the image makes of its variables (``KAFKA_NODE_ID`` is ``node.id``), with addresses of this machine instead of a container's."""
+    lines = []
+    for name, value in SERVICES["kafka"]["environment"].items():
+        if name == "KAFKA_HEAP_OPTS":
+            continue
+        here = re.sub(r"(\w+)://[^:,]*:(\d+)", lambda found: f"{found[1]}://127.0.0.1:{ports[found[2]]}", value)
+        here = here.replace("1@kafka:9093", f"1@127.0.0.1:{ports['9093']}").replace("/var/lib/kafka/data", str(data))
+        lines.append(f"{name.removeprefix('KAFKA_').lower().replace('_', '.')}={here}")
+    return "\n".join(lines)
+
+
+@pytest.mark.slow
+def test_apache_kafka_starts_with_the_settings_of_the_stack(tmp_path: Path) -> None:
+    from confluent_kafka.admin import AdminClient
+
+    java = ["java", "-Xmx512m", "-cp", f"{require_kafka() / 'lib'}/*"]
+    ports = dict(zip(("29092", "9092", "9093"), free_ports(3), strict=True))
+    config = tmp_path / "server.properties"
+    config.write_text(broker_properties(ports, tmp_path / "data"))
+    form = [*java, "kafka.tools.StorageTool", "format", "-t", "5L6g3nShT-eMCtK--X86sw", "-c", str(config)]
+    subprocess.run(form, env=QUICK_JAVA, check=True, capture_output=True, timeout=120)
+    with subprocess.Popen([*java, "kafka.Kafka", str(config)], env=QUICK_JAVA, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as broker:
+        try:
+            for listener in ("29092", "9092"):
+                metadata = AdminClient({"bootstrap.servers": f"127.0.0.1:{ports[listener]}", "log_level": 0}).list_topics(timeout=120)
+                assert [(one.host, one.port) for one in metadata.brokers.values()] == [("127.0.0.1", ports[listener])]
+        finally:
+            broker.terminate()
+            broker.wait(60)

@@ -20,10 +20,10 @@ import pytest
 import yaml
 
 from pipelines.runtime.ports import free_ports
-from tests.deploy_files import REPOSITORY
+from tests.deploy_files import DOCKER, REPOSITORY
 
 REGION = "eu-central-1"
-LAUNCH_S = 240.0
+LAUNCH_S = 480.0
 """A head is there after 15 s on a quiet machine, most of it Ray's import."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
@@ -72,10 +72,17 @@ def machine_of_the_user(folder: Path, cluster_file: str) -> None:
         (folder / name).mkdir(parents=True)
     (folder / "home/.ray/auth_token").write_text("0" * 64)
     (folder / "work/cluster.yaml").write_text(cluster_file, encoding="utf-8")
+    for name in installed_parts(yaml.safe_load(cluster_file)):
+        (folder / "work" / name).symlink_to(REPOSITORY / name)
     for name in ("ssh", "rsync"):
         program = folder / "bin" / name
         program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {folder}/{name}.log\nexit 255\n')
         program.chmod(0o755)
+
+
+def installed_parts(config: dict[str, Any]) -> set[str]:
+    """What the file takes to the nodes from the folder where `ray up` is run."""
+    return {source for source in config["file_mounts"].values() if not source.startswith("~")}
 
 
 @contextmanager
@@ -109,7 +116,15 @@ def wait_for_ssh(folder: Path, process: subprocess.Popen[bytes]) -> str:
     return (folder / "ssh.log").read_text()
 
 
+def test_nodes_get_what_is_installed_and_nothing_of_a_working_copy() -> None:
+    """Ray hashes every file of every mount at each `ray up`, so .venv, .git and a root must not be among them."""
+    config = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text("utf-8"))
+    rules = (DOCKER / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
+    assert installed_parts(config) == {rule[1:] for rule in rules if rule.startswith("!")}
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(importlib.util.find_spec("moto") is None, reason="moto is not installed (requirements-peers.lock)")
 def test_ray_up_launches_the_head_that_the_aws_file_describes(tmp_path: Path) -> None:
     with aws() as url:
