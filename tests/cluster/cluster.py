@@ -10,6 +10,7 @@ import shlex
 import sys
 import sysconfig
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,6 @@ NODE_CPUS = 4
 """Logical CPUs of a worker, which Ray only counts with. The head has none: so what is not the loop itself runs on workers."""
 STORE_BYTES = 120 * 2**20
 NODE_OPTIONS = f"--metrics-export-port=8090 --object-store-memory={STORE_BYTES}"
-PATIENCE = "RAY_agent_register_timeout_ms=180000"
-"""All hosts share the processors of one machine: a node that starts needs more than Ray's half a minute when the machine has other work too."""
 ResultT = TypeVar("ResultT")
 
 
@@ -59,8 +58,6 @@ def cluster_file(head: str, workers: Sequence[str]) -> str:
         "python3.11 -m venv /opt/headrace/venv": f"python{sysconfig.get_python_version()} -m venv --without-pip /opt/headrace/venv",
         "- /opt/headrace/venv/bin/pip install --quiet -r /opt/headrace/source/requirements.lock": f"- {json.dumps(packages_line)}",
         "- /opt/headrace/venv/bin/pip install --quiet --no-deps /opt/headrace/source": f"- {json.dumps(headrace_line)}",
-        "export RAY_enable_autoscaler_v2=0 RAY_AUTH_MODE=token": f"export RAY_enable_autoscaler_v2=0 RAY_AUTH_MODE=token {PATIENCE}",
-        "export RAY_AUTH_MODE=token RAY_USAGE": f"export RAY_AUTH_MODE=token {PATIENCE} RAY_USAGE",
         "--metrics-export-port=8090 --autoscaling-config": f"{NODE_OPTIONS} --num-cpus=0 --autoscaling-config",
         "--address=$RAY_HEAD_IP:6379 --metrics-export-port=8090": f"--address=$RAY_HEAD_IP:6379 {NODE_OPTIONS} --num-cpus={NODE_CPUS}",
     }
@@ -92,8 +89,7 @@ class Actor:
     name: str
     class_name: str
     pid: int
-    node: str
-    """Name of the host."""
+    host: str
 
 
 class Cluster:
@@ -172,16 +168,30 @@ class Cluster:
 
     def nodes(self) -> dict[str, str]:
         """Node id -> name of the host, of the nodes that live."""
-        names = {host.address: host.name for host in self.site.hosts.values()}
-        found = self.ask("/api/v0/nodes", detail=True, limit=1000)["data"]["result"]["result"]
-        return {node["node_id"]: names[node["node_ip"]] for node in found if node["state"] == "ALIVE"}
+        names = self._names()
+        return {node["node_id"]: names[node["node_ip"]] for node in self._listed("nodes") if node["state"] == "ALIVE"}
+
+    def _names(self) -> dict[str, str]:
+        return {host.address: host.name for host in self.site.hosts.values()}
+
+    def _listed(self, kind: str) -> list[dict[str, Any]]:
+        """All nodes, actors or tasks that Ray's state API knows."""
+        return list(self.ask(f"/api/v0/{kind}", detail=True, limit=10_000)["data"]["result"]["result"])
 
     def actors(self) -> list[Actor]:
         """All actors that live."""
         nodes = self.nodes()
-        found = self.ask("/api/v0/actors", detail=True, limit=1000)["data"]["result"]["result"]
-        alive = [actor for actor in found if actor["state"] == "ALIVE"]
+        alive = [actor for actor in self._listed("actors") if actor["state"] == "ALIVE"]
         return [Actor(actor["name"] or "", actor["class_name"], actor["pid"], nodes.get(actor["node_id"], "?")) for actor in alive]
+
+    def hosts_of(self, word: str) -> list[str]:
+        """Where the living actors run whose class has this word in its name."""
+        return [actor.host for actor in self.actors() if word in actor.class_name]
+
+    def task_hosts(self, word: str) -> Counter[str]:
+        """How many tasks with this word in their name have run on each host."""
+        nodes = {node["node_id"]: self._names()[node["node_ip"]] for node in self._listed("nodes")}
+        return Counter(nodes.get(task["node_id"], "nowhere") for task in self._listed("tasks") if word in task["name"])
 
     def submit(self, words: str, settings: Mapping[str, object]) -> str:
         """Submit ``headrace up`` as the page says, with these settings; returns the job's id."""

@@ -9,6 +9,7 @@ import pytest
 from tests.cluster.cluster import Cluster
 from tests.cluster.hosts import Site, require_hosts
 from tests.cluster.kafka import running_kafka
+from tests.cluster.loop import Loop
 from tests.cluster.network import joined
 
 
@@ -39,3 +40,9 @@ def cluster(site: Site, kafka: str) -> Iterator[Cluster]:
             yield cluster
         finally:
             cluster.close_all()
+
+
+@pytest.fixture(scope="session")
+def loop(cluster: Cluster, kafka: str) -> Loop:
+    """What runs on the cluster from its first job on."""
+    return Loop(cluster, kafka)
