@@ -162,7 +162,7 @@ class Cluster:
     def ask(self, path: str, **parameters: object) -> Any:
         """An answer of the dashboard's HTTP API, through the tunnel."""
         token = (self.operator.folder / "root/.ray/auth_token").read_text().strip()
-        response = httpx.get(f"{DASHBOARD}{path}", params=_texts(parameters), headers={"Authorization": f"Bearer {token}"}, timeout=20.0)
+        response = httpx.get(f"{DASHBOARD}{path}", params=_texts(parameters), headers={"Authorization": f"Bearer {token}"}, timeout=90.0)
         response.raise_for_status()
         return response.json()
 
@@ -187,6 +187,10 @@ class Cluster:
     def hosts_of(self, word: str) -> list[str]:
         """Where the living actors run whose class has this word in its name."""
         return [actor.host for actor in self.actors() if word in actor.class_name]
+
+    def running(self, title: str) -> set[str]:
+        """Hosts on which a process runs with this title; a worker of Ray has the name of its task."""
+        return {host.name for host in self.hosts if host.pid and host.processes(title)}
 
     def task_hosts(self, word: str) -> Counter[str]:
         """How many tasks with this word in their name have run on each host."""

@@ -1,4 +1,4 @@
-"""One cluster for all tests of this folder: a switch, a Kafka, an operator's machine, a head and two workers. They run in the order of their files."""
+"""One cluster for all tests of this folder: a switch, a Kafka, an operator's machine, a head and two workers. The files run in their order."""
 
 import sys
 from collections.abc import Iterator

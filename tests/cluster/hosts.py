@@ -1,12 +1,12 @@
 """Machines for tests of a cluster: each one is a set of Linux namespaces with an address, an sshd on port 22, and folders of its own.
 
-A host has its own network, processes, mounts, name, shared memory, ``/root``, ``/tmp``, ``/opt``, ``/usr/local/bin`` and ``/mnt``. What it has in common with the
-machine is the rest of the file system, and with the other hosts the folder that all of them mount at SHARED. A switch, which is a network namespace
-too, connects them. So nothing of a host is visible outside: two runs on one machine can use the same addresses and ports, and what the
-hosts leave behind is the folder that was given for them.
+A host has its own network, processes, mounts, name, shared memory, and folders (COVERED). What it has in common with the machine is the rest of the
+file system, and with the other hosts the folder that all of them mount at SHARED. A switch, which is a network namespace too, connects them. So
+nothing of a host is visible outside: two runs on one machine can use the same addresses and ports, and what the hosts leave behind is the folder
+that was given for them.
 
-A host ends when its first process is killed, and then the kernel ends everything that runs on it. That process is bound to the test run, so a test run
-that is killed leaves nothing running. A host that is started again on the same folder has the same disk, and an empty ``/tmp`` and shared memory.
+A host ends when its first process is killed, and then the kernel ends everything that runs on it. That process is bound to the test run, so a
+test run that is killed leaves nothing running. A host that is started again has the disk that it had, and an empty ``/tmp`` and shared memory.
 """
 
 import os
@@ -29,9 +29,16 @@ SHARED = "/mnt/headrace"
 """Where hosts mount the folder that they share."""
 NETWORK = "10.77.0"
 START_TIMEOUT_S = 20.0
-TOOLS = {"ip": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "rsync": "rsync", "ssh": "openssh-client", "/usr/sbin/sshd": "openssh-server"}
+TOOLS = {
+    "ip": "iproute2",
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "rsync": "rsync",
+    "ssh": "openssh-client",
+    "/usr/sbin/sshd": "openssh-server",
+}
 """Command -> Debian's package that has it."""
-COVERED = ("/mnt", "/opt", "/root", "/usr/local/bin", "/tmp")  # noqa: S108 - the folder of the machine is what hosts must not share
+COVERED = ("/mnt", "/opt", "/root", "/usr/local/bin", "/tmp")
 """Folders that each host has for itself; the last one may hold the folders of the hosts."""
 SSHD = """\
 Port 22
@@ -112,7 +119,7 @@ class Host:
 
     def processes(self, word: str) -> list[int]:
         """Processes with this word in their command line, by their numbers on the machine."""
-        space = os.readlink(f"/proc/{self.pid}/ns/pid")
+        space = _link(self.pid, "pid")
         return [pid for pid in _pids() if word in _command_line(pid) and _link(pid, "pid") == space]
 
 
@@ -230,7 +237,7 @@ def _boot_script(host: Host, shared: Path, keys: Path) -> str:
     lines += ["rm -rf /tmp/* /tmp/.[!.]*"]
     # Step 3: show again what lies below.
     for number, path in enumerate(host.visible):
-        if any(path.is_relative_to(covered) for covered in (*COVERED, *host.hidden)):
+        if any(path.is_relative_to(covered) for covered in (*map(Path, COVERED), *host.hidden)):
             lines += [f"mkdir -p {path}", f"mount --bind /run/seen{number} {path}"]
     lines += [f"mkdir -p {SHARED}", f"mount --bind /run/shared {SHARED}"]
     return "\n".join([*lines, "exec /usr/sbin/sshd -D -f /run/disk/sshd_config -E /run/disk/sshd.log"])
@@ -261,7 +268,7 @@ def _until_in_other_space(pid: int, kind: str) -> None:
 
 def _link(pid: int, kind: str) -> str:
     try:
-        return os.readlink(f"/proc/{pid}/ns/{kind}")
+        return str(Path(f"/proc/{pid}/ns/{kind}").readlink())
     except OSError:
         return ""
 

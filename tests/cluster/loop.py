@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -18,9 +19,9 @@ from ray_apps.loop.disk import Disk
 from ray_apps.training.files import RUN_FILE
 from ray_apps.training.loss_curve import FILE_NAME, LossRecord, read_losses
 from schemas.manifest import DatasetManifest, ModelManifest
-from schemas.rollout import RolloutState
+from schemas.rollout import Decision, RolloutState
 from schemas.settings import KafkaSettings, Settings
-from tests.cluster.cluster import Cluster, logs_of, until
+from tests.cluster.cluster import Cluster, ResultT, logs_of, until
 from tests.cluster.hosts import SHARED
 
 ROUND_DOCUMENTS = 800
@@ -40,6 +41,7 @@ SETTINGS = {
     "training.threads_per_worker": 3,  # of the four CPUs of a node: so two training workers need two hosts
     "loop.min_new_tokens": 60_000,
     "rollout.canary_fraction": 0.5,
+    "rollout.max_latency_ratio": 20,  # hosts that share two cores say little about time
 }
 
 
@@ -91,12 +93,12 @@ class Loop:
             versions = self.datasets()
             return versions[-1] if versions and versions[-1].totals.num_records >= self.published else None
 
-        return self._until(look, "a version with all that was published", timeout_s)
+        return self.wait_for(look, "a version with all that was published", timeout_s)
 
     def wait_model(self, number: int, timeout_s: float) -> ModelManifest:
         """Until this model is registered."""
         disk = Disk(self.root)
-        return self._until(lambda: disk.model(number) if disk.registry.log.latest() >= number else None, f"model {number}", timeout_s)
+        return self.wait_for(lambda: disk.model(number) if disk.registry.log.latest() >= number else None, f"model {number}", timeout_s)
 
     def rollouts(self) -> list[RolloutState]:
         """All states of the rollout."""
@@ -107,26 +109,43 @@ class Loop:
         runs = sorted((self.root / "training").glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime)
         return read_losses(runs[number - 1].parent / FILE_NAME) if len(runs) >= number else []
 
-    def _until(self, look, what: str, timeout_s: float):  # type: ignore[no-untyped-def]
+    def decisions(self) -> list[Decision]:
+        """What led to each state of the rollout."""
+        return [state.decision for state in self.rollouts()]
+
+    def wait_for(self, look: Callable[[], ResultT | None], what: str, timeout_s: float) -> ResultT:
+        """``until``; where it waits in vain, the test fails with the ends of the logs."""
         try:
             return until(look, what, timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{logs_of(self.root)}\n== job\n{self.cluster.job_log(self.jobs[-1])[-3000:]}") from None
 
-    def check_nothing_lost_or_doubled(self) -> None:
-        """Each offset of the topic is in one version with one outcome, every file is whole, and each model's loss curve has each step once."""
+    def check_documents(self) -> None:
+        """Every file is whole, and each offset of the topic is in one version with one outcome."""
         report = self.cluster.headrace("datasets", "verify")
-        assert report["problems"] == [], report
-        trail = pl.concat([pl.read_parquet(self.root / shard.path) for version in self.datasets() for shard in version.documents])
-        offsets = trail.select("topic", "partition", "offset")
-        assert len(offsets) == len(offsets.unique()) == self.published
-        totals = Counter[str]()
-        for version in self.datasets():
-            totals.update({str(outcome): count for outcome, count in version.outcomes.items()})
-        assert totals.total() == self.published
+        assert report["ok"], report["problems"]
+        versions = self.datasets()
+        files = [self.root / file.path for each in versions for file in each.documents]
+        trail = pl.concat([pl.read_parquet(file, columns=["topic", "partition", "offset"]) for file in files])
+        assert len(trail) == trail.n_unique() == self.published == sum(sum(each.outcomes.values()) for each in versions)
+
+    def check_losses(self) -> None:
+        """The loss curve of each registered model has each step once."""
         for number in range(1, Disk(self.root).registry.log.latest() + 1):
             steps = [record.step for record in self.losses(number)]
-            assert steps == list(range(SETTINGS["training.max_steps"])), f"model {number}: {steps}"
+            assert steps == list(range(int(SETTINGS["training.max_steps"]))), f"model {number}: {steps}"
+
+    def check_events(self) -> None:
+        """Each dataset version and each model was announced under one id; an event that was sent again after a crash has the id that it had."""
+        ids = {kind: {name for each, name in events_of(self.kafka) if each == kind} for kind in ("dataset.committed", "model.registered")}
+        assert len(ids["dataset.committed"]) == len(self.datasets())
+        assert len(ids["model.registered"]) == Disk(self.root).registry.log.latest()
+
+    def check_nothing_lost_or_doubled(self) -> None:
+        """All of these."""
+        self.check_documents()
+        self.check_losses()
+        self.check_events()
 
 
 def events_of(kafka: str) -> Counter[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""This thread in the network of a host: what it connects to and listens on is what a program on that host would. Threads that it starts are there too."""
+"""This thread in the network of a host: it reaches what a program on that host reaches. So do the threads that it starts."""
 
 import ctypes
 import os
