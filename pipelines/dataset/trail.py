@@ -11,16 +11,16 @@ import polars as pl
 from schemas.arrow import DOCUMENTS, Outcome
 
 
-def scan_trail(paths: list[Path], file_column: str | None = None) -> pl.LazyFrame:
+def scan_trail(paths: Sequence[Path], file_column: str | None = None) -> pl.LazyFrame:
     """Rows of DOCUMENTS, in the order of the files and of their rows; ``file_column`` names the file of each."""
     empty = pl.from_arrow(DOCUMENTS.empty_table())
     assert isinstance(empty, pl.DataFrame)
     if not paths:
         return empty.with_columns(pl.lit("").alias(file_column)).lazy() if file_column else empty.lazy()
     # missing and extra columns: files of an older and of a newer Headrace
-    return pl.scan_parquet(paths, schema=empty.schema, missing_columns="insert", extra_columns="ignore", include_file_paths=file_column)
+    return pl.scan_parquet(list(paths), schema=empty.schema, missing_columns="insert", extra_columns="ignore", include_file_paths=file_column)
 
 
-def read_kept(paths: list[Path], columns: Sequence[str]) -> pl.DataFrame:
+def read_kept(paths: Sequence[Path], columns: Sequence[str]) -> pl.DataFrame:
     """Columns of the kept documents in these parts of the audit trail, in commit order."""
     return scan_trail(paths).filter(pl.col("outcome") == Outcome.KEPT).select(columns).collect()

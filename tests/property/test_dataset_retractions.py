@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.retractions.masks import read_masks, retracted_ordinals
 from pipelines.dataset.retractions.retractions import Retractions
-from pipelines.dataset.writer import VersionPlan, build_manifest, publish, write_version
+from pipelines.dataset.writer import ResolvedBlock, VersionPlan, build_manifest, publish, write_version
 from pipelines.dedup.resolve import RESOLUTION
 from schemas.arrow import SEGMENT, Outcome, prepared
 from schemas.manifest import OffsetRange
@@ -137,7 +137,7 @@ def commit(root: Path, version: list[list[Item]], cut: int, state: Retractions, 
         for start in range(0, len(records), cut)
     ]
     state.open(dataset)
-    resolved = ((admitted, state.resolve(admitted, index)) for admitted in map(state.admit, blocks))
+    resolved = (ResolvedBlock(admitted, state.resolve(admitted, index)) for admitted in map(state.admit, blocks))
     files = write_version(root, plan, values, resolved, SEGMENT.empty_table, state.masks)
     publish(root, build_manifest(plan, files, values, parent=dataset.manifest if dataset else None, now=clock()))
     state.committed(number)

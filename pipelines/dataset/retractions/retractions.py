@@ -28,6 +28,7 @@ document, a reading of the trail of that document's version, one version at a ti
 
 import itertools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -146,12 +147,12 @@ class Retractions:
                 done += 1
         return pa.concat_tables([*verdicts, self._run(rows.slice(done), index)])
 
-    def masks(self, documents: Path) -> pa.Table:
-        """Rows of MASKS for what this version's retractions took out; ``documents`` is its finished audit trail."""
+    def masks(self, trail: Sequence[Path]) -> pa.Table:
+        """Rows of MASKS for what this version's retractions took out; ``trail`` is its finished audit trail."""
         if not self._new:
             return MASKS.empty_table()
-        _warn_of_retracted_copies(retracted_despite_republication(documents, {out.doc_id for out in self._new}))
-        spans = self._rows_of(np.array(sorted(out.ordinal for out in self._new), dtype=np.int64), _SPAN, documents)
+        _warn_of_retracted_copies(retracted_despite_republication(trail, {out.doc_id for out in self._new}))
+        spans = self._rows_of(np.array(sorted(out.ordinal for out in self._new), dtype=np.int64), _SPAN, trail)
         rows = pl.DataFrame(self._new, schema=_Out._fields, orient="row").join(spans, on="ordinal", how="left", maintain_order="left", validate="1:1")
         return rows.select(MASKS.names).to_arrow().cast(MASKS)
 
@@ -182,22 +183,21 @@ class Retractions:
                 self._new.append(out)
         assert not waiting
 
-    def _rows_of(self, ordinals: Ordinals, columns: list[str], documents: Path | None = None) -> pl.DataFrame:
+    def _rows_of(self, ordinals: Ordinals, columns: list[str], trail: Sequence[Path] = ()) -> pl.DataFrame:
         """Columns of the kept documents with these ordinals, of which there is one, ascending, with ``ordinal`` and ``version``."""
         version_of = np.searchsorted(self._firsts, ordinals, side="right")
         frames = []
         for version in np.unique(version_of).tolist():
             chosen = ordinals[version_of == version]
-            rows: pl.DataFrame = self._kept_rows(version, columns, documents)[chosen - self._firsts[version - 1]]
+            rows: pl.DataFrame = self._kept_rows(version, columns, trail)[chosen - self._firsts[version - 1]]
             frames.append(rows.with_columns(ordinal=pl.Series(chosen), version=pl.lit(version, pl.Int64)))
         return pl.concat(frames)
 
-    def _kept_rows(self, version: int, columns: list[str], documents: Path | None) -> pl.DataFrame:
+    def _kept_rows(self, version: int, columns: list[str], trail: Sequence[Path]) -> pl.DataFrame:
         if self._dataset is not None and version <= self._dataset.version:
             manifest = self._dataset.read(version)
             return read_kept([self._dataset.root / entry.path for entry in manifest.documents], columns)
-        assert documents is not None
-        return read_kept([documents], columns)
+        return read_kept(trail, columns)
 
 
 def _cut_behind_retractions(block: pa.Table) -> list[pa.Table]:

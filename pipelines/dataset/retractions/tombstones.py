@@ -4,7 +4,7 @@ The rule stands in dataset/retractions/retractions.py. Cost: about 70 bytes per 
 opening reads the audit trail of the versions that hold retractions.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,12 +85,12 @@ class Tombstones:
         self._hashes = np.sort(np.concatenate([self._hashes, hash_ids(rows["doc_id"].to_arrow())]))
 
 
-def retracted_despite_republication(documents: Path, doc_ids: Collection[str]) -> list[str]:
+def retracted_despite_republication(trail: Sequence[Path], doc_ids: Collection[str]) -> list[str]:
     """Those ids whose last copy in a version's audit trail (kept, or a duplicate of the same id) has a later timestamp than a retraction that
     comes after it in commit order, in another partition.
     """
     columns = [*_COLUMNS, "outcome", "reason", "duplicate_of"]
-    rows = scan_trail([documents]).with_row_index().filter(pl.col("doc_id").is_in(list(doc_ids))).select("index", *columns).collect()
+    rows = scan_trail(trail).with_row_index().filter(pl.col("doc_id").is_in(list(doc_ids))).select("index", *columns).collect()
     is_copy = (pl.col("outcome") == Outcome.KEPT) | ((pl.col("outcome") == Outcome.DUPLICATE) & (pl.col("duplicate_of") == pl.col("doc_id")))
     copies = rows.filter(is_copy).unique("doc_id", keep="last", maintain_order=True)
     retractions = rows.filter((pl.col("outcome") == Outcome.RETRACTED) & pl.col("reason").is_null())
