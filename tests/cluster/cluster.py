@@ -1,7 +1,8 @@
 """A Ray cluster on hosts, brought up and used with the commands of docs/cluster.md, from a machine of the operator's that is no node.
 
-``ops/deploy/cluster-onprem.yaml`` is used as it is, but for REPLACED: the values that it marks with CHANGE, the installation of packages (there is no
-package registry on this network, so nodes use the packages of the machine), and options of ``ray start`` that keep the nodes small.
+``ops/deploy/cluster-onprem.yaml`` is used as it is, but for what ``cluster_file`` replaces: the values that it marks with CHANGE, the installation of
+packages (there is no package registry on this network, so nodes use the packages of the machine), and options of ``ray start`` that keep the nodes
+small, for they share the cores of one machine.
 """
 
 import json
@@ -25,7 +26,7 @@ ON_PREMISE = REPOSITORY / "ops" / "deploy" / "cluster-onprem.yaml"
 TOKEN = {"RAY_AUTH_MODE": "token"}
 DASHBOARD, API = "http://127.0.0.1:8265", "http://127.0.0.1:8000"
 UP_TIMEOUT_S = 420.0
-NODE_CPUS = 4
+NODE_CPUS = 3
 """Logical CPUs of a worker, which Ray only counts with. The head has none: so what is not the loop itself runs on workers."""
 STORE_BYTES = 120 * 2**20
 NODE_OPTIONS = f"--metrics-export-port=8090 --object-store-memory={STORE_BYTES}"
@@ -58,12 +59,13 @@ def cluster_file(head: str, workers: Sequence[str]) -> str:
         "python3.11 -m venv /opt/headrace/venv": f"python{sysconfig.get_python_version()} -m venv --without-pip /opt/headrace/venv",
         "- /opt/headrace/venv/bin/pip install --quiet -r /opt/headrace/source/requirements.lock": f"- {json.dumps(packages_line)}",
         "- /opt/headrace/venv/bin/pip install --quiet --no-deps /opt/headrace/source": f"- {json.dumps(headrace_line)}",
+        "ulimit -n 65536;": "ulimit -n 65536; export OMP_WAIT_POLICY=passive;",
         "--metrics-export-port=8090 --autoscaling-config": f"{NODE_OPTIONS} --num-cpus=0 --autoscaling-config",
         "--address=$RAY_HEAD_IP:6379 --metrics-export-port=8090": f"--address=$RAY_HEAD_IP:6379 {NODE_OPTIONS} --num-cpus={NODE_CPUS}",
     }
     text = ON_PREMISE.read_text("utf-8")
     for old, new in replaced.items():
-        assert text.count(old) == 1, f"{ON_PREMISE.name} has {text.count(old)} times: {old}"
+        assert old in text, f"{ON_PREMISE.name} does not have: {old}"
         text = text.replace(old, new)
     return text
 

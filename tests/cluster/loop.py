@@ -38,7 +38,8 @@ SETTINGS = {
     "training.max_steps": 100,
     "training.checkpoint_every_steps": 10,
     "training.evaluate_rows": 32,
-    "training.threads_per_worker": 3,  # of the four CPUs of a node: so two training workers need two hosts
+    "training.global_batch_rows": 8,
+    "training.threads_per_worker": 2,  # of the three CPUs of a node: so two training workers need two hosts
     "loop.min_new_tokens": 60_000,
     "rollout.canary_fraction": 0.5,
     "rollout.max_latency_ratio": 20,  # hosts that share two cores say little about time

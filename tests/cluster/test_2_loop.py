@@ -16,7 +16,7 @@ def test_ingest_tasks_run_on_both_workers_at_once(cluster: Cluster, loop: Loop) 
     loop.submit()
     loop.wait_for(lambda: cluster.running("ray::ReadKafka") == WORKERS or None, "ingest tasks on both workers", 400)
     assert loop.wait_ingested(400).num_tokens > 0
-    assert set(cluster.task_hosts("ReadKafka")) == WORKERS, "Ray's own record of the tasks says the same"
+    assert set(cluster.task_hosts("ReadKafka")) >= WORKERS, "Ray's own record of the tasks says the same"
 
 
 def test_training_runs_on_two_hosts_at_once(cluster: Cluster, loop: Loop) -> None:
