@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.hosts import Site, require_hosts
+from tests.cluster.hosts import Site, leftovers, require_hosts
 from tests.cluster.kafka import running_kafka
 from tests.cluster.loop import Loop
 from tests.cluster.network import joined
@@ -15,10 +15,11 @@ from tests.cluster.network import joined
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A switch without hosts."""
+    """A switch without hosts. At the end nothing of it and of its hosts is left on the machine."""
     require_hosts()
     with Site(tmp_path_factory.mktemp("site")) as site:
         yield site
+    assert leftovers(site) == []
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,21 @@ def packages() -> list[Path]:
     return [Path(entry) for entry in sys.path if Path(entry).name == "site-packages"]
 
 
+def leftovers(site: "Site") -> list[str]:
+    """What is on the machine of a site that was left: network links, mounts, processes that see its folders."""
+    links = [f"link {name}" for name in (path.name for path in Path("/sys/class/net").iterdir()) if name in {"switch", *site.hosts}]
+    mounts = [f"mount {line}" for line in Path("/proc/self/mounts").read_text().splitlines() if str(site.folder) in line]
+    return links + mounts + [f"process {pid}: {_command_line(pid)}" for pid in _pids() if _sees(pid, str(site.folder))]
+
+
+def _sees(pid: int, folder: str) -> bool:
+    """Whether something of the folder is mounted for a process."""
+    try:
+        return folder in Path(f"/proc/{pid}/mountinfo").read_text()
+    except OSError:
+        return False
+
+
 @dataclass
 class Switch:
     """What the hosts' cables end in."""

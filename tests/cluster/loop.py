@@ -35,8 +35,8 @@ SETTINGS = {
     "tokenizer.vocab_size": 1024,
     "tokenizer.min_training_bytes": 0,
     "packing.sequence_length": 128,
-    "training.max_steps": 100,
-    "training.checkpoint_every_steps": 10,
+    "training.max_steps": 60,
+    "training.checkpoint_every_steps": 5,
     "training.evaluate_rows": 32,
     "training.global_batch_rows": 8,
     "training.threads_per_worker": 2,  # of the three CPUs of a node: so two training workers need two hosts
