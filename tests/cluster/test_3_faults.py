@@ -75,7 +75,7 @@ def test_after_the_head_was_killed_the_same_commands_take_everything_up_again(cl
     loop.submit()
     cluster.open(f"ray attach {FILE} -p 8000")
     loop.wait_for(lambda: ask("anybody"), "an answer of the cluster that was started again", 400)
-    print(f"\nno answer for {time.monotonic() - killed_at_s:.0f} s after the head died, most of it `ray up`")
+    print(f"\nno answer for {time.monotonic() - killed_at_s:.0f} s after the head died")
     assert loop.rollouts()[-1].champion == champion
     all_nodes(cluster)
     loop.produce()
