@@ -60,6 +60,7 @@ from pipelines.runtime.cluster import is_own_machine, ray_session
 from pipelines.runtime.crash import crash_point
 from pipelines.runtime.memory import release
 from pipelines.runtime.tracing import Attributes, current_traceparent, span, start_tracing
+from pipelines.steps.pii.ner import check_ner
 from pipelines.storage.durable import check_root
 from schemas.errors import TopicRecreated
 from schemas.manifest import DatasetManifest, OffsetRange
@@ -103,7 +104,7 @@ class Stream:
     def __enter__(self) -> Self:
         start_tracing(self.settings.telemetry, "headrace-ingest")
         check_root(self.root)
-        self._resources.enter_context(served(self.metrics, self.settings.telemetry.metrics_port))
+        self._resources.enter_context(served(self.metrics, self.settings.telemetry))
         self.dataset()  # and with it the columns of all versions, which make the next line cheap
         self._collect_garbage()
         return self
@@ -144,6 +145,7 @@ class Stream:
         if dataset:
             self.settings = with_what_is_fixed(dataset.manifest, self.settings)
             check_unchanged(dataset.manifest, self.settings)
+        check_ner(self.settings.pii)
         # Step 2.
         known_bytes = dataset.manifest.record_bytes.get(self.topic, {}) if dataset else {}
         waiting = _below(self._available(dataset), until)

@@ -59,8 +59,8 @@ def rows(number: int, seed: int) -> tuple[pa.Table, pa.Table]:
         block = block.append_column(kind, pa.array(values, kind.type)) if place < 0 else block.set_column(place, kind, pa.array(values, kind.type))
     is_dropped = rng.random(int(is_kept.sum())) < 0.2
     verdicts = {
-        "duplicate_of": pa.array(np.where(is_dropped, "doc-0", None), pa.string()),
-        "reason": pa.array(np.where(is_dropped, "near", None), pa.string()),
+        "duplicate_of": pa.array(["doc-0" if dropped else None for dropped in is_dropped], pa.string()),
+        "reason": pa.array(["near" if dropped else None for dropped in is_dropped], pa.string()),
         "similarity": pa.array(np.full(len(is_dropped), 0.5, np.float32), mask=~is_dropped),
     }
     return block, pa.table(verdicts)

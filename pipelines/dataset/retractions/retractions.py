@@ -7,9 +7,9 @@ What a retraction of id X does, be it a null value or an event:
 - a document with id X that comes after it in the same partition enters anew: there the order is that of the producer;
 - a document with id X that comes after it in another partition was not necessarily written after it. It enters if its Kafka timestamp
   is later than the retraction's; else it is rejected under the rule ``retracted``. A missing timestamp counts as not later;
-- a document with id X that was published after the retraction, but stands in a partition with a lower number of the same version, is retracted
-  too: it comes before the retraction in commit order. Ingest logs a warning; publish it again. Records that are keyed by document id avoid this
-  while the number of partitions stays the same.
+- a document with id X that was published after the retraction, but was read before it (by an earlier version, or by the same one from a partition
+  with a lower number), is retracted too: it comes before the retraction in commit order. Ingest logs a warning; publish it again. Records that are
+  keyed by document id avoid this while the number of partitions stays the same.
 
 Apart from that case a retraction acts on what was published before it, and whoever publishes the id again later brings it back. Ingest warns of
 that, and ``headrace trace`` says it.
@@ -151,7 +151,7 @@ class Retractions:
         """Rows of MASKS for what this version's retractions took out; ``trail`` is its finished audit trail."""
         if not self._new:
             return MASKS.empty_table()
-        _warn_of_retracted_copies(retracted_despite_republication(trail, {out.doc_id for out in self._new}))
+        _warn_of_retracted_copies(retracted_despite_republication(trail, {out.doc_id for out in self._new}, self._dataset))
         spans = self._rows_of(np.array(sorted(out.ordinal for out in self._new), dtype=np.int64), _SPAN, trail)
         rows = pl.DataFrame(self._new, schema=_Out._fields, orient="row").join(spans, on="ordinal", how="left", maintain_order="left", validate="1:1")
         return rows.select(MASKS.names).to_arrow().cast(MASKS)
@@ -221,7 +221,7 @@ def _warn_of_returning(doc_ids: list[str]) -> None:
 def _warn_of_retracted_copies(doc_ids: list[str]) -> None:
     if doc_ids:
         _log.warning(
-            "retracted although published again later, because this version read them before the retraction, in another partition: %s: %s; "
+            "retracted although published again later, because they were read before the retraction, in another partition: %s: %s; "
             "publish them once more, and key records by document id to keep their order",
             counted(len(doc_ids), "document"),
             _shown(doc_ids),
