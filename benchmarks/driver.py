@@ -1,10 +1,10 @@
-"""What the ingesting process itself costs: the same stream committed on Ray, written by this process and written by tasks, in one run.
+"""What the ingesting process itself costs: the same stream is committed on Ray, written by this process and by tasks, in one run.
 
     python -m benchmarks.driver [--megabytes 100] [--rounds 3]
 
-Processor time of the ingesting process, all its threads, beside that of everything else: Ray's workers and its own processes. A tokenizer is
-given, so that training one is not part of it. Both ways take turns; the figures are medians. What is left when tasks write is
-resolving duplicates, planning, and Ray Data's executor; its share says how many cores it can keep busy.
+It shows the processor time of the ingesting process, all its threads, beside that of Ray's workers and Ray's own processes. A tokenizer is given,
+so training one is not measured. Both ways take turns; the figures are medians. When tasks write, the ingesting process resolves duplicates,
+plans, and runs Ray Data's executor; its share says how many cores it can keep busy.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_of_the_others(broker_pid: int) -> float:
-    """Seconds that all descendants of this process have run but the broker."""
+    """Processor seconds of all descendants of this process except the broker."""
     children: dict[int, list[tuple[int, float]]] = {}
     for pid, parent, seconds in _processes():
         children.setdefault(parent, []).append((pid, seconds))
@@ -55,7 +55,7 @@ def _processes() -> Iterator[tuple[int, int, float]]:
 
 
 def committed(settings: Settings, broker_pid: int) -> dict[str, float]:
-    """Take in everything; seconds of this process, of the others, and on the clock."""
+    """Commit everything; processor seconds of this process and of the others, and seconds on the clock."""
     with Stream(settings) as stream:
         until = {partition: span.end for partition, span in stream.available().items()}
         start, own, others = time.perf_counter(), time.process_time(), cpu_of_the_others(broker_pid)
@@ -91,7 +91,7 @@ def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Side by side."""
+    """Print both ways side by side."""
     for writer in WRITERS:
         own, others, wall = (result[writer][name] for name in ("driver_cpu_s", "others_cpu_s", "wall_s"))
         per_gb = own / result["megabytes"] * 1000

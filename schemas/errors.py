@@ -41,9 +41,9 @@ A message says what happened, with which values, and what to do about it.
 WRONG_USAGE = 2
 """Exit code of a command whose settings or flags are wrong: the same command again cannot help."""
 DIVERGED = 3
-"""Exit code of a training run whose numbers broke: the same run would do the same again."""
+"""Exit code of a training run whose loss or weights stopped being numbers: the same run would do the same again."""
 LASTING_FAILURES = frozenset({WRONG_USAGE, DIVERGED})
-"""Exit codes of commands that fail alike when they are run again."""
+"""Exit codes of commands that would fail in the same way if they were run again."""
 
 
 class HeadraceError(Exception):

@@ -170,13 +170,13 @@ class ServingSettings(Section):
     min_engine_replicas: int = Field(1, ge=1)
     """Replicas of the engine of each model version that is served …"""
     max_engine_replicas: int = Field(1, ge=1)
-    """… and the most that Serve may make of them while requests wait. Equal numbers: no autoscaling."""
+    """… and the most replicas that Serve may start. Equal numbers: no autoscaling."""
     target_engine_requests: float = Field(0.0, ge=0)
-    """Autoscaling: requests, running and waiting, that a replica is to have. 0: ``max_concurrent_sequences``, so that each runs full."""
+    """Autoscaling: target number of requests, running and waiting, for each replica. 0: ``max_concurrent_sequences``, so that each runs full."""
     scale_up_delay_s: float = Field(30.0, ge=0)
-    """Autoscaling: for so long there must be more requests than that before a replica is added."""
+    """Autoscaling: seconds with more requests than that before a replica is added."""
     scale_down_delay_s: float = Field(600.0, ge=0)
-    """Autoscaling: for so long there must be fewer before one is removed."""
+    """Autoscaling: seconds with fewer requests than that before a replica is removed."""
     record_prompts: bool = False
     """Whether ``inference.completed`` events carry prompts and answers. Off: ids, counts and times only."""
     seed: int = Field(0, ge=0)
@@ -189,14 +189,14 @@ class ServingSettings(Section):
 
     @property
     def is_local(self) -> bool:
-        """Whether the API listens where only programs of its own machine reach it."""
+        """Whether the API listens on a loopback address, which only programs of its own machine reach."""
         return self.host in ("127.0.0.1", "::1", "localhost")
 
     @model_validator(mode="after")
     def replicas_are_in_order(self) -> "ServingSettings":
         """Refuse a maximum below the minimum."""
         if self.max_engine_replicas < self.min_engine_replicas:
-            raise ValueError(f"max_engine_replicas is {self.max_engine_replicas}, and min_engine_replicas {self.min_engine_replicas}; raise it")
+            raise ValueError(f"max_engine_replicas is {self.max_engine_replicas}, below min_engine_replicas, which is {self.min_engine_replicas}")
         return self
 
     @model_validator(mode="after")
@@ -257,20 +257,20 @@ class RaySettings(Section):
     dashboard_port: int = Field(8265, ge=0, le=65_535)
     """Port of the dashboard of a local Ray, or the next free one if it is taken; 0: no dashboard."""
     dashboard_host: str = "127.0.0.1"
-    """Address on which the dashboard of the Ray that ``up`` starts listens. It asks for Ray's token. In a container: ``0.0.0.0``."""
+    """Address on which the dashboard listens, of the Ray that ``up`` starts. It requires Ray's token. In a container: ``0.0.0.0``."""
     ingest_nodes: str = Field("", pattern=_RESOURCE)
-    """On a cluster with several kinds of nodes: name of a custom resource, and only nodes that have it run ingest's tasks. Empty: any node."""
+    """On a cluster with several kinds of nodes: name of a custom resource. Only nodes that have it read and prepare documents. Empty: any node."""
     training_nodes: str = Field("", pattern=_RESOURCE)
-    """The same for training workers."""
+    """The same: only nodes that have it run training workers."""
     engine_nodes: str = Field("", pattern=_RESOURCE)
-    """The same for engines."""
+    """The same: only nodes that have it run engines."""
 
     @model_validator(mode="after")
     def roles_need_a_cluster(self) -> "RaySettings":
-        """Refuse to wait for nodes that a private Ray never gets."""
+        """Refuse the name of a resource that no node of a private Ray has."""
         named = [f"ray.{name}" for name in ("ingest_nodes", "training_nodes", "engine_nodes") if getattr(self, name)]
         if named and self.address == "local":
-            raise ValueError(f"{named[0]} names a resource of a cluster's nodes, and ray.address is 'local'; set ray.address=auto, or leave it out")
+            raise ValueError(f"{named[0]} names a resource of a cluster's nodes, but ray.address is 'local'; set ray.address=auto, or leave it empty")
         return self
 
 
@@ -284,7 +284,7 @@ class TelemetrySettings(Section):
     metrics_port: int = Field(0, ge=0, le=65_535)
     """Port on which ``ingest`` serves /metrics for Prometheus, /health and /ready; 0 serves nothing."""
     metrics_host: str = "127.0.0.1"
-    """Address of that port. Whoever reaches it may read, without a key. In a pod whose Prometheus runs elsewhere: ``0.0.0.0``."""
+    """Address on which that port listens. Whoever reaches it can read it without a key. In a pod whose Prometheus runs elsewhere: ``0.0.0.0``."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe log line that is written."""
 

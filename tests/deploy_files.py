@@ -21,7 +21,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def locked(package: str) -> str:
-    """The version of a package in the lock of what runs."""
+    """The version of a package in requirements.lock."""
     found = re.search(rf"^{re.escape(package)}==(\S+)$", (REPOSITORY / "requirements.lock").read_text("utf-8"), re.MULTILINE)
     assert found, f"{package} is not locked"
     return found[1]

@@ -1,4 +1,4 @@
-"""A Dockerfile as instructions: enough for our own, which has no heredocs."""
+"""A Dockerfile as instructions: enough for this repository's, which has no heredocs."""
 
 import re
 import shlex

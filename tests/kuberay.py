@@ -1,7 +1,7 @@
 """The fields of KubeRay's objects (ray.io/v1, release 1.6), as its API reference lists them, and of the Prometheus operator's PodMonitor.
 
-Written down by hand as JSON Schema, because no package ships the definitions. Unknown fields are errors, as a misspelt one would be ignored by
-Kubernetes. What these objects take over from Kubernetes itself (pod templates, resources) is checked against Kubernetes' own schemas.
+Written down by hand as JSON Schema, because no package ships the definitions. Unknown fields are errors, because Kubernetes would ignore a
+misspelt one. What these objects take over from Kubernetes itself (pod templates, resources) is checked against Kubernetes' own schemas.
 """
 
 from typing import Any

@@ -55,7 +55,7 @@ def _check(args: argparse.Namespace) -> None:
         raise SettingsError('--accept-loss and --reason go together: say why the loss is accepted, such as --reason "retention was too short"')
     partitions = [partition for partition, _ in args.accept_loss or ()]
     if twice := sorted({partition for partition in partitions if partitions.count(partition) > 1}):
-        raise SettingsError(f"--accept-loss names partition {twice[0]} twice; a partition goes on at one offset")
+        raise SettingsError(f"--accept-loss names partition {twice[0]} twice; give one offset for each partition")
 
 
 def _resumption(text: str) -> tuple[int, int | None]:

@@ -70,7 +70,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_paths(paths: Sequence[str]) -> None:
-    """Raise SettingsError if nothing can come of any path. If something can of one, it goes out, and the others are told at the end."""
+    """Raise SettingsError if none of the paths can be read. If one can, its documents are published, and the other paths are reported at the end."""
     from ops.producing.readers import unreadable
 
     problems = [(path, unreadable(path)) for path in dict.fromkeys(paths)]

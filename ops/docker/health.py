@@ -1,6 +1,6 @@
 """A container's health check: exit code 0 while the API of ``headrace up`` or ``headrace serve`` answers, or waits for its first model.
 
-The same question as the supervisor's (ops/supervisor/services.py), asked with the standard library alone: a check every 30 s is to cost little.
+It asks what the supervisor asks (ops/supervisor/services.py), but with the standard library only, because a check every 30 s must cost little.
 """
 
 import json

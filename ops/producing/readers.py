@@ -64,7 +64,7 @@ def read_paths(paths: Iterable[str], options: ReadOptions, standard_input: Binar
 
 
 def unreadable(path: str) -> str | None:
-    """Why nothing can come of a path, as far as its name says it; None if something may."""
+    """Why a path cannot be read, judged without opening it; None if it may be readable."""
     if path == "-" or Path(path).is_dir():
         return None
     if not Path(path).exists():

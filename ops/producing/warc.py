@@ -44,7 +44,7 @@ _HTTP = "application/http"
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;\"']+)", re.IGNORECASE)
 _CHUNK_LINE = re.compile(rb"\s*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\n]{0,1000})?\r?\n")
 _BETWEEN_CHUNKS = re.compile(rb"\s*[0-9A-Fa-f]{0,8}[ \t]*(?:;[^\n]{0,1000})?\r?")
-"""What may be left of a body that ends behind a chunk: nothing, or the beginning of the next one's line."""
+"""What may be left of a body that ends after a chunk: nothing, or the beginning of the next chunk's line."""
 _TRAILERS = re.compile(rb"(?:[!-9;-~]{1,100}:[^\n]*\n)*\s*")
 _MAX_CHUNK_BYTES = 2**24
 """No server sends larger ones: a first line with a larger number is text."""
@@ -213,9 +213,9 @@ def _is_plain(body: bytes) -> bool:
 def _dechunked(body: bytes) -> bytes:
     """The chunks' content; the body itself if it is not in chunks, whatever its header says. Raises ValueError if a chunk is cut off or damaged.
 
-    A first line that may be a chunk's is not enough: behind the chunk that it announces the next one begins, or the body ends. Where that chunk
-    would go on behind the body's end, the body is cut off, unless it shows that it is whole. A Content-Length says nothing: archives write one of
-    their own.
+    A first line that may be a chunk's is not enough: after the chunk that it announces, the next chunk must begin or the body must end. If that
+    chunk is longer than the rest of the body, the body is cut off, unless it is a whole page. A Content-Length proves nothing: archives write
+    one of their own.
     """
     parts: list[bytes] = []
     at = 0
@@ -237,7 +237,7 @@ def _dechunked(body: bytes) -> bytes:
 
 
 def _is_whole_page(body: bytes) -> bool:
-    """Whether the body ends as a page does, or is part of one in which what was opened is closed at the very end."""
+    """Whether the body ends as a page does, or is a part of a page whose last tag closes the last open element."""
     if _PAGE_END.search(body, max(0, len(body) - _PAGE_END_BYTES)):
         return True
     tags = list(_PAIRED_TAG.finditer(body))

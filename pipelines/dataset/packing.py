@@ -1,7 +1,7 @@
-"""Where documents will stand in shards: a function of their lengths alone, so it is known before anybody has the tokens in hand.
+"""Where documents stand in shards. It follows from their lengths alone, so it is known before the tokens are there.
 
 The documents of one split of one version follow each other, each with its end-of-text token, in as few shards as their capacity allows. A
-document is never cut by the end of a shard; one that is longer than a shard gets a shard of its own, as long as it needs.
+document is never cut by the end of a shard. A document that is longer than a shard gets a shard of its own, of the length that it needs.
 Costs nanoseconds per document; holds two numbers.
 """
 
@@ -45,7 +45,7 @@ class Packing:
     """Of one split of one version. A shard is complete when documents are placed in the next one, or when there are no more."""
 
     def __init__(self, sequence_length: int, shard_rows: int) -> None:
-        """``shard_rows``: rows of S tokens that a shard has at most, unless one document needs more."""
+        """``shard_rows``: most rows of ``sequence_length`` tokens in a shard, unless one document needs more."""
         self.capacity = sequence_length * shard_rows
         self._shard, self._num_tokens = 0, 0
 
@@ -80,7 +80,7 @@ def starts_of(runs: Sequence[Run], lengths: Numbers) -> Numbers:
 
 
 def spans_of(runs: Sequence[Run], lengths: Numbers, sequence_length: int, path_of: Callable[[int], str]) -> Spans:
-    """The documents' places as the audit trail says them. ``path_of(number)`` names the shards."""
+    """The documents' places as the audit trail has them. ``path_of(number)`` names the shards."""
     row, start = np.divmod(starts_of(runs, lengths), sequence_length)
     paths = [path for run in runs for path in [path_of(run.shard)] * (run.stop - run.first)]
     return Spans(shard=paths, row=row, start=start.astype(np.int32), length=lengths)

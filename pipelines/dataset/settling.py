@@ -1,7 +1,7 @@
 """The work of a version's writer, cut into tasks that need no state: settle a block, write a shard, write a file of the audit trail.
 
-The committer decides what is kept and where it stands (dataset/packing.py); whoever has the tokens does the rest. Each function is pure but for
-the file that it writes, so it may run again anywhere, and the bytes are those that VersionWriter gives.
+The committer decides what is kept and where it stands (dataset/packing.py); tasks that have the tokens do the rest. Apart from
+the file that it writes, each function is pure, so it may run again anywhere. The bytes are those that VersionWriter gives.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from schemas.manifest import FileEntry, ShardEntry, TokenizerRef
 
 
 class Layout(NamedTuple):
-    """What the files of a version are made by."""
+    """What all tasks of a version must know to write its files."""
 
     root: str
     version: int
@@ -96,7 +96,7 @@ def write_shard_of(layout: Layout, split: Split, number: int, pieces: Sequence[P
 
 
 def write_trail_file(layout: Layout, number: int, pieces: Sequence[Piece], blocks: Sequence[pa.Table]) -> tuple[FileEntry, Statistics]:
-    """Write one file of the audit trail, durably, of pieces of settled blocks in commit order; also what its rows count."""
+    """Write one file of the audit trail, durably, of pieces of settled blocks in commit order; also the statistics of its rows."""
     statistics = Statistics(max_names=None)
     with TrailWriter(Path(layout.root), lambda _: documents_path(layout.version, layout.attempt, number)) as trail:
         for piece, block in zip(pieces, blocks, strict=True):

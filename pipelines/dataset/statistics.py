@@ -116,7 +116,7 @@ class Statistics:
         self._add_kept(sources[kept], {name: column.take(pa.array(kept)) for name, column in block.items() if name in _OF_KEPT})
 
     def join(self, later: "Statistics") -> None:
-        """Count what ``later``, which keeps all names, has counted of the blocks that follow: the same as if they had been added here."""
+        """Add the counts of ``later``, which kept all names and counted the blocks that follow: the same as if they had been added here."""
         names = {name: self._sources.known[self._sources.number(name)] for name in later._sources.known}
         domains = {name: self._domains.known[self._domains.number(name)] for name in later._domains.known}
         for source, bag in later._bags.items():

@@ -1,7 +1,7 @@
-"""Writes the audit trail of a version: where row groups and files end follows from the number of rows alone, whoever writes them.
+"""Writes the audit trail of a version. The number of rows alone decides where row groups and files end, whoever writes them.
 
-So the bytes of each file are a function of its rows, however they came in blocks, and one task can write one file. Holds the rows of one row
-group. A version has one file at least.
+So the bytes of each file are a function of its rows, however they are cut into blocks, and one task can write one file. Holds the rows of one row
+group. A version has at least one file.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ from schemas.arrow import DOCUMENTS
 from schemas.manifest import FileEntry
 
 ROW_GROUP_ROWS = 10_000
-"""Small row groups cost their writer and their readers."""
+"""Smaller row groups cost time to write and to read."""
 TRAIL_FILE_ROWS = 20 * ROW_GROUP_ROWS
 """Rows of a file; the last one of a version has fewer."""
 REPETITIVE = ["topic", "partition", "outcome", "reason", "language", "shard", "source", "domain", "license", "pii.list.element.type"]
-"""Columns of DOCUMENTS that repeat a few values; a dictionary of any other would be given up after it was built."""
+"""Columns of DOCUMENTS that repeat a few values. For any other column Parquet would build a dictionary and then discard it."""
 
 
 class TrailWriter:
-    """Use it in a ``with`` block: ``add`` rows in commit order, then ``finish``; without that, no file is left but those that are complete."""
+    """Use it in a ``with`` block: ``add`` rows in commit order, then ``finish``; without ``finish`` only complete files are left."""
 
     def __init__(self, root: Path, path_of: Callable[[int], str]) -> None:
         """``path_of(number)`` names the files, relative to the root."""
@@ -65,7 +65,7 @@ class TrailWriter:
         waiting, room = pa.concat_tables(self._waiting), self._room()
         rows, self._waiting = waiting.slice(0, room), [waiting.slice(room)]
         self._writer = self._writer or self._opened()
-        self._writer.write_table(rows.combine_chunks(), row_group_size=ROW_GROUP_ROWS)  # chunks would show in the file's pages
+        self._writer.write_table(rows.combine_chunks(), row_group_size=ROW_GROUP_ROWS)  # the cut into chunks would change the file's pages
         self._num_rows += len(rows)
         if self._num_rows == TRAIL_FILE_ROWS:
             self._close()

@@ -36,7 +36,7 @@ class ResolvedBlock(NamedTuple):
     """A prepared block whose duplicates are known."""
 
     rows: pa.Table
-    """Of schemas.arrow.prepared; for a writer that sends tasks to the block, the columns that it asks for."""
+    """All columns of schemas.arrow.prepared; for ingest's TaskWriter only those that it needs (ingest/decisive.py)."""
     verdicts: pa.Table
     """One verdict (duplicate_of, reason, similarity) for each of its ``kept_rows``, in order."""
     source: Any = None
@@ -214,8 +214,8 @@ def write_version(
     """Write every file of a version, durably.
 
     ``resolved`` yields blocks in commit order with their duplicate verdicts; ``masks`` and ``segment`` are asked after the last one,
-    for what was retracted and for the kept fingerprints. ``boilerplate`` has been opened; without it no lines are counted. ``make_writer``: who
-    writes shards and trail.
+    for what was retracted and for the kept fingerprints. ``boilerplate`` has been opened; without it no lines are counted. ``make_writer``:
+    what writes shards and trail.
     """
     boilerplate = boilerplate or Boilerplate(settings.dedup.model_copy(update={"boilerplate": False}))
     with make_writer(root, plan, settings, boilerplate) as writer:

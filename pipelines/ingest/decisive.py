@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from schemas.arrow import Outcome
 
 NUM_TOKENS = "num_tokens"
-"""A column of its own: tokens of each document, without the end-of-text token; null where there is none."""
+"""A column of its own: number of tokens of each document, without the end-of-text token; null where there are no tokens."""
 COLUMNS = [
     "topic",
     "partition",
@@ -37,7 +37,7 @@ class PreparedBlock:
     """A block on its way to the committer."""
 
     rows: pa.Table
-    """All columns of schemas.arrow.prepared, or where ``source`` is given COLUMNS and NUM_TOKENS; and the sizes (job.SIZE)."""
+    """All columns of schemas.arrow.prepared, or COLUMNS and NUM_TOKENS if ``source`` is given; and the sizes (job.SIZE)."""
     dead: pa.Table
     """Its dead rows, whole."""
     source: Any = None

@@ -54,9 +54,9 @@ Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.
 """Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in the order of the slices and their offsets; every offset of the slices is in one row."""
 Taken = TypeVar("Taken", pa.Table, PreparedBlock)
 LOOK_AHEAD_BLOCKS = 2
-"""Blocks whose decisive rows are asked for before those of the first one are used."""
+"""Blocks whose decisive rows are asked for while those of the block before them are used."""
 MAX_RETRIES = 1
-"""Ray repeats a task whose process died so often (by default three times) before its records come under suspicion."""
+"""How often Ray repeats a task whose process died, before its records are suspected (Ray's default: 3)."""
 MAX_WINDOWS_PER_TASK, LAST_ROUND_WINDOWS = 16, 6
 """Most windows of a task on Ray, and of one of the last tasks: fewer, so that those end at about the same time."""
 LIMITS_INTERVAL_S = 0.05
@@ -150,11 +150,11 @@ def _run_ray(parts: Sequence[Slice], settings: Settings, step: Prepare, taken: C
 
 
 def check_reachable(servers: str, machines: Collection[str]) -> None:
-    """Raise SettingsError if tasks on other machines would look for Kafka each on its own machine."""
+    """Raise SettingsError if Ray has several machines and Kafka has loopback addresses only: then each task would look for it on its own machine."""
     hosts = [server.strip().rpartition(":")[0].strip("[]") for server in servers.split(",")]
     if len(machines) > 1 and all(Listen(host, 0).is_loopback for host in hosts):
         raise SettingsError(
-            f"kafka.bootstrap_servers is {servers}, which is another machine on each of the {len(machines)} that this Ray has; "
+            f"kafka.bootstrap_servers is {servers}, an address that means another machine on each of the {len(machines)} machines of this Ray; "
             "start a Kafka with an address that all of them reach, and name it with --bootstrap-servers"
         )
 
@@ -166,7 +166,7 @@ def _whole_blocks(blocks: "ray.data.Dataset") -> Iterator[pa.Table]:
 def _blocks_apart(blocks: "ray.data.Dataset") -> Iterator[PreparedBlock]:
     import ray
 
-    # Without a share of the CPUs, which reading may have taken.
+    # These tasks take no CPU, because reading may hold all of them.
     look: Any = ray.remote(_decisive).options(num_cpus=0, num_returns=2, name="ingest: decisive rows")
     waiting: deque[tuple[Any, list[Any]]] = deque()
     for source in itertools.chain.from_iterable(bundle.block_refs for bundle in blocks.iter_internal_ref_bundles()):
@@ -178,7 +178,7 @@ def _blocks_apart(blocks: "ray.data.Dataset") -> Iterator[PreparedBlock]:
 
 
 def _decisive(block: pa.Table) -> tuple[pa.Table, pa.Table] | tuple[None, None]:
-    """The decisive rows and the dead ones; none of a block without rows, which has no columns."""
+    """The decisive rows and the dead rows of a block; None for a block without rows, which has no columns."""
     return (decisive_rows(block, SIZE), only_dead(block)) if len(block) else (None, None)
 
 
@@ -229,7 +229,7 @@ def _under_one_name(blocks: "ray.data.Dataset") -> None:
 def tasks_at_once() -> int | None:
     """On one machine no more than it has cores: the CPUs of a Ray of our own are a setting, and a worker that prepares holds some 400 MB.
 
-    None on a cluster: what its nodes say that they have is what they have, and more of them may come.
+    None on a cluster: its nodes report the CPUs that they have, and more nodes may join.
     """
     if not is_own_machine():
         return None

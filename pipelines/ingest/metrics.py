@@ -115,8 +115,8 @@ def served(metrics: IngestMetrics, settings: TelemetrySettings) -> Iterator[None
     try:
         server = _Server((host, port), _handler(metrics))
     except OSError as error:
-        place = f"telemetry.metrics_port {port} of {host}"
-        raise SettingsError(f"{place} cannot be listened on: {error}; name a free port (0 for none), and an address of this machine") from error
+        place = f"telemetry.metrics_port {port} on telemetry.metrics_host {host}"
+        raise SettingsError(f"{place}: cannot listen: {error}; give a free port (0: none) and an address of this machine") from error
     thread = threading.Thread(target=server.serve_forever, name="headrace-metrics", daemon=True)
     thread.start()
     try:

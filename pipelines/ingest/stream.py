@@ -300,7 +300,7 @@ class Stream:
         return (PreparedBlock(block, only_dead(block)) for block in runner(*arguments))
 
     def _writes_in_tasks(self) -> bool:
-        """Whether blocks stay where they were prepared. On one machine they lie in shared memory, and one writer is the cheapest."""
+        """Whether blocks stay where they were prepared. On one machine they are in shared memory, and one writer is cheapest."""
         if self.settings.ingest.runner == "local":
             return False
         self._connect_ray()

@@ -2,8 +2,8 @@
 
 A block is settled on the node that holds it (dataset/settling.py). A shard, or a file of the audit trail, is written by one task as soon as
 its last piece is known. Invariant: the files have the bytes that VersionWriter gives them, whatever the number of blocks, tasks and hosts.
-The tasks take no share of Ray's CPUs, which reading may have taken while it waits for this process; a bound keeps them few. What waits in Ray's
-object store is less than one shard of each split and one file of the trail.
+The tasks take none of Ray's CPUs, because reading may hold all of them while it waits for this process. The number of tasks that run at once is
+bounded. Less than one shard of each split and one file of the trail waits in Ray's object store.
 """
 
 from collections import deque
@@ -31,7 +31,7 @@ from schemas.manifest import FileEntry, ShardEntry
 from schemas.settings import Settings
 
 CPUS_PER_TASK = 4
-"""So many of the cluster's CPUs go with one task that settles or writes: it does a tenth of the work that preparing the same rows is."""
+"""One task may settle or write for so many CPUs of the cluster: preparing the same rows takes ten times the work."""
 MIN_TASKS = 2
 
 
@@ -49,7 +49,7 @@ class _ShardTasks:
     written: list[Any] = field(default_factory=list)
 
     def close(self) -> None:
-        """Have the open shard written, if there is anything in it."""
+        """Have the open shard written, unless it is empty."""
         if self.pieces:
             self.written.append(self.submit(self.split, self.number, self.pieces, self.sources))
             self.number, self.pieces, self.sources = self.number + 1, [], []
@@ -75,7 +75,7 @@ class TaskWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Forget what was not written; tasks that run end by themselves."""
+        """Forget what was not written; running tasks end by themselves."""
         self._running.clear()
 
     def add(self, resolved: ResolvedBlock) -> None:

@@ -7,9 +7,8 @@
 4. One record that is broken (a header's name that is not UTF-8, lengths that do not add up) is one marked row and stops nothing
    (pipelines/kafka/records.py). A batch whose CRC is wrong is SourceError: its bytes are not those that were produced.
 5. An offset that is out of range is OffsetsLost; no progress for ``ingest.stall_timeout_s`` is SourceStalled. Nothing is skipped.
-
-6. Where the slices' rows are cut into tables follows from the records alone, not from when they arrive: what went wrong with a block is remembered
-   by its first row (pipelines/ingest/isolation).
+6. The records alone, not the times at which they arrive, decide where the slices' rows are cut into tables: a block that failed is remembered by
+   its first row (pipelines/ingest/isolation).
 
 Cost: one bootstrap per call (about 0.05 s), then about 100 MB/s; memory is bounded by about three BLOCK_BYTES and three fetches.
 """
@@ -283,16 +282,16 @@ class _Rows:
 
     @property
     def size_bytes(self) -> int:
-        """What all that waits here takes."""
+        """Bytes of all rows that wait here."""
         return self._open_bytes + sum(size_bytes for _, size_bytes in self._blocks)
 
     def blocks(self) -> Iterator[pa.Table]:
-        """Hand on the blocks that are closed."""
+        """Hand on the closed blocks."""
         while self._blocks:
             yield self._blocks.popleft()[0]
 
     def close_block(self) -> None:
-        """The rows so far are a block, unless there are none; begins the next one."""
+        """Make a block of the rows so far, if there are any, and begin the next one."""
         if self._offsets:
             self._blocks.append((self._table(), self._open_bytes))
             self._clear()

@@ -35,7 +35,7 @@ RAY_ENVIRONMENT = {
 WITHOUT_DASHBOARD = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
 """Ray Train's tracker asks the dashboard what lives, and prints pages of traceback where there is none."""
 OWN_RAY = "headrace_own_ray"
-"""A resource that marks a Ray which Headrace has started for one machine: its number of CPUs is a setting of ours, not what there is."""
+"""A resource that marks a Ray which Headrace has started for one machine: its number of CPUs is a setting, not the number of cores."""
 WATCH_S = 1.0
 MAX_REFUSED = 3
 

@@ -1,4 +1,4 @@
-"""What an error of Ray hides: it wraps what a task raised, sometimes more than once."""
+"""The error that a task raised, behind the error of Ray that wraps it, sometimes more than once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ def original(error: BaseException) -> BaseException:
 
 @contextmanager
 def original_errors() -> Iterator[None]:
-    """Raise what tasks raised instead of Ray's wrapping."""
+    """Raise what tasks raised instead of the errors that Ray wraps around it."""
     import ray
 
     try:

@@ -8,7 +8,7 @@ import logging
 
 _log = logging.getLogger(__name__)
 SHARE = 0.001
-"""Of the resource, for each task: its CPUs and GPUs are the limit, not this."""
+"""How much of the resource a task takes: so little that only CPUs and GPUs limit the number of tasks."""
 
 
 def node_resources(name: str, setting: str) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""Signals that ask a command to stop: those that it names, and SIGHUP, which a terminal sends when it is closed.
+"""Signals that ask a command to stop: those that the command names, and SIGHUP, which a terminal sends when it is closed.
 
-Invariants: a SIGHUP that is ignored when the command starts (``nohup``) stays ignored. What is written to a terminal that is gone is dropped; else
-the first such line would raise OSError, and end an orderly stop half-way.
+Invariants: a SIGHUP that is ignored when the command starts (``nohup``) stays ignored. What is written to a terminal that is gone is dropped;
+otherwise the first such line would raise OSError and interrupt an orderly stop.
 """
 
 import errno
@@ -17,7 +17,7 @@ _OUTPUTS = (1, 2)
 
 
 def hears_hangups() -> bool:
-    """Whether SIGHUP means something to this process; ``nohup`` has it ignored."""
+    """Whether this process stops at SIGHUP; one that ``nohup`` has started ignores it."""
     return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
@@ -35,7 +35,7 @@ def handle_stops(handler: Handler, *numbers: int) -> dict[int, Any]:
 
 
 def leave_terminal() -> None:
-    """Write to nowhere instead of to a terminal that is gone."""
+    """Send standard output and standard error to /dev/null if their terminal is gone."""
     for number in _OUTPUTS:
         try:
             termios.tcgetattr(number)

@@ -34,8 +34,8 @@ from schemas.settings import MODEL_SECTIONS, Settings, fingerprint
 _log = logging.getLogger(__name__)
 SOURCE = "/headrace/loop"
 MAX_ATTEMPTS = 3
-"""Failures of a training run after which its order is given up, until something that it depends on has changed; one is enough if it would come
-again (``LASTING_FAILURES``).
+"""Failures of a training run after which its order is given up, until something that it depends on has changed. One failure is enough if it would
+repeat (``LASTING_FAILURES``).
 """
 MAX_PAUSE_S = 30.0
 """Longest pause after a round that failed."""
@@ -160,7 +160,7 @@ class LoopController:
     def _give_up(self, order: TrainingOrder, *, is_refusal: bool) -> None:
         said, attempts = tail(self._training.log, 1), counted(self._training.failures, "attempt")
         ended = f"was refused ({said})" if is_refusal else f"was given up after {attempts} ({said})"
-        change = "until you correct this and restart `headrace up`" if is_refusal else "for other [training] or [model] settings"
+        change = "for you to correct this and restart `headrace up`" if is_refusal else "for other [training] or [model] settings"
         tokens, words = f"{self._settings.loop.min_new_tokens:,} new tokens", " ".join(train_arguments(order))
         reason = f"training on dataset {order.dataset_version} {ended}; it waits {change}, for {tokens}, or for `headrace train {words}` by hand"
         self._disk.give_up(order, reason, datetime.now(UTC), is_refusal=is_refusal)

@@ -106,7 +106,7 @@ class Disk:
         replace_durably(self._given_up_path, given_up.model_dump_json(indent=2).encode())
 
     def forget_refusal(self) -> None:
-        """Called at the start of a loop: what was refused may be put right since, in settings or files that no fingerprint here stands for."""
+        """Forget an order that was refused. Called when a loop starts: settings or files that no fingerprint covers may have been corrected."""
         with contextlib.suppress(ManifestCorrupt):  # ``view`` raises it too, in a round of the loop
             given_up = self.given_up()
             if given_up is not None and given_up.is_refusal:

@@ -1,8 +1,8 @@
 """The two kinds of child processes that the loop starts, one of each kind at a time: training runs and evaluations.
 
 A job is started only when nothing of its kind runs, is tried again with growing pauses when it fails, and leaves its result on disk:
-a child that is killed at any moment costs time, never a model or a number. One whose exit code says that it would fail alike again
-(``LASTING_FAILURES``) is over at its first failure.
+a child that is killed at any moment costs time, never a model or a number. One whose exit code says that it would fail in
+the same way again (``LASTING_FAILURES``) is not tried again.
 """
 
 import json
@@ -63,11 +63,11 @@ class Job:
         return code, output
 
     def has_failed(self, attempts: int) -> bool:
-        """Whether it failed this often in a row, or in a way that would come again."""
+        """Whether it failed this often in a row, or in a way that would repeat."""
         return self._is_lasting or self.failures >= attempts
 
     def forget_failures(self) -> None:
-        """What is started next has not failed yet."""
+        """Count failures from zero, for what is started next."""
         self.failures, self._is_lasting = 0, False
 
     def stop(self) -> None:

@@ -39,7 +39,7 @@ class GivenUp(Record):
     given_up_at: AwareDatetime
     """When, UTC."""
     is_refusal: bool = False
-    """Whether settings or files refused it: a person puts that right, and a loop that is started anew tries it again."""
+    """Whether it was refused because of settings or files: a person must correct them, and a loop that is restarted tries it again."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ MAX_GATEWAY_REQUESTS = 10_000
 """HTTP requests under way; engines refuse what they cannot take long before."""
 DRAIN_POLL_S = 0.2
 HEAD_NODE = "node:__internal_head__"
-"""Resource that Ray gives to the head. Where only the head has a proxy the gateway runs there too: then no other node's death stops the service."""
+"""Resource that Ray gives to the head. If only the head has a proxy, the gateway runs there too: then the death of another node does not stop it."""
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 """Serve's own access log repeats every request twice; counts are in the metrics."""
 
@@ -129,7 +129,7 @@ def model_application(settings: Settings, version: int) -> Any:
 
 
 def _replicas(serving: ServingSettings) -> dict[str, Any]:
-    """How many replicas of an engine: a number, or Serve's autoscaling between two."""
+    """How many replicas an engine has: a fixed number, or Serve's autoscaling between two numbers."""
     if serving.min_engine_replicas == serving.max_engine_replicas:
         return {"num_replicas": serving.min_engine_replicas}
     scaling = {

@@ -1,4 +1,4 @@
-"""A client of the API that asks all the time, and knows how long nobody answered."""
+"""A client of the API that asks all the time and measures how long there was no answer."""
 
 import itertools
 import threading
@@ -53,7 +53,7 @@ class Asking:
 
 
 def ask(user: str) -> str | None:
-    """Who answered a question; None if nobody did."""
+    """Variant that answered a question; None if there was no answer."""
     body = {"model": "headrace", "prompt": "The function returns", "max_tokens": 8, "user": user}
     try:
         response = httpx.post(f"{API}/v1/completions", json=body, timeout=TIMEOUT_S)

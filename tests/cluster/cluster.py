@@ -1,8 +1,8 @@
-"""A Ray cluster on hosts, brought up and used with the commands of docs/cluster.md, from a machine of the operator's that is no node.
+"""A Ray cluster on hosts, started and used with the commands of docs/cluster.md, from a machine of the operator's that is not a node.
 
-``ops/deploy/cluster-onprem.yaml`` is used as it is, but for what ``cluster_file`` replaces: the values that it marks with CHANGE, the installation of
-packages (there is no package registry on this network, so nodes use the packages of the machine), and options of ``ray start`` that keep the nodes
-small, for they share the cores of one machine.
+``ops/deploy/cluster-onprem.yaml`` is used as it is, except for what ``cluster_file`` replaces: the values that it marks with CHANGE, the
+installation of packages (there is no package registry on this network, so nodes use the packages of the machine), and options of ``ray start`` that
+keep the nodes small, because they share the cores of one machine.
 """
 
 import json
@@ -27,14 +27,14 @@ TOKEN = {"RAY_AUTH_MODE": "token"}
 DASHBOARD, API = "http://127.0.0.1:8265", "http://127.0.0.1:8000"
 UP_TIMEOUT_S = 420.0
 NODE_CPUS = 3
-"""Logical CPUs of a worker, which Ray only counts with. The head has none: so what is not the loop itself runs on workers."""
+"""Logical CPUs of a worker, which Ray only counts. The head has none, so everything except the processes of ``headrace up`` runs on workers."""
 STORE_BYTES = 120 * 2**20
 NODE_OPTIONS = f"--metrics-export-port=8090 --object-store-memory={STORE_BYTES}"
 ResultT = TypeVar("ResultT")
 
 
 def installation() -> tuple[str, str]:
-    """What stands for the two ``pip install`` lines: the packages of this machine, and Headrace from the source that ``ray up`` has brought."""
+    """What replaces the two ``pip install`` lines: the packages of this machine, and Headrace from the source that ``ray up`` has copied."""
     venv, version = "/opt/headrace/venv", sysconfig.get_python_version()
     paths = f"{venv}/lib/python{version}/site-packages"
 
@@ -128,7 +128,7 @@ class Cluster:
         return output
 
     def open(self, line: str) -> None:
-        """Start a line that goes on, as a tunnel does; once more if it has ended."""
+        """Start a line that keeps running, such as a tunnel; again if it has ended."""
         self.close(line)
         with self._log.open("a") as log:
             words = ["bash", "-c", f"exec {line}"]

@@ -74,7 +74,7 @@ def packages() -> list[Path]:
 
 
 def leftovers(site: "Site") -> list[str]:
-    """What is on the machine of a site that was left: network links, mounts, processes that see its folders."""
+    """What a site that has ended has left on the machine: network links, mounts, processes that see its folders."""
     links = [f"link {name}" for name in (path.name for path in Path("/sys/class/net").iterdir()) if name in {"switch", *site.hosts}]
     mounts = [f"mount {line}" for line in Path("/proc/self/mounts").read_text().splitlines() if str(site.folder) in line]
     return links + mounts + [f"process {pid}: {_command_line(pid)}" for pid in _pids() if _sees(pid, str(site.folder))]
@@ -189,7 +189,7 @@ class Site:
         _until(lambda: _accepts_ssh(host), f"the sshd of {host.name}")
 
     def kill(self, host: Host) -> None:
-        """Everything that runs on the host ends at once, as with the power cut."""
+        """End everything that runs on the host at once, as a power cut does."""
         if host.process is not None:
             _end(host.process)
             _until(lambda: not Path(f"/proc/{host.pid}").exists(), f"the end of {host.name}")
@@ -200,7 +200,7 @@ class Site:
         self._port(host, "down")
 
     def link_up(self, host: Host) -> None:
-        """Put it back."""
+        """Plug the cable in again."""
         self._port(host, "up")
 
     def _port(self, host: Host, state: str) -> None:
@@ -208,7 +208,7 @@ class Site:
         self._switch.ip("link", "set", host.name, state)
 
     def _plug_in(self, host: Host) -> None:
-        """A cable from the switch to the host's ``eth0``."""
+        """Connect the switch to the host's ``eth0``."""
         assert self._switch is not None
         self._switch.ip("link", "add", host.name, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
         self._switch.ip("link", "set", host.name, "master", "switch", "up")
@@ -222,7 +222,7 @@ class Site:
 
 
 def _write_disk(host: Host, keys: Path) -> None:
-    """The folders that only this host has, a ``python3.11`` and, if the machine has none, a ``sudo``, as a machine of an administrator's has them."""
+    """The folders that only this host has, with a ``python3.11`` and, if the machine has none, a ``sudo``, as a machine of an operator has them."""
     for covered in COVERED:
         (host.folder / covered.strip("/")).mkdir(parents=True, exist_ok=True)
     tools = host.folder / "usr/local/bin"

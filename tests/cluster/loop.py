@@ -27,7 +27,7 @@ from tests.cluster.hosts import SHARED
 ROUND_DOCUMENTS = 800
 LINES_PER_DOCUMENT = 14
 SETTINGS = {
-    "ingest.slice_records": 50,  # many tasks of a small round
+    "ingest.slice_records": 50,  # so that a small round has many tasks
     "ingest.min_batch_records": ROUND_DOCUMENTS,
     "ingest.max_wait_s": 20,
     "ingest.follow_interval_s": 0.5,
@@ -106,7 +106,7 @@ class Loop:
         return Disk(self.root).rollouts.after(0)
 
     def losses(self, number: int) -> list[LossRecord]:
-        """The loss curve of the run number ``number``, by age."""
+        """The loss curve of run ``number``, counted from the oldest."""
         runs = sorted((self.root / "training").glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime)
         return read_losses(runs[number - 1].parent / FILE_NAME) if len(runs) >= number else []
 
@@ -143,7 +143,7 @@ class Loop:
         assert len(ids["model.registered"]) == Disk(self.root).registry.log.latest()
 
     def check_nothing_lost_or_doubled(self) -> None:
-        """All of these."""
+        """All three checks."""
         self.check_documents()
         self.check_losses()
         self.check_events()

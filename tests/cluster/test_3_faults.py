@@ -1,4 +1,4 @@
-"""Hosts that fail while the loop runs: nothing is lost or doubled, the work goes on, and somebody answers again."""
+"""Hosts that fail while the loop runs: nothing is lost or doubled, the work goes on, and the service answers again."""
 
 import time
 
@@ -28,7 +28,7 @@ def test_a_worker_killed_during_ingest_loses_and_doubles_no_document_and_comes_b
     assert len(loop.datasets()) == before, "it was killed before the version was committed"
     loop.wait_ingested(400)
     loop.check_documents()
-    # A machine that comes back is taken in again without anybody's help.
+    # A machine that comes back joins again without help.
     cluster.site.boot(worker)
     all_nodes(cluster)
 

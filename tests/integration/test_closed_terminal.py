@@ -18,7 +18,7 @@ from tests.broker_process import BrokerProcess
 
 TIMEOUT_S = 60.0
 TAKE_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-"""Makes standard input the terminal of this session, which its closing then hangs up; becomes the command."""
+"""Makes standard input the terminal of this session, so that closing it hangs up the session; becomes the command."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def in_terminal(*words: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
 
 
 def read_until(terminal: int, text: bytes) -> None:
-    """Read to the end of the line that holds the text: a line is written in parts, and to a closed terminal none can be."""
+    """Read to the end of the line that holds the text: a line is written in parts, and no part can be written to a closed terminal."""
     said = b""
     while b"\n" not in said.partition(text)[2]:
         said += os.read(terminal, 4096)  # raises OSError if the command has ended

@@ -1,4 +1,4 @@
-"""What tasks write, each a part of a version, is byte for byte what one writer writes."""
+"""What tasks write, each a part of a version, is byte for byte the same as what one writer writes."""
 
 import itertools
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A backlog makes Ray's autoscaler add nodes of ingest's own kind, and idleness removes them. The machines are those of Ray's fake provider."""
+"""A backlog makes Ray's autoscaler add nodes of ingest's own kind; idle nodes are removed. The machines are those of Ray's fake provider."""
 
 import itertools
 import json
@@ -100,7 +100,7 @@ while True:
     print(*sorted("gpu" if "GPU" in has else "cpu" if "{INGEST_NODE}" in has else "head" for has in living), flush=True)
     time.sleep(0.2)
 """
-"""Says four times a second which nodes live. A process of its own: Ray reads its token once per process."""
+"""Prints four times a second which nodes are alive. It is a process of its own, because Ray reads its token once per process."""
 
 
 def test_a_backlog_adds_ingest_nodes_no_gpu_node_and_idleness_removes_them(

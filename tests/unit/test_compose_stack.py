@@ -1,6 +1,6 @@
 """The compose file keeps to the compose specification, publishes nothing beyond this machine, and names settings that exist.
 
-No container is started here: there is no registry to take the other images from.
+No container is started here, because the other images would have to be pulled from a registry.
 """
 
 import re

@@ -1,7 +1,7 @@
 """What `ray up cluster.yaml` asks of AWS: moto's EC2 and IAM stand for it, as a server on the loopback interface.
 
-`ray up` goes as far as the head's launch, and would then wait for ssh to an address that moto has invented: a program called ssh that refuses is
-first on its PATH, so no packet leaves this machine.
+`ray up` goes as far as the head's launch, and would then wait for ssh to an address that moto has invented. The first ssh on its PATH is a
+program that refuses, so no packet leaves this machine.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from tests.deploy_files import DOCKER, REPOSITORY
 
 REGION = "eu-central-1"
 LAUNCH_S = 480.0
-"""A head is there after 15 s on a quiet machine, most of it Ray's import."""
+"""The head is launched after 15 s on a quiet machine; most of that is the import of Ray."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 
@@ -108,7 +108,7 @@ def ray_up(folder: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_for_ssh(folder: Path, process: subprocess.Popen[bytes]) -> str:
-    """Until the head was launched and `ray up` wants to sign in; what it asked of ssh."""
+    """Run `ray up` until the head is launched and it signs in; returns what it asked of ssh."""
     deadline_s = time.monotonic() + LAUNCH_S
     while not (folder / "ssh.log").exists():
         assert process.poll() is None and time.monotonic() < deadline_s, (folder / "log").read_text()[-3000:]

@@ -1,4 +1,4 @@
-"""The image's recipe agrees with the lock, the Makefile and the command. It is linted here, and built nowhere in the tests: that takes a registry."""
+"""The Dockerfile agrees with the lock, the Makefile and the command. The tests lint it and do not build it, because a build needs a registry."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a cluster of several machines asks of the settings."""
+"""What a cluster of several machines requires of the settings."""
 
 import pytest
 

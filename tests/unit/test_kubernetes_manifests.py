@@ -1,4 +1,4 @@
-"""The Kubernetes manifests keep to their schemas, agree with the lock and the settings, and avoid what costs somebody a day.
+"""The Kubernetes manifests keep to their schemas, agree with the lock and the settings, and avoid faults that only a cluster would show.
 
 No cluster is run here. KubeRay's fields are in tests/kuberay.py; Kubernetes' own schemas come with the package kubernetes-validate.
 """
@@ -23,7 +23,7 @@ from tests.kuberay import KINDS, pod_templates
 
 BASE, MONITORING = KUBERNETES / "base", KUBERNETES / "monitoring"
 VERSION = "1.34"
-"""Of Kubernetes; the package knows each release's schemas."""
+"""Version of Kubernetes; the package has the schemas of each release."""
 MANIFESTS = [
     manifest
     for folder in (BASE, MONITORING)
@@ -76,7 +76,7 @@ def test_what_is_of_kubernetes_keeps_to_its_schemas(manifest: dict[str, Any]) ->
 
 
 def test_kustomize_builds_what_the_files_say() -> None:
-    """Of a kubectl that is there; the structure of its files is checked in any case."""
+    """With the kubectl of this machine, if there is one; the structure of the files is always checked."""
     for folder in (BASE, MONITORING):
         (kustomization,) = documents(folder / "kustomization.yaml")
         others = {path.name for path in folder.iterdir()} - {"kustomization.yaml"}
@@ -121,7 +121,7 @@ def test_every_pod_runs_without_rights_as_the_user_of_the_image(template: dict[s
 
 
 def test_variables_of_services_do_not_reach_the_settings() -> None:
-    """Kubernetes tells every pod the addresses of its namespace's services by the environment, and one of ours is called headrace-api."""
+    """Kubernetes puts the addresses of the namespace's services into every pod's environment, and one of these services is called headrace-api."""
     with pytest.raises(SettingsError, match="HEADRACE_API_SERVICE_HOST"):
         settings_of({"HEADRACE_API_SERVICE_HOST": "10.0.0.1"})
     assert all(template["spec"]["enableServiceLinks"] is False for template in TEMPLATES)
@@ -160,7 +160,7 @@ def test_probes_and_monitors_ask_ports_on_which_ray_listens(group: dict[str, Any
 
 
 def public_paths() -> set[str]:
-    """What Ray's two servers answer without its token, by their source: importing them takes seconds."""
+    """Paths that Ray's two servers answer without the token, read from their source, because importing them takes seconds."""
     spec = importlib.util.find_spec("ray")
     assert spec is not None and spec.origin is not None
     texts = [(Path(spec.origin).parent / "dashboard" / name).read_text("utf-8") for name in ("http_server_agent.py", "http_server_head.py")]

@@ -24,7 +24,7 @@ RULE = "retracted"
 _COLUMNS = ["doc_id", "topic", "partition", "timestamp_ms"]
 MAX_READ_SINCE = 64
 MAX_SKEW_MS = 600_000
-"""By how much the clock of a producer may be ahead of ours."""
+"""By how much a producer's clock may be ahead of this machine's."""
 _NEVER_EARLIER, _NEVER_LATER = 2**62, -(2**62)
 """What missing timestamps count as, of a retraction and of a document: the safe side."""
 

@@ -1,6 +1,6 @@
 """Bytes -> text, in whatever character set they are.
 
-Asked in this order: a byte order mark; UTF-16 and UTF-32 told by their nulls (what is full of nulls and is neither, is no text); escape sequences
+Asked in this order: a byte order mark; UTF-16 and UTF-32, known by their nulls (other data full of nulls is not text); escape sequences
 of ISO-2022; UTF-8 if the bytes are that, whatever was declared (other sets hardly ever are, by chance); UTF-8 with some damage; then what the
 producer declared, what the page says in its first kilobyte, and a detector (resiliparse's, a Rust uchardet; Windows-1252 for what is mostly ASCII
 and unknown to it). Of these the first whose text makes sense counts, else the one that makes most sense (plausible.py).
@@ -90,7 +90,7 @@ def decode_text(data: bytes | memoryview, declared: str | None, max_damage: floa
     if certain and (text := _repaired(data, certain, max_damage)) is not None:
         return text.rstrip("\0")
     if _is_binary(data):
-        _refuse(data, named or "utf-8", "a quarter of it and more is control characters, as in binary data")
+        _refuse(data, named or "utf-8", "a quarter of it or more is control characters, as in binary data")
     if (text := _decoded(data, "utf-8")) is not None:
         return text
     if _is_damaged_utf8(data):
@@ -128,7 +128,7 @@ def codec(name: str | None) -> str | None:
 def _wide(data: bytes) -> str | None:
     """UTF-16 or UTF-32 without a byte order mark, which is told by its nulls and by what it says; the detector does not know them.
 
-    English and Russian in UTF-16 are UTF-8 too: every second byte is a control character. What is so full of them may end within a character.
+    English and Russian in UTF-16 are UTF-8 too: every second byte is a control character. Data with so many of them may end within a character.
     """
     if 0 not in data[:_UTF16_SAMPLE]:
         return None
@@ -139,7 +139,7 @@ def _wide(data: bytes) -> str | None:
 
 
 def _is_binary(data: bytes) -> bool:
-    """Whether the bytes hold nulls, and so many control characters that they are UTF-16, UTF-32 or no text, though they may be valid UTF-8."""
+    """Whether the bytes hold nulls and so many control characters that they are UTF-16, UTF-32 or not text, even if they are valid UTF-8."""
     sample = data[:_UTF16_SAMPLE]
     return sample.count(0) > 1 and len(sample.translate(None, _CONTROLS)) <= len(sample) * 3 / 4
 
@@ -153,7 +153,7 @@ def _escaped(data: bytes, named: str | None) -> str | None:
 
 
 def _usual(data: bytes, name: str) -> float:
-    """The share of the characters that texts are made of, if the data is in this set; what ends within a character counts without it."""
+    """The share of the characters that texts are made of, if the data is in this set; an incomplete last character is left out."""
     width = 4 if "32" in name else 2
     text = data[: min(len(data) // width * width, _UTF16_SAMPLE)].decode(name, "replace").rstrip("\0")
     return 1 - len(_USUAL.sub("", text)) / len(text) if text else 0.0
