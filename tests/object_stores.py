@@ -48,6 +48,7 @@ class Proxy:
     upstream: tuple[str, int]
     port: int = 0
     requests: Counter[str] = field(default_factory=Counter)
+    paths: list[str] = field(default_factory=list)
     random_faults: Callable[[str], Fault | None] | None = None
     _planned: list[Planned] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -62,6 +63,7 @@ class Proxy:
         """The fault for a request."""
         with self._lock:
             self.requests[method] += 1
+            self.paths.append(f"{method} {path}")
             for planned in self._planned:
                 if planned.times and planned.method == method and planned.key.search(path):
                     planned.times -= 1

@@ -217,7 +217,7 @@ class Objects:
 
     def _missing(self, key: str, error: FileNotFoundError) -> FileNotFoundError | SettingsError:
         if "NoSuchBucket" in str(error):
-            return SettingsError(f"there is no bucket for the root {self.url}: create it, or name another --root")
+            return self._no_bucket()
         return FileNotFoundError(errno.ENOENT, "there is no object", f"{self.url}/{key}")
 
     def _in_bucket(self, act: Callable[[], _Result]) -> _Result:
@@ -225,9 +225,14 @@ class Objects:
         try:
             return act()
         except FileNotFoundError:
-            raise SettingsError(f"there is no bucket for the root {self.url}: create it, or name another --root") from None
+            raise self._no_bucket() from None
+
+    def _no_bucket(self) -> SettingsError:
+        return SettingsError(f"there is no bucket for the root {self.url}: create it, or name another --root")
 
     def _unavailable(self, what: str, key: str, error: BaseException, tries: int) -> StoreUnavailable | SettingsError:
+        if (status := _STATUS.search(str(error))) and status[1] == "404":
+            return self._no_bucket()
         if _asks_for_credentials(error):
             return SettingsError(
                 f"there are no credentials for {self.url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (gs: GOOGLE_APPLICATION_CREDENTIALS, "
