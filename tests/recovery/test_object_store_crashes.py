@@ -21,6 +21,7 @@ from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, assert_recovered, finish, finish_overtaken, sample_records, state, wait_until_stopped
 from tests.object_stores import KINDS, Kind, Store, running_store, seeded_faults
 
+pytestmark = pytest.mark.timeout(900)
 NUM_RECORDS = 220
 FEW_POINTS = ("shard_written", "dead_letters_acked", "published")
 
