@@ -20,7 +20,7 @@ import pyarrow as pa
 from benchmarks.corpus import keep_to_one_core, num_megabytes, pipeline_parser, read_documents, say
 from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.retractions.retractions import Retractions
-from pipelines.dataset.writer import VersionPlan, write_version
+from pipelines.dataset.writer import ResolvedBlock, VersionPlan, write_version
 from pipelines.steps import assess
 from pipelines.steps import prepare as steps
 from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer, write_tokenizer
@@ -127,10 +127,10 @@ def run(records: pa.Table, settings: Settings, tokenizer: BatchTokenizer, ref: T
     retractions.open(None)
     resolve = clock.timed(STAGES["resolve"], lambda block: retractions.resolve(block, duplicates))
 
-    def resolved() -> Iterator[tuple[pa.Table, pa.Table]]:
+    def resolved() -> Iterator[ResolvedBlock]:
         for first in range(0, len(records), settings.ingest.slice_records):
             block = retractions.admit(prepare(records.slice(first, settings.ingest.slice_records), settings, tokenizer))
-            yield block, resolve(block)
+            yield ResolvedBlock(block, resolve(block))
 
     prepare = clock.timed("prepare", steps.prepare)
     offsets = {TOPIC: {0: OffsetRange(start=0, end=len(records))}}

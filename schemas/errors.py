@@ -41,6 +41,10 @@ A message says what happened, with which values, and what to do about it.
 
 WRONG_USAGE = 2
 """Exit code of a command whose settings or flags are wrong: the same command again cannot help."""
+DIVERGED = 3
+"""Exit code of a training run whose numbers broke: the same run would do the same again."""
+LASTING_FAILURES = frozenset({WRONG_USAGE, DIVERGED})
+"""Exit codes of commands that fail alike when they are run again."""
 
 
 class HeadraceError(Exception):
@@ -164,7 +168,7 @@ class TrainingError(HeadraceError):
 class TrainingDiverged(TrainingError):
     """The loss or the weights of a run stopped being numbers. The same run would do the same again, so the exit code tells it apart."""
 
-    exit_code = 3
+    exit_code = DIVERGED
 
 
 class CheckpointCorrupt(TrainingError):

@@ -22,6 +22,8 @@ from schemas.settings_quality import C4Settings, FineWebSettings, GopherQualityS
 from schemas.settings_quality_model import QualityModelSettings
 from schemas.settings_storage import StorageSettings, check_url
 
+_RESOURCE = r"^([A-Za-z_][\w.-]*)?$"
+
 
 class KafkaSettings(Section):
     """How to reach Kafka. Security settings are passed to kafka-python under the same names."""
@@ -166,6 +168,16 @@ class ServingSettings(Section):
     """Torch threads of an engine on CPU."""
     use_gpu: bool = False
     """One GPU per engine replica."""
+    min_engine_replicas: int = Field(1, ge=1)
+    """Replicas of the engine of each model version that is served …"""
+    max_engine_replicas: int = Field(1, ge=1)
+    """… and the most that Serve may make of them while requests wait. Equal numbers: no autoscaling."""
+    target_engine_requests: float = Field(0.0, ge=0)
+    """Autoscaling: requests, running and waiting, that a replica is to have. 0: ``max_concurrent_sequences``, so that each runs full."""
+    scale_up_delay_s: float = Field(30.0, ge=0)
+    """Autoscaling: for so long there must be more requests than that before a replica is added."""
+    scale_down_delay_s: float = Field(600.0, ge=0)
+    """Autoscaling: for so long there must be fewer before one is removed."""
     record_prompts: bool = False
     """Whether ``inference.completed`` events carry prompts and answers. Off: ids, counts and times only."""
     seed: int = Field(0, ge=0)
@@ -175,6 +187,13 @@ class ServingSettings(Section):
     def url(self) -> str:
         """Where the API answers."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    @model_validator(mode="after")
+    def replicas_are_in_order(self) -> "ServingSettings":
+        """Refuse a maximum below the minimum."""
+        if self.max_engine_replicas < self.min_engine_replicas:
+            raise ValueError(f"max_engine_replicas is {self.max_engine_replicas}, and min_engine_replicas {self.min_engine_replicas}; raise it")
+        return self
 
     @model_validator(mode="after")
     def exposed_needs_keys(self) -> "ServingSettings":
@@ -233,6 +252,20 @@ class RaySettings(Section):
     """Shared memory of a local Ray."""
     dashboard_port: int = Field(8265, ge=0, le=65_535)
     """Port of the dashboard of a local Ray, or the next free one if it is taken; 0: no dashboard."""
+    ingest_nodes: str = Field("", pattern=_RESOURCE)
+    """On a cluster with several kinds of nodes: name of a custom resource, and only nodes that have it run ingest's tasks. Empty: any node."""
+    training_nodes: str = Field("", pattern=_RESOURCE)
+    """The same for training workers."""
+    engine_nodes: str = Field("", pattern=_RESOURCE)
+    """The same for engines."""
+
+    @model_validator(mode="after")
+    def roles_need_a_cluster(self) -> "RaySettings":
+        """Refuse to wait for nodes that a private Ray never gets."""
+        named = [f"ray.{name}" for name in ("ingest_nodes", "training_nodes", "engine_nodes") if getattr(self, name)]
+        if named and self.address == "local":
+            raise ValueError(f"{named[0]} names a resource of a cluster's nodes, and ray.address is 'local'; set ray.address=auto, or leave it out")
+        return self
 
 
 class TelemetrySettings(Section):

@@ -12,6 +12,9 @@ class IngestSettings(Section):
 
     runner: Literal["ray", "local"] = "ray"
     """``ray``: tasks on the cluster; ``local``: the same job in the ingesting process, for small machines and tests."""
+    writer: Literal["auto", "driver", "tasks"] = "auto"
+    """Runner ``ray``: who writes shards and audit trail. ``tasks``: no token passes through the ingesting process; ``auto``: tasks unless
+    Headrace has started Ray itself, on one machine. The files are the same."""
     max_batch_records: int = Field(100_000, ge=1)
     """Most offsets that one dataset version takes in."""
     max_batch_bytes: int = Field(256 * 2**20, ge=1)
@@ -23,7 +26,7 @@ class IngestSettings(Section):
     slice_bytes: int = Field(32 * 2**20, ge=1)
     """Most bytes of a slice, judged in the same way."""
     read_ahead_bytes: int = Field(256 * 2**20, ge=2**20)
-    """Runner ``ray``: reading pauses while about this many bytes of prepared blocks wait for the committer."""
+    """Runner ``ray``: reading pauses while about this many bytes of prepared blocks, for each node, wait for the committer."""
     follow_interval_s: float = Field(2.0, gt=0)
     """``--follow``: how often to look for new records when there are none."""
     min_batch_records: int = Field(1, ge=1)

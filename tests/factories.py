@@ -1,7 +1,7 @@
 """Committed datasets for tests, written by the product's own writer without Kafka or Ray."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pipelines.dataset.boilerplate import Boilerplate
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.retractions.retractions import Retractions
-from pipelines.dataset.writer import VersionPlan, build_manifest, kept_rows, publish, write_version
+from pipelines.dataset.writer import ResolvedBlock, VersionPlan, build_manifest, kept_rows, publish, write_version
 from pipelines.steps.prepare import clean, prepare
 from pipelines.tokenizers.tokenizer import load_tokenizer, write_tokenizer
 from schemas.arrow import MASKS, RECORDS, SEGMENT, Outcome, Split, prepared
@@ -82,7 +82,7 @@ def clock() -> datetime:
     return datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def no_masks(_: Path) -> pa.Table:
+def no_masks(_: Sequence[Path]) -> pa.Table:
     """Nothing was retracted."""
     return MASKS.empty_table()
 
@@ -91,10 +91,10 @@ Choose = Callable[[pl.DataFrame], pl.DataFrame]
 """All kept documents of the dataset in commit order, the new version's last -> those that the new version masks."""
 
 
-def mask_documents(root: Path, documents: Path, choose: Choose) -> pa.Table:
-    """Masks of the chosen documents, as if retractions at offset 0 had taken them out; ``documents`` is the new version's audit trail."""
+def mask_documents(root: Path, trail: Sequence[Path], choose: Choose) -> pa.Table:
+    """Masks of the chosen documents, as if retractions at offset 0 had taken them out; ``trail`` is the new version's audit trail."""
     manifests = Dataset(root).manifests() if latest_version(root) else []
-    paths = [*(root / entry.path for manifest in manifests for entry in manifest.documents), documents]
+    paths = [*(root / entry.path for manifest in manifests for entry in manifest.documents), *trail]
     frames = [pl.read_parquet(path).with_columns(version=pl.lit(number, pl.Int64)) for number, path in enumerate(paths, 1)]
     kept = pl.concat(frames).filter(pl.col("outcome") == Outcome.KEPT).with_row_index("ordinal").with_columns(offset=pl.lit(0, pl.Int64))
     return choose(kept).select(MASKS.names).to_arrow().cast(MASKS)
@@ -115,8 +115,10 @@ def commit_block(
         tokenizer=tokenizer,
     )
     kept = kept_rows(block)
-    masks = no_masks if mask is None else lambda documents: mask_documents(root, documents, mask)
-    files = write_version(root, plan, settings, [(block, no_duplicates(len(kept)))], lambda: kept.select(SEGMENT.names).cast(SEGMENT), masks)
+    masks = no_masks if mask is None else lambda trail: mask_documents(root, trail, mask)
+    files = write_version(
+        root, plan, settings, [ResolvedBlock(block, no_duplicates(len(kept)))], lambda: kept.select(SEGMENT.names).cast(SEGMENT), masks
+    )
     manifest = build_manifest(plan, files, settings, parent=parent, now=clock())
     publish(root, manifest)
     return manifest
@@ -203,7 +205,7 @@ def commit_records(root: Path, values: list[tuple[bytes | None, bytes | None]], 
     boilerplate = Boilerplate(settings.dedup)
     boilerplate.open(dataset)
     block = retractions.admit(prepare(records, settings, load_tokenizer(root, ref), boilerplate.known))
-    resolved = [(block, retractions.resolve(block, duplicates))]
+    resolved = [ResolvedBlock(block, retractions.resolve(block, duplicates))]
     files = write_version(root, plan, settings, resolved, duplicates.new_segment, retractions.masks, boilerplate)
     manifest = build_manifest(plan, files, settings, parent=dataset.manifest if dataset else None, now=clock())
     publish(root, manifest)

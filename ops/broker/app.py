@@ -33,6 +33,7 @@ from ops.broker.server import Connections
 from ops.broker.topics import Catalogue
 from ops.broker.versions import ApiKey
 from pipelines.runtime import locks
+from pipelines.runtime.stopping import hears_hangups
 from pipelines.storage.durable import make_folder
 from schemas.errors import BrokerError, SettingsError
 from schemas.listen import Listen, parse_listen
@@ -164,7 +165,7 @@ def _bootstrap(address: Listen, bound: tuple[Any, ...]) -> str:
 async def _run(settings: BrokerSettings, listen: str, data_dir: Path, on_ready: Callable[[str, asyncio.Event], None]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hears_hangups() else [])):
         loop.add_signal_handler(number, stop.set)
     async with serve(settings, listen, data_dir) as bootstrap_servers:
         logger.info("listening on %s, data in %s", bootstrap_servers, data_dir)
@@ -175,7 +176,7 @@ async def _run(settings: BrokerSettings, listen: str, data_dir: Path, on_ready: 
 
 
 def run_broker(settings: BrokerSettings, listen: str, data_dir: Path, on_ready: Callable[[str, asyncio.Event], None]) -> None:
-    """Run a broker in this process until SIGTERM, SIGINT or the event handed to ``on_ready`` (with the address) is set."""
+    """Run a broker in this process until SIGTERM, SIGINT, SIGHUP or the event handed to ``on_ready`` (with the address) is set."""
     _raise_file_limit()
     loop_factory = None
     with contextlib.suppress(ImportError):

@@ -1,4 +1,4 @@
-"""``headrace broker``: run the embedded Kafka broker by itself, until SIGTERM or Ctrl-C."""
+"""``headrace broker``: run the embedded Kafka broker by itself, until SIGTERM, SIGHUP or Ctrl-C."""
 
 import argparse
 import asyncio

@@ -39,8 +39,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     replaying.add_argument("--rule", help="all records that broke this rule")
     replaying.add_argument("--edit", metavar="FILE", help="file with the value to publish instead (-: standard input)")
     replaying.add_argument("--set-text", metavar="TEXT", help="publish the document with this text")
-    showing.add_argument("position", help="topic/partition/offset of the record")
-    replaying.add_argument("position", nargs="*", help="topic/partition/offset of the record")
+    showing.add_argument("position", type=_position, help="topic/partition/offset of the record")
+    replaying.add_argument("position", nargs="*", type=_position, help="topic/partition/offset of the record")
     for action, function in ((listing, run_list), (showing, run_show), (replaying, run_replay)):
         action.add_argument("--json", action="store_true", help="one JSON document on standard output")
         action.set_defaults(run=function)
@@ -58,6 +58,13 @@ def _moment(text: str) -> "datetime":
     except (ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time; write 2026-01-31T12:00:00Z, 90m, 12h or 7d") from error
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _position(text: str) -> str:
+    topic, *numbers = text.rsplit("/", 2)
+    if not topic or len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not topic/partition/offset, such as headrace.documents/0/17")
+    return text
 
 
 def _number(text: str) -> int:

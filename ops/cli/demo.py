@@ -36,8 +36,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Run the demo; a stage that fails ends it with exit code 1 and the end of the log that says why."""
+    from pipelines.runtime.stopping import handle_stops
+
     quieten()
-    signal.signal(signal.SIGTERM, _interrupt)
+    handle_stops(_interrupt, signal.SIGTERM)
     with_free_ports(settings, lambda chosen: _run(args, chosen))
     return 0
 

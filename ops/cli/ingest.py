@@ -37,7 +37,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--once", action="store_true", help="ingest what is there now, then end")
-    mode.add_argument("--follow", action="store_true", help="go on until stopped (Ctrl-C or SIGTERM)")
+    mode.add_argument("--follow", action="store_true", help="go on until stopped (Ctrl-C, SIGTERM or SIGHUP)")
     mode.add_argument(
         "--accept-loss",
         nargs="+",
@@ -53,6 +53,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _check(args: argparse.Namespace) -> None:
     if (args.accept_loss is None) != (not (args.reason or "").strip()):
         raise SettingsError('--accept-loss and --reason go together: say why the loss is accepted, such as --reason "retention was too short"')
+    partitions = [partition for partition, _ in args.accept_loss or ()]
+    if twice := sorted({partition for partition in partitions if partitions.count(partition) > 1}):
+        raise SettingsError(f"--accept-loss names partition {twice[0]} twice; a partition goes on at one offset")
 
 
 def _resumption(text: str) -> tuple[int, int | None]:
@@ -120,14 +123,16 @@ def _user_name() -> str:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and the first Ctrl-C set; a second Ctrl-C interrupts at once."""
+    """An event that SIGTERM, SIGHUP and the first Ctrl-C set; a second Ctrl-C interrupts at once."""
+    from pipelines.runtime.stopping import handle_stops
+
     stop = threading.Event()
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = handle_stops(ask_to_stop, signal.SIGTERM, signal.SIGINT)
     try:
         yield stop
     finally:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +63,20 @@ def _check(args: argparse.Namespace) -> None:
         raise SettingsError("give either paths (- for standard input) or --sample")
     if args.part is not None and not args.sample:
         raise SettingsError("--part goes with --sample")
+    if args.blobs is not None and args.blobs.exists() and not args.blobs.is_dir():
+        raise SettingsError(f"--blobs {args.blobs} is not a folder")
+    if args.paths:
+        _check_paths(args.paths)
+
+
+def _check_paths(paths: Sequence[str]) -> None:
+    """Raise SettingsError if nothing can come of any path. If something can of one, it goes out, and the others are told at the end."""
+    from ops.producing.readers import unreadable
+
+    problems = [(path, unreadable(path)) for path in dict.fromkeys(paths)]
+    if all(problem is not None for _, problem in problems):
+        shown = "; ".join(f"{path}: {problem}" for path, problem in problems[:SHOWN_PROBLEMS])
+        raise SettingsError(f"nothing to publish: {shown}{'; …' if len(problems) > SHOWN_PROBLEMS else ''}")
 
 
 def _findings(args: argparse.Namespace, settings: Settings) -> "Iterator[Finding]":

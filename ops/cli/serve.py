@@ -1,4 +1,4 @@
-"""``headrace serve``: the HTTP service, until Ctrl-C or SIGTERM."""
+"""``headrace serve``: the HTTP service, until Ctrl-C, SIGTERM or SIGHUP."""
 
 import argparse
 import signal
@@ -19,6 +19,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Serve until told to stop; prints the URL on standard output once it answers."""
+    from pipelines.runtime.stopping import handle_stops
     from pipelines.storage.durable import check_root
     from ray_apps.serving.app import serve_forever
     from ray_apps.serving.reconciler import bootstrap_newest
@@ -35,8 +36,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait for running requests
 
     def ready(url: str) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
+        handle_stops(stop, signal.SIGINT, signal.SIGTERM)
         if args.json:
             print_json({"url": url, "openai_base_url": f"{url}/v1", "health": f"{url}/health"})
         else:

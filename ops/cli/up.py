@@ -24,13 +24,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Run until SIGINT or SIGTERM."""
+    """Run until SIGINT, SIGTERM or SIGHUP."""
     from ops.supervisor.up import run_up
+    from pipelines.runtime.stopping import handle_stops
 
     quieten()
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: stop.set())
+    handle_stops(lambda _number, _frame: stop.set(), signal.SIGINT, signal.SIGTERM)
 
     def on_ready(stack: "Stack", supervisor: "Supervisor") -> None:
         if args.json:

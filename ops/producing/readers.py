@@ -57,10 +57,21 @@ def read_paths(paths: Iterable[str], options: ReadOptions, standard_input: Binar
                     yield from _read_file(file, options)
                 else:
                     yield Skipped(file.as_posix(), f"{file.suffix.lower()[:20] or 'no suffix'} file")
-        elif not Path(path).exists():
-            yield Failed(path, "there is no such file or folder")
+        elif (problem := unreadable(path)) is not None:
+            yield Failed(path, problem)
         else:
             yield from _read_file(Path(path), options)
+
+
+def unreadable(path: str) -> str | None:
+    """Why nothing can come of a path, as far as its name says it; None if something may."""
+    if path == "-" or Path(path).is_dir():
+        return None
+    if not Path(path).exists():
+        return "there is no such file or folder"
+    if not _kind(Path(path))[0]:
+        return f"files like this cannot be read; known are {', '.join(ALL_SUFFIXES)}, all but .parquet also as .gz and .zst"
+    return None
 
 
 def _files_under(folder: Path) -> Iterator[Path]:
@@ -83,9 +94,6 @@ def _kind(file: Path) -> tuple[str, str]:
 def _read_file(file: Path, options: ReadOptions) -> Iterator[Finding]:
     origin = file.as_posix()
     kind, compression = _kind(file)
-    if not kind:
-        yield Failed(origin, f"files like this cannot be read; known are {', '.join(ALL_SUFFIXES)}, all but .parquet also as .gz and .zst")
-        return
     try:
         if kind in PARQUET_SUFFIXES:
             yield from _read_parquet(file, options)

@@ -7,7 +7,7 @@ responses may be in gzip, deflate, br or zstd, and in chunks; many crawlers keep
 Header names, record types and media types are compared without regard to case, but for Content-Length of a record (fastwarc).
 
 A record, a chunk or a packed body that ends early is a failure. A chunked body that ends between two chunks, and an unpacked body that the archive
-itself cut (``WARC-Truncated``), are taken as they are.
+itself cut (``WARC-Truncated``), are taken as they are. A plain body may begin with a line that looks like a chunk's: see ``_dechunked``.
 
 Invariant: every record is one finding; one damaged record costs that record alone: reading goes on at the next one that can be found, and each
 damaged place is one finding. Memory is bounded by one record and ``max_bytes`` of what it unpacks to. Cost: 100 MB/s and more (fastwarc).
@@ -18,6 +18,7 @@ import io
 import mmap
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -42,6 +43,14 @@ _KINDS = frozenset({"response", "resource", "conversion"})
 _HTTP = "application/http"
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;\"']+)", re.IGNORECASE)
 _CHUNK_LINE = re.compile(rb"\s*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\n]{0,1000})?\r?\n")
+_BETWEEN_CHUNKS = re.compile(rb"\s*[0-9A-Fa-f]{0,8}[ \t]*(?:;[^\n]{0,1000})?\r?")
+"""What may be left of a body that ends behind a chunk: nothing, or the beginning of the next one's line."""
+_TRAILERS = re.compile(rb"(?:[!-9;-~]{1,100}:[^\n]*\n)*\s*")
+_MAX_CHUNK_BYTES = 2**24
+"""No server sends larger ones: a first line with a larger number is text."""
+_PAGE_END = re.compile(rb"</html\s*>(?:\s|<!--.{0,2000}?-->)*\Z", re.IGNORECASE | re.DOTALL)
+_PAGE_END_BYTES = 4096
+_PAIRED_TAG = re.compile(rb"<(/?)(html|body|main|article|section|div|p|h[1-6]|ul|ol|table|pre|blockquote)\b[^>]*>(\s*\Z)?", re.IGNORECASE)
 _CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Control characters that no text has; ISO-2022 has the escape character."""
 _GZIP_START = b"\x1f\x8b"
@@ -202,20 +211,39 @@ def _is_plain(body: bytes) -> bool:
 
 
 def _dechunked(body: bytes) -> bytes:
-    """The chunks' content; a body that does not begin with a chunk is not in chunks, whatever its header says."""
+    """The chunks' content; the body itself if it is not in chunks, whatever its header says. Raises ValueError if a chunk is cut off or damaged.
+
+    A first line that may be a chunk's is not enough: behind the chunk that it announces the next one begins, or the body ends. Where that chunk
+    would go on behind the body's end, the body is cut off, unless it shows that it is whole. A Content-Length says nothing: archives write one of
+    their own.
+    """
     parts: list[bytes] = []
     at = 0
-    while found := _CHUNK_LINE.match(body, at):
-        size, start = int(found[1], 16), found.end()
-        at = start + size
-        if not parts and size and body[at : at + 1] not in (b"\r", b"\n") and not (at >= len(body) and found[0].endswith(b"\r\n")):
-            return body
+    while (not parts or body[at : at + 1] in (b"\r", b"\n")) and (line := _CHUNK_LINE.match(body, at)):
+        size, start = int(line[1], 16), line.end()
         if not size:
-            return b"".join(parts)
+            return b"".join(parts) if parts or _TRAILERS.fullmatch(body, start) else body
+        at = start + size
         if at > len(body):
+            if not parts and (not line[0].endswith(b"\r\n") or size > _MAX_CHUNK_BYTES or _is_whole_page(body)):
+                return body
             raise ValueError(f"the body is cut off: its last chunk has {len(body) - start:,} of {size:,} bytes")
         parts.append(body[start:at])
-    return b"".join(parts) if parts else body
+    if parts and _BETWEEN_CHUNKS.fullmatch(body, at):
+        return b"".join(parts)
+    if len(parts) > 1:
+        raise ValueError(f"the body is damaged: no chunk begins at its byte {at:,}")
+    return body
+
+
+def _is_whole_page(body: bytes) -> bool:
+    """Whether the body ends as a page does, or is part of one in which what was opened is closed at the very end."""
+    if _PAGE_END.search(body, max(0, len(body) - _PAGE_END_BYTES)):
+        return True
+    tags = list(_PAIRED_TAG.finditer(body))
+    opened = Counter(tag[2].lower() for tag in tags if not tag[1])
+    closed = Counter(tag[2].lower() for tag in tags if tag[1])
+    return bool(tags) and tags[-1][3] is not None and opened == closed
 
 
 def _ungzipped(body: bytes, max_bytes: int) -> bytes:

@@ -7,6 +7,7 @@ end with it. All ports are given, so that two heads on one machine do not meet o
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.runtime.cluster import RAY_ENVIRONMENT, WITHOUT_DASHBOARD
+from pipelines.runtime.cluster import OWN_RAY, RAY_ENVIRONMENT, WITHOUT_DASHBOARD
 from pipelines.runtime.ports import free_ports, is_free
 from ray_apps.serving.environment import SERVE_ENVIRONMENT
 from schemas.errors import ServiceFailed
@@ -72,6 +73,7 @@ def head_command(settings: RaySettings, ports: RayPorts, folder: Path) -> tuple[
         "dashboard-agent-listen-port": ports.dashboard_agent,
         "metrics-export-port": ports.metrics,
         "num-cpus": settings.num_cpus,
+        "resources": json.dumps({OWN_RAY: 1}),
         "object-store-memory": settings.object_store_bytes,
         "temp-dir": folder,
     }

@@ -89,6 +89,11 @@ class Boilerplate:
         """Hashes of the lines to take out of the opened batch, ascending."""
         return self._known
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether lines are counted."""
+        return self._settings.boilerplate
+
     def open(self, dataset: Dataset | None) -> None:
         """Be at the state of that version."""
         self._new, self._waiting = EMPTY, []
@@ -107,7 +112,11 @@ class Boilerplate:
         if not self._settings.boilerplate:
             return
         kept = block["paragraphs"].filter(pc.equal(outcomes, Outcome.KEPT))
-        self._waiting.append(ParagraphCounts.of(kept.combine_chunks()))
+        self.add_counts(ParagraphCounts.of(kept.combine_chunks()))
+
+    def add_counts(self, counts: ParagraphCounts) -> None:
+        """Take in the lines of kept documents that were counted elsewhere."""
+        self._waiting.append(counts)
         if sum(len(counts.hashes) for counts in self._waiting) > max(len(self._new.hashes), 100_000):
             self._take_in()
 

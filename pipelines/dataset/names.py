@@ -11,7 +11,7 @@ SHARDS, DOCUMENTS, DEDUP, MASKS, BOILERPLATE = "shards", "documents", "dedup", "
 _ATTEMPT = "[0-9a-f]{12}"
 _PATTERNS = {
     SHARDS: rf"v\d{{8}}-(?:{'|'.join(Split)})-(?:\d{{4,}}|merged)-{_ATTEMPT}\.arrow",
-    DOCUMENTS: rf"v\d{{8}}-{_ATTEMPT}\.parquet",
+    DOCUMENTS: rf"v\d{{8}}-(?:\d{{4,}}-)?{_ATTEMPT}\.parquet",
     DEDUP: rf"v\d{{8}}-(?:{_ATTEMPT}\.arrow|base-{_ATTEMPT}\.index)",
     MASKS: rf"v\d{{8}}-{_ATTEMPT}\.arrow",
     BOILERPLATE: rf"v\d{{8}}-{_ATTEMPT}\.arrow",
@@ -30,9 +30,9 @@ def merged_path(version: int, split: Split, attempt: str) -> str:
     return f"{SHARDS}/v{version:08d}-{split}-merged-{attempt}.arrow"
 
 
-def documents_path(version: int, attempt: str) -> str:
-    """Path of the audit trail, relative to the root."""
-    return f"{DOCUMENTS}/v{version:08d}-{attempt}.parquet"
+def documents_path(version: int, attempt: str, number: int = 0) -> str:
+    """Path of a file of the audit trail, relative to the root. Most versions have one; those after it carry their ``number``."""
+    return f"{DOCUMENTS}/v{version:08d}-{f'{number:04d}-' if number else ''}{attempt}.parquet"
 
 
 def segment_path(version: int, attempt: str) -> str:

@@ -11,7 +11,6 @@ Source: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 import errno
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines.dataset.packing import Packing, Spans, spans_of, starts_of
 from pipelines.storage.durable import durable_file, file_entry
 from pipelines.storage.store import local
 from schemas.arrow import Split, shard, token_type
@@ -30,20 +30,6 @@ Tokens = npt.NDArray[np.unsignedinteger[Any]]
 """Token ids: uint16 up to a vocabulary of 65,536, else uint32."""
 Rows = npt.NDArray[np.int64]
 """Numbers of rows, ascending."""
-
-
-@dataclass(frozen=True)
-class Spans:
-    """Where documents stand, one element per document in the order in which they were added."""
-
-    shard: list[str]
-    """Path of the shard, relative to the root."""
-    row: npt.NDArray[np.int64]
-    """Row in which the document begins …"""
-    start: npt.NDArray[np.int32]
-    """… and its position in that row."""
-    length: npt.NDArray[np.int64]
-    """Tokens, the end-of-text token included."""
 
 
 def with_end_of_text(tokens: pa.LargeListArray, rows: Rows, eos_token_id: int) -> tuple[Tokens, npt.NDArray[np.int64]]:
@@ -70,10 +56,7 @@ def _copy_ended(flat, offsets, rows, eos_token_id, out):  # type: ignore[no-unty
 
 
 class ShardWriter:
-    """Packs the kept documents of one split of one version into as few shards as ``shard_rows`` allows.
-
-    A document longer than a whole shard gets a shard of its own, as long as it needs. ``path_of(number)`` names the files.
-    """
+    """Writes the kept documents of one split of one version as shards (dataset/packing.py). ``path_of(number)`` names the files."""
 
     def __init__(
         self,
@@ -89,8 +72,8 @@ class ShardWriter:
         self.split = split
         self.tokenizer = tokenizer
         self.sequence_length = sequence_length
-        self.capacity = sequence_length * shard_rows
         self.entries: list[ShardEntry] = []
+        self._packing = Packing(sequence_length, shard_rows)
         self._path_of = path_of
         self._pieces: list[Tokens] = []
         self._starts: list[npt.NDArray[np.int64]] = []
@@ -99,33 +82,19 @@ class ShardWriter:
     def add(self, tokens: pa.LargeListArray, rows: Rows) -> Spans:
         """Append the documents of these rows (token ids without the end-of-text token, none null) and say where they will stand."""
         flat, lengths = with_end_of_text(tokens, rows, self.tokenizer.eos_token_id)
-        ends = np.cumsum(lengths)
-        paths: list[str] = []
-        starts = np.empty(len(lengths), dtype=np.int64)
-        taken = 0
-        while taken < len(lengths):
-            before = int(ends[taken - 1]) if taken else 0
-            stop = self._num_that_fit(ends, taken, before)
-            if stop == taken:
+        ends, runs = np.cumsum(lengths), self._packing.place(lengths)
+        starts = starts_of(runs, lengths)
+        for run in runs:
+            if run.shard > len(self.entries):
                 self._write_shard()
-                continue
-            starts[taken:stop] = self._num_tokens + ends[taken:stop] - lengths[taken:stop] - before
-            paths += [self._path_of(len(self.entries))] * (stop - taken)
-            self._append(flat[before : int(ends[stop - 1])], starts[taken:stop])
-            taken = stop
-        row, start = np.divmod(starts, self.sequence_length)
-        return Spans(shard=paths, row=row, start=start.astype(np.int32), length=lengths)
+            self._append(flat[ends[run.first] - lengths[run.first] : ends[run.stop - 1]], starts[run.first : run.stop])
+        return spans_of(runs, lengths, self.sequence_length, self._path_of)
 
     def finish(self) -> list[ShardEntry]:
         """Write the last shard; returns the entries of all of them, none if no document was added."""
         if self._num_tokens:
             self._write_shard()
         return self.entries
-
-    def _num_that_fit(self, ends: npt.NDArray[np.int64], taken: int, before: int) -> int:
-        """Index after the last document that the open shard still takes; an empty shard takes at least one."""
-        stop = int(np.searchsorted(ends, before + self.capacity - self._num_tokens, side="right"))
-        return max(stop, taken + (self._num_tokens == 0))
 
     def _append(self, flat: Tokens, starts: npt.NDArray[np.int64]) -> None:
         self._pieces.append(flat)

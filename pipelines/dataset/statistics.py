@@ -95,11 +95,12 @@ _BINNING = {Bins.OCTAVES: octaves, Bins.QUARTER_OCTAVES: quarter_octaves, Bins.T
 class Statistics:
     """Counts of one version; ``add`` its blocks in commit order, then ``finish``."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_names: int | None = MAX_DISTINCT) -> None:
+        """``max_names``: sources and domains with a count of their own; None keeps all, for a part of a version that is to be joined."""
         self._bags: dict[str, Bag] = {}
         self._seconds: list[tuple[Binned, Binned, Binned]] = []
         """Distinct (source, second of the Kafka timestamp) of each block, and their counts: the commit's time is known only at the end."""
-        self._sources, self._domains = _Names(), _Names()
+        self._sources, self._domains = _Names(max_names), _Names(max_names)
 
     def add(self, documents: pa.Table) -> None:
         """Count a block of the documents table (schemas.arrow.DOCUMENTS; only COLUMNS are read)."""
@@ -114,6 +115,18 @@ class Statistics:
         self._count_seconds(sources, block["timestamp_ms"])
         kept = np.flatnonzero(np.asarray(pc.equal(block["outcome"], Outcome.KEPT)))
         self._add_kept(sources[kept], {name: column.take(pa.array(kept)) for name, column in block.items() if name in _OF_KEPT})
+
+    def join(self, later: "Statistics") -> None:
+        """Count what ``later``, which keeps all names, has counted of the blocks that follow: the same as if they had been added here."""
+        names = {name: self._sources.known[self._sources.number(name)] for name in later._sources.known}
+        domains = {name: self._domains.known[self._domains.number(name)] for name in later._domains.known}
+        for source, bag in later._bags.items():
+            own = self._bags.setdefault(names[source], {})
+            for field, counts in bag.items():
+                counted = _summed((domains[name], number) for name, number in counts.items()) if field == "domains" else counts
+                own.setdefault(field, Counter()).update(counted)
+        numbers = np.array([self._sources.number(name) for name in later._sources.known], np.int64)
+        self._seconds += [(numbers[sources], seconds, counts) for sources, seconds, counts in later._seconds]
 
     @property
     def outcomes(self) -> Counts:
@@ -171,22 +184,24 @@ class Statistics:
 
 
 class _Names:
-    """Numbers for names in the order in which they appear: the first MAX_DISTINCT get their own, later ones that of OTHER."""
+    """Numbers for names in the order in which they appear: the first ``max_names`` get their own, later ones that of OTHER."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_names: int | None) -> None:
+        self._max_names = max_names
         self.known: list[str] = []
         self._numbers: dict[str, int] = {}
 
     def of(self, column: pa.Array) -> Binned:
         """The number of each row's name; nulls are UNKNOWN, long names are cut."""
         codes, names = _coded(column.fill_null(UNKNOWN))
-        numbers = np.fromiter((self._number(name[:MAX_NAME_CHARS]) for name in names), np.int64, len(names))
+        numbers = np.fromiter((self.number(name[:MAX_NAME_CHARS]) for name in names), np.int64, len(names))
         return numbers[codes]
 
-    def _number(self, name: str) -> int:
+    def number(self, name: str) -> int:
+        """The number of a name."""
         if name not in self._numbers:
-            if len(self.known) >= MAX_DISTINCT and name != OTHER:
-                return self._number(OTHER)
+            if self._max_names is not None and len(self.known) >= self._max_names and name != OTHER:
+                return self.number(OTHER)
             self._numbers[name] = len(self.known)
             self.known.append(name)
         return self._numbers[name]

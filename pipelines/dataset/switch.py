@@ -277,7 +277,7 @@ class _Rewriting:
                 columns = {name: block[name] for name in DOCUMENTS.names} | _withdrawn(block, is_kept & ~live)
                 statistics.add(_counted(columns, pc.add(pc.list_value_length(tokens), 1).take(at)))
                 columns |= _candidates(columns) | {"split": _splits(block["shard"]), "tokens": tokens.take(at)}
-                yield self._prepared(columns, len(block)), _verdicts(block, live)
+                yield ResolvedBlock(self._prepared(columns, len(block)), _verdicts(block, live))
                 self._on_rows(len(block))
             self._statistics.append(statistics.finish(manifest.created_at))
 

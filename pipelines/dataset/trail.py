@@ -12,7 +12,7 @@ from pipelines.storage.store import all_local
 from schemas.arrow import DOCUMENTS, Outcome
 
 
-def scan_trail(paths: list[Path], file_column: str | None = None) -> pl.LazyFrame:
+def scan_trail(paths: Sequence[Path], file_column: str | None = None) -> pl.LazyFrame:
     """Rows of DOCUMENTS, in the order of the files and of their rows; ``file_column`` names the file of each."""
     empty = pl.from_arrow(DOCUMENTS.empty_table())
     assert isinstance(empty, pl.DataFrame)
@@ -22,6 +22,6 @@ def scan_trail(paths: list[Path], file_column: str | None = None) -> pl.LazyFram
     return pl.scan_parquet(all_local(paths), schema=empty.schema, missing_columns="insert", extra_columns="ignore", include_file_paths=file_column)
 
 
-def read_kept(paths: list[Path], columns: Sequence[str]) -> pl.DataFrame:
+def read_kept(paths: Sequence[Path], columns: Sequence[str]) -> pl.DataFrame:
     """Columns of the kept documents in these parts of the audit trail, in commit order."""
     return scan_trail(paths).filter(pl.col("outcome") == Outcome.KEPT).select(columns).collect()

@@ -1,27 +1,28 @@
 """Writes the files of one dataset version from prepared blocks, and the manifest that makes them visible.
 
 Invariant: blocks come in commit order (partition, offset) and every row of every block becomes one row of the documents file with
-exactly one outcome; the manifest cannot be built if the counts do not add up. Holds a few blocks and one open shard per split.
+exactly one outcome; the manifest cannot be built if the counts do not add up. Holds one row group of the trail and one open shard per split.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.dataset.boilerplate import NOTHING, Boilerplate, Written
 from pipelines.dataset.dataset import dataset_log
 from pipelines.dataset.names import documents_path, segment_path, shard_path
+from pipelines.dataset.packing import Spans
 from pipelines.dataset.retractions.masks import FindMasks, Masked, write_masks
 from pipelines.dataset.shards import Rows, ShardWriter
 from pipelines.dataset.statistics import Statistics
+from pipelines.dataset.trail_writer import TrailWriter
 from pipelines.runtime.crash import crash_point
 from pipelines.storage.durable import durable_file, file_entry
 from pipelines.storage.pinned import check_present
@@ -31,12 +32,39 @@ from schemas.arrow import DOCUMENTS, Outcome, Split
 from schemas.manifest import DatasetManifest, FileEntry, OffsetRange, ShardEntry, TokenizerRef, Totals
 from schemas.settings import Settings, data_fingerprint
 
-ROW_GROUP_ROWS = 10_000
-"""Blocks wait until they have so many rows together: small row groups cost their writer and their readers."""
-REPETITIVE = ["topic", "partition", "outcome", "reason", "language", "shard", "source", "domain", "license", "pii.list.element.type"]
-"""Columns of DOCUMENTS that repeat a few values; a dictionary of any other would be given up after it was built."""
-ResolvedBlock = tuple[pa.Table, pa.Table]
-"""A prepared block, and one verdict (duplicate_of, reason, similarity) for each of its ``kept_rows``, in order."""
+
+class ResolvedBlock(NamedTuple):
+    """A prepared block whose duplicates are known."""
+
+    rows: pa.Table
+    """Of schemas.arrow.prepared; for a writer that sends tasks to the block, the columns that it asks for."""
+    verdicts: pa.Table
+    """One verdict (duplicate_of, reason, similarity) for each of its ``kept_rows``, in order."""
+    source: Any = None
+    """Where the whole block is, if ``rows`` are not all of it."""
+
+
+class Writer(Protocol):
+    """What ``write_version`` drives: VersionWriter, or ingest's TaskWriter."""
+
+    statistics: Statistics
+    """Complete after ``finish_trail``."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def add(self, resolved: ResolvedBlock) -> None:
+        """The next block in commit order."""
+
+    def finish_shards(self) -> list[ShardEntry]:
+        """The version's shards, durable; train shards first."""
+
+    def finish_trail(self) -> list[FileEntry]:
+        """The files of its audit trail, durable, in order."""
+
+
+MakeWriter = Callable[[Path, "VersionPlan", Settings, Boilerplate], Writer]
 
 
 @dataclass(frozen=True)
@@ -86,49 +114,81 @@ def _combined(column: pa.ChunkedArray) -> pa.Array:
 
 def outcome_columns(block: pa.Table, verdicts: pa.Table) -> dict[str, pa.Array]:
     """Columns of the documents file that the duplicate verdicts decide; ``verdicts`` has one row per ``kept_rows(block)``, in order."""
-    outcome = _combined(block["outcome"])
-    places = _places(_rows(pc.equal(outcome, Outcome.KEPT)), len(block))
+    places = _places(_rows(pc.equal(_combined(block["outcome"]), Outcome.KEPT)), len(block))
     found = {name: _combined(verdicts[name]).take(places) for name in ("reason", "duplicate_of", "similarity")}
     found["reason"] = pc.coalesce(found["reason"], _combined(block["reason"]))
-    return found | {"outcome": pc.if_else(pc.is_valid(found["duplicate_of"]), str(Outcome.DUPLICATE), outcome)}
+    return found | {"outcome": outcomes_of(block, verdicts)}
+
+
+def outcomes_of(block: pa.Table, verdicts: pa.Table) -> pa.Array:
+    """What became of each row of a prepared block."""
+    outcome = _combined(block["outcome"])
+    is_duplicate = np.zeros(len(block), np.bool_)
+    is_duplicate[_rows(pc.equal(outcome, Outcome.KEPT))] = _combined(verdicts["duplicate_of"]).is_valid().to_numpy(zero_copy_only=False)
+    return pc.if_else(pa.array(is_duplicate), str(Outcome.DUPLICATE), outcome)
+
+
+def document_rows(block: pa.Table, outcomes: dict[str, pa.Array], spans: dict[str, pa.Array]) -> pa.Table:
+    """Rows of DOCUMENTS of a prepared block, from what ``outcome_columns`` and ``span_columns`` gave for it."""
+    columns = outcomes | spans
+    columns |= {name: _combined(block[name]) for name in DOCUMENTS.names if name not in columns}
+    return pa.table([columns[name] for name in DOCUMENTS.names], schema=DOCUMENTS)
+
+
+def rows_by_split(block: pa.Table, outcome: pa.Array) -> list[Rows]:
+    """Rows of the kept documents of each split, in the order of Split; ``outcome`` is what became of the rows."""
+    kept, splits = pc.equal(outcome, Outcome.KEPT), _combined(block["split"])
+    return [_rows(pc.and_(kept, pc.equal(splits, split)).fill_null(False)) for split in Split]
+
+
+def span_columns(rows: Sequence[Rows], spans: Sequence[Spans], num_rows: int) -> dict[str, pa.Array]:
+    """Span columns of the documents file for a block, null where nothing was kept: ``rows`` of each split, and where their documents stand."""
+    places = _places(np.concatenate(rows), num_rows)
+    values = {name: np.concatenate([getattr(span, name) for span in spans]) for name in ("row", "start", "length")}
+    columns = {name: pa.array(numbers).take(places) for name, numbers in values.items()}
+    shards = pa.array([path for span in spans for path in span.shard], pa.string()).take(places)
+    return columns | {"shard": shards, "num_tokens": columns["length"]}
 
 
 class VersionWriter:
     """Takes blocks in commit order; ``write_version`` drives it."""
 
-    def __init__(self, root: Path, plan: VersionPlan, settings: Settings, documents: pq.ParquetWriter, boilerplate: Boilerplate) -> None:
+    def __init__(self, root: Path, plan: VersionPlan, settings: Settings, boilerplate: Boilerplate) -> None:
         self.root = root
         self.plan = plan
         self.statistics = Statistics()
-        self._documents = documents
-        self._waiting: list[pa.Table] = []
+        self._trail = TrailWriter(root, lambda number: documents_path(plan.version, plan.attempt, number))
         self._boilerplate = boilerplate
         self._shards = {split: self._shard_writer(split, settings) for split in Split}
 
-    def add(self, block: pa.Table, verdicts: pa.Table) -> None:
-        """Pack the kept documents of a prepared block and record the outcome of each of its rows."""
-        columns = outcome_columns(block, verdicts)
-        columns |= self._pack(block, columns["outcome"])
-        columns |= {name: _combined(block[name]) for name in DOCUMENTS.names if name not in columns}
-        documents = pa.table([columns[name] for name in DOCUMENTS.names], schema=DOCUMENTS)
-        self.statistics.add(documents)
-        self._boilerplate.add(block, columns["outcome"])
-        self._waiting.append(documents)
-        if sum(map(len, self._waiting)) >= ROW_GROUP_ROWS:
-            self._write_documents()
+    def __enter__(self) -> Self:
+        return self
 
-    def finish(self) -> list[ShardEntry]:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._trail.__exit__(kind, error, trace)
+
+    def add(self, resolved: ResolvedBlock) -> None:
+        """Pack the kept documents of a prepared block and record the outcome of each of its rows."""
+        block = resolved.rows
+        outcomes = outcome_columns(block, resolved.verdicts)
+        rows, tokens = rows_by_split(block, outcomes["outcome"]), _combined(block["tokens"])
+        spans = [writer.add(tokens, chosen) for writer, chosen in zip(self._shards.values(), rows, strict=True)]
+        documents = document_rows(block, outcomes, span_columns(rows, spans, len(block)))
+        self.statistics.add(documents)
+        self._boilerplate.add(block, outcomes["outcome"])
+        self._trail.add(documents)
+
+    def finish_shards(self) -> list[ShardEntry]:
         """Write what is left; train shards first."""
-        self._write_documents()
         entries: list[ShardEntry] = []
         for split in Split:
             entries += self._shards[split].finish()
             crash_point("shard_written")
         return entries
 
-    def _write_documents(self) -> None:
-        self._documents.write_table(pa.concat_tables([DOCUMENTS.empty_table(), *self._waiting]))
-        self._waiting = []
+    def finish_trail(self) -> list[FileEntry]:
+        """Write what is left of the audit trail."""
+        return self._trail.finish()
 
     def _shard_writer(self, split: Split, settings: Settings) -> ShardWriter:
         plan, packing = self.plan, settings.packing
@@ -141,23 +201,6 @@ class VersionWriter:
             path_of=lambda number: shard_path(plan.version, split, number, plan.attempt),
         )
 
-    def _pack(self, block: pa.Table, outcome: pa.Array) -> dict[str, pa.Array]:
-        """Append kept tokens to their split's shard; returns the span columns, null where nothing was kept."""
-        kept, splits, tokens = pc.equal(outcome, Outcome.KEPT), _combined(block["split"]), _combined(block["tokens"])
-        rows = [_rows(pc.and_(kept, pc.equal(splits, split)).fill_null(False)) for split in self._shards]
-        spans = [writer.add(tokens, chosen) for writer, chosen in zip(self._shards.values(), rows, strict=True)]
-        places = _places(np.concatenate(rows), len(block))
-        values = {name: np.concatenate([getattr(span, name) for span in spans]) for name in ("row", "start", "length")}
-        columns = {name: pa.array(numbers).take(places) for name, numbers in values.items()}
-        shards = pa.array([path for span in spans for path in span.shard], pa.string()).take(places)
-        return columns | {"shard": shards, "num_tokens": columns["length"]}
-
-
-@contextmanager
-def _open_documents(path: Path) -> Iterator[pq.ParquetWriter]:
-    with durable_file(path) as file, pq.ParquetWriter(file, DOCUMENTS, compression="zstd", use_dictionary=REPETITIVE) as writer:
-        yield writer
-
 
 def write_version(
     root: Path,
@@ -167,29 +210,29 @@ def write_version(
     segment: Callable[[], pa.Table],
     masks: FindMasks,
     boilerplate: Boilerplate | None = None,
+    make_writer: MakeWriter = VersionWriter,
 ) -> VersionFiles:
     """Write every file of a version, durably.
 
     ``resolved`` yields blocks in commit order with their duplicate verdicts; ``masks`` and ``segment`` are asked after the last one,
-    for what was retracted and for the kept fingerprints. ``boilerplate`` has been opened; without it no lines are counted.
+    for what was retracted and for the kept fingerprints. ``boilerplate`` has been opened; without it no lines are counted. ``make_writer``: who
+    writes shards and trail.
     """
     boilerplate = boilerplate or Boilerplate(settings.dedup.model_copy(update={"boilerplate": False}))
-    path = root / documents_path(plan.version, plan.attempt)
-    with _open_documents(path) as documents:
-        writer = VersionWriter(root, plan, settings, documents, boilerplate)
-        for block, verdicts in resolved:
-            writer.add(block, verdicts)
+    with make_writer(root, plan, settings, boilerplate) as writer:
+        for block in resolved:
+            writer.add(block)
             crash_point("block_taken")
-        shards = writer.finish()
+        shards = writer.finish_shards()
         crash_point("shards_written")
+        documents = writer.finish_trail()
     crash_point("documents_written")
-    entry = file_entry(root, path, writer.statistics.outcomes.total())
-    masked = write_masks(root, plan.version, plan.attempt, masks(path))
+    masked = write_masks(root, plan.version, plan.attempt, masks([root / entry.path for entry in documents]))
     crash_point("masks_written")
     lines = boilerplate.write(root, plan.attempt)
     segments = _write_segment(root, plan, segment())
     crash_point("segment_written")
-    return VersionFiles(shards, [entry], segments, writer.statistics, masked, lines)
+    return VersionFiles(shards, documents, segments, writer.statistics, masked, lines)
 
 
 def _write_segment(root: Path, plan: VersionPlan, segment: pa.Table) -> list[FileEntry]:

@@ -20,6 +20,7 @@ from pipelines.ingest.portions import in_portions
 from pipelines.kafka.reading import Slice, read_slices
 from pipelines.kernels.ingest import ensure_compiled
 from pipelines.quality.models import model_folder, read_card
+from pipelines.steps.pii.ner import check_ner
 from pipelines.steps.prepare import clean
 from pipelines.tokenizers.balance import Gathered
 from pipelines.tokenizers.tokenizer import TOKENIZER_FILE, read_tokenizer, write_tokenizer
@@ -116,13 +117,14 @@ def check_unchanged(newest: DatasetManifest, settings: Settings) -> None:
 
 
 def check_usable(newest: DatasetManifest | None, settings: Settings) -> None:
-    """Check that row length, tokenizer and quality model can be used. Raises SettingsError, TokenizerMismatch, QualityModelCorrupt."""
+    """Check that row length, tokenizer, quality model and pii.ner can be used. Raises SettingsError, TokenizerMismatch, QualityModelCorrupt."""
     if newest is not None:
         check_unchanged(newest, with_what_is_fixed(newest, settings))
     elif settings.tokenizer.path:
         read_tokenizer(Path(settings.tokenizer.path))
     if settings.quality_model.path:
         read_card(model_folder(settings.root, settings.quality_model.path))
+    check_ner(settings.pii)
 
 
 def _mismatch(what: str) -> TokenizerMismatch:

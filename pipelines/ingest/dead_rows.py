@@ -9,10 +9,8 @@ from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.kafka.deadletters import publish_dead_letters
-from schemas.arrow import Outcome
 from schemas.settings import Settings
 
 WINDOW_BYTES = 16 * 2**20
@@ -32,9 +30,8 @@ class DeadRows:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
 
-    def put(self, block: pa.Table) -> None:
+    def put(self, rows: pa.Table) -> None:
         """Keep the dead rows of a prepared block."""
-        rows = block.filter(pc.equal(block["outcome"], Outcome.DEAD))
         if len(rows):
             with pa.ipc.new_stream(self._file, rows.schema) as writer:
                 writer.write_table(rows)

@@ -14,26 +14,30 @@ import math
 import os
 import pickle
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.dedup.paragraphs import EMPTY
+from pipelines.ingest.decisive import PreparedBlock, decisive_rows, only_dead
 from pipelines.ingest.isolation.poison import Step, isolated
 from pipelines.ingest.isolation.quarantine import DeathMark, Quarantine, quarantine
 from pipelines.ingest.portions import in_portions
 from pipelines.kafka.reading import BLOCK_BYTES, EXPECTED_RECORD_BYTES, Slice, read_slices, windows
 from pipelines.kafka.sizes import sizes_of
 from pipelines.kernels.ingest import ensure_compiled
+from pipelines.runtime.cluster import is_own_machine, num_nodes
 from pipelines.runtime.memory import few_arenas, release
+from pipelines.runtime.ray_errors import has_cause, original, original_errors
+from pipelines.runtime.roles import node_resources
 from pipelines.steps.prepare import prepare
 from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
-from schemas.errors import HeadraceError
 from schemas.manifest import TokenizerRef
 from schemas.settings import Settings
 from schemas.settings_data import IngestSettings, TokenizerSettings
@@ -46,8 +50,11 @@ Lines = npt.NDArray[np.uint64]
 """Hashes of the lines that are known as boilerplate, ascending: 8 bytes each, so they go to the workers with the step itself."""
 Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.Table]]
 """Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in the order of the slices and their offsets; every offset of the slices is in one row."""
-RETRIES = {"max_retries": 1}
-"""Ray repeats a task whose process died once (by default three times) before its records come under suspicion. Equal for both steps: they fuse."""
+Taken = TypeVar("Taken", pa.Table, PreparedBlock)
+LOOK_AHEAD_BLOCKS = 2
+"""Blocks whose decisive rows are asked for before those of the first one are used."""
+MAX_RETRIES = 1
+"""Ray repeats a task whose process died so often (by default three times) before its records come under suspicion."""
 MAX_WINDOWS_PER_TASK, LAST_ROUND_WINDOWS = 16, 6
 """Most windows of a task on Ray, and of one of the last tasks: fewer, so that those end at about the same time."""
 LIMITS_INTERVAL_S = 0.05
@@ -111,28 +118,66 @@ def run_local(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRe
 
 def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[pa.Table]:
     """Ray tasks of a few windows each. Ray must be running (runtime.cluster.ray_session). Raises what the tasks raised, not Ray's wrapping."""
+    return _run_ray(parts, settings, Prepare(settings, tokenizer, known), _whole_blocks)
+
+
+def run_ray_apart(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[PreparedBlock]:
+    """The same, but a block stays on the node that prepared it: only its ``decisive_rows`` come here, and a reference to the rest."""
+    return _run_ray(parts, settings, Prepare(settings, tokenizer, known), _blocks_apart)
+
+
+def _run_ray(parts: Sequence[Slice], settings: Settings, step: Prepare, taken: Callable[["ray.data.Dataset"], Iterator[Taken]]) -> Iterator[Taken]:
     import ray
 
     quiet_ray_data()
     _ask_for_limits_often()
-    step, num_done = Prepare(settings, tokenizer, known), 0
+    num_done = 0
     try:
-        for block in _ray_blocks(parts, settings, step):
+        for block in taken(_ray_blocks(parts, settings, step)):
             num_done += len(block)
             yield block
     except ray.exceptions.RayError as error:
-        if not _has_cause(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
-            raise _original(error) from error
+        if not has_cause(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
+            raise original(error) from error
         _log.warning("worker processes ended again and again on the same task; the rest of this version is prepared in separate processes")
     else:
         return
-    try:
-        yield from _ray_blocks(_without_first(parts, num_done), settings, step.in_quarantine)
-    except ray.exceptions.RayError as error:
-        raise _original(error) from error
+    with original_errors():
+        yield from taken(_ray_blocks(_without_first(parts, num_done), settings, step.in_quarantine))
 
 
-def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.Table], Iterator[pa.Table]]) -> Iterator[pa.Table]:
+def _whole_blocks(blocks: "ray.data.Dataset") -> Iterator[pa.Table]:
+    return iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+
+
+def _blocks_apart(blocks: "ray.data.Dataset") -> Iterator[PreparedBlock]:
+    import ray
+
+    # Without a share of the CPUs, which reading may have taken.
+    look: Any = ray.remote(_decisive).options(num_cpus=0, num_returns=2, name="ingest: decisive rows")
+    waiting: deque[tuple[Any, list[Any]]] = deque()
+    for source in itertools.chain.from_iterable(bundle.block_refs for bundle in blocks.iter_internal_ref_bundles()):
+        waiting.append((source, look.remote(source)))
+        if len(waiting) > LOOK_AHEAD_BLOCKS:
+            yield from _looked_at(*waiting.popleft())
+    for source, found in waiting:
+        yield from _looked_at(source, found)
+
+
+def _decisive(block: pa.Table) -> tuple[pa.Table, pa.Table] | tuple[None, None]:
+    """The decisive rows and the dead ones; none of a block without rows, which has no columns."""
+    return (decisive_rows(block, SIZE), only_dead(block)) if len(block) else (None, None)
+
+
+def _looked_at(source: Any, found: list[Any]) -> Iterator[PreparedBlock]:
+    import ray
+
+    rows, dead = ray.get(found)
+    if rows is not None:
+        yield PreparedBlock(rows, dead, source)
+
+
+def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.Table], Iterator[pa.Table]]) -> "ray.data.Dataset":
     import ray
 
     from pipelines.kafka.datasource import KafkaDatasource
@@ -140,18 +185,21 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
     at_once = tasks_at_once()
     groups = grouped(parts, at_once or max(1, int(ray.cluster_resources().get("CPU", 1))), settings.ingest)  # type: ignore[no-untyped-call]
     at_once = at_once and min(at_once, max(1, len(groups)))  # for more, Ray would warn
-    # Without the override Ray would split the slices' output again when it has more processors than slices.
+    options: dict[str, Any] = {"max_retries": MAX_RETRIES, "resources": node_resources(settings.ray.ingest_nodes, "ray.ingest_nodes")}
+    # Equal options let both steps run as one task. Without the override Ray would split the slices' output again where it has more CPUs than slices.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ray_remote_args is to go, but nothing else sets the retries of these tasks yet
         source = KafkaDatasource(groups, settings)
-        records = ray.data.read_datasource(source, override_num_blocks=len(groups), concurrency=at_once, ray_remote_args=RETRIES)
+        records = ray.data.read_datasource(source, override_num_blocks=len(groups), concurrency=at_once, ray_remote_args=options)
         records.context.target_max_block_size = BLOCK_BYTES  # up to which Ray joins a task's blocks
-        options = records.context.execution_options
-        options.preserve_order = True
-        options.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes)
-        blocks = records.map_batches(step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, concurrency=at_once, **RETRIES)
+        execution = records.context.execution_options
+        execution.preserve_order = True
+        execution.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes * num_nodes())
+        blocks: ray.data.Dataset = records.map_batches(
+            step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, concurrency=at_once, **options
+        )
     _under_one_name(blocks)
-    return iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+    return blocks
 
 
 def _under_one_name(blocks: "ray.data.Dataset") -> None:
@@ -166,14 +214,11 @@ def _under_one_name(blocks: "ray.data.Dataset") -> None:
 
 
 def tasks_at_once() -> int | None:
-    """Where Ray is this machine alone, no more than it has cores: Ray's CPUs are a setting there, and a worker that prepares holds some 400 MB.
+    """On one machine no more than it has cores: the CPUs of a Ray of our own are a setting, and a worker that prepares holds some 400 MB.
 
-    None on a cluster: what its nodes say that they have is what they have.
+    None on a cluster: what its nodes say that they have is what they have, and more of them may come.
     """
-    import ray
-
-    own = ray.get_runtime_context().get_node_id()
-    if any(node["Alive"] and node["NodeID"] != own for node in ray.nodes()):  # type: ignore[no-untyped-call]
+    if not is_own_machine():
         return None
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -209,15 +254,6 @@ def _without_first(parts: Sequence[Slice], num_records: int) -> list[Slice]:
     return left
 
 
-def _has_cause(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
-    """Whether one of these errors lies behind it."""
-    while error is not None:
-        if isinstance(error, kinds):
-            return True
-        error = getattr(error, "cause", None) or error.__cause__
-    return False
-
-
 def quiet_ray_data() -> None:
     """Ray Data's own bars and reports off: the command line has its own progress, and errors are raised here with what they say."""
     import ray
@@ -233,14 +269,3 @@ def _ask_for_limits_often() -> None:
     from ray.data._internal.execution.resource_manager import ResourceManager
 
     ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_INTERVAL_S  # type: ignore[assignment]
-
-
-def _original(error: BaseException) -> BaseException:
-    """The HeadraceError that a task raised, if that is what happened, without the advice that Ray Data appends to its message."""
-    innermost: BaseException = error
-    while (inner := getattr(innermost, "cause", None) or innermost.__cause__) is not None and not type(innermost).__module__.startswith("schemas"):
-        innermost = inner
-    if not isinstance(innermost, HeadraceError):
-        return error
-    innermost.args = (str(innermost).partition("\n")[0],)
-    return innermost

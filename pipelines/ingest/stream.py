@@ -34,32 +34,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import pyarrow as pa
-
 from pipelines.dataset.boilerplate import Boilerplate
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.gc import collect_garbage
 from pipelines.dataset.retractions.retractions import Retractions
-from pipelines.dataset.writer import ResolvedBlock, VersionFiles, VersionPlan, build_manifest, publish, write_version
+from pipelines.dataset.writer import MakeWriter, ResolvedBlock, VersionFiles, VersionPlan, VersionWriter, build_manifest, publish, write_version
 from pipelines.dedup.index_shards import Shards
 from pipelines.ingest.announcer import Announcer
 from pipelines.ingest.batching import Limits, Pace, new_record_bytes, plan_batch, slice_records
 from pipelines.ingest.bootstrap import check_unchanged, create_tokenizer, with_what_is_fixed
 from pipelines.ingest.dead_rows import DeadRows
-from pipelines.ingest.job import run_local, run_ray
+from pipelines.ingest.decisive import PreparedBlock, only_dead
+from pipelines.ingest.job import run_local, run_ray, run_ray_apart
 from pipelines.ingest.metering import Meter
 from pipelines.ingest.metrics import served
 from pipelines.ingest.progress import Progress
+from pipelines.ingest.task_writer import TaskWriter
 from pipelines.ingest.upkeep import Upkeep
 from pipelines.kafka.planning import advice, check_not_cut, find_lost, leader_epochs, plan_ranges
 from pipelines.kafka.reading import Slice, slices
 from pipelines.kafka.topics import ensure_topics, topic_ids, topic_names
 from pipelines.lineage.openlineage import Lineage
-from pipelines.runtime.cluster import ray_session
+from pipelines.runtime.cluster import is_own_machine, ray_session
 from pipelines.runtime.crash import crash_point
 from pipelines.runtime.memory import release
 from pipelines.runtime.tracing import Attributes, current_traceparent, span, start_tracing
+from pipelines.steps.pii.ner import check_ner
 from pipelines.storage.durable import check_root
 from schemas.errors import TopicRecreated
 from schemas.manifest import DatasetManifest, OffsetRange
@@ -144,6 +145,7 @@ class Stream:
         if dataset:
             self.settings = with_what_is_fixed(dataset.manifest, self.settings)
             check_unchanged(dataset.manifest, self.settings)
+        check_ner(self.settings.pii)
         # Step 2.
         known_bytes = dataset.manifest.record_bytes.get(self.topic, {}) if dataset else {}
         waiting = _below(self._available(dataset), until)
@@ -276,24 +278,33 @@ class Stream:
         self._boilerplate.open(dataset)
         resolved = self._resolved(plan, parts, dead)
         new_segment, masks = self._duplicates.new_segment, self._retractions.masks
-        return write_version(self.root, plan, self.settings, resolved, new_segment, masks, self._boilerplate)
+        make_writer: MakeWriter = TaskWriter if self._writes_in_tasks() else VersionWriter
+        return write_version(self.root, plan, self.settings, resolved, new_segment, masks, self._boilerplate, make_writer)
 
     def _resolved(self, plan: VersionPlan, parts: list[Slice], dead: DeadRows) -> Iterator[ResolvedBlock]:
-        for measured in self._run(plan, parts):
-            block = self._meter.read(measured)
+        for prepared in self._run(plan, parts):
+            block = self._meter.read(prepared.rows)
             if self._stop.is_set():
                 raise Abandoned(f"version {plan.version} was given up half-way; the next start takes it in from the beginning")
-            dead.put(block)
+            dead.put(prepared.dead)
             block = self._retractions.admit(block)  # what was published before its retraction is no candidate any more
-            yield block, self._retractions.resolve(block, self._duplicates)
+            yield ResolvedBlock(block, self._retractions.resolve(block, self._duplicates), prepared.source)
             release()
             self._progress.advanced(len(block))
 
-    def _run(self, plan: VersionPlan, parts: list[Slice]) -> Iterator[pa.Table]:
+    def _run(self, plan: VersionPlan, parts: list[Slice]) -> Iterator[PreparedBlock]:
+        arguments = (parts, self.settings, plan.tokenizer, self._boilerplate.known)
+        if self._writes_in_tasks():
+            return run_ray_apart(*arguments)
+        runner = run_local if self.settings.ingest.runner == "local" else run_ray
+        return (PreparedBlock(block, only_dead(block)) for block in runner(*arguments))
+
+    def _writes_in_tasks(self) -> bool:
+        """Whether blocks stay where they were prepared. On one machine they lie in shared memory, and one writer is the cheapest."""
         if self.settings.ingest.runner == "local":
-            return run_local(parts, self.settings, plan.tokenizer, self._boilerplate.known)
+            return False
         self._connect_ray()
-        return run_ray(parts, self.settings, plan.tokenizer, self._boilerplate.known)
+        return self.settings.ingest.writer == "tasks" or (self.settings.ingest.writer == "auto" and not is_own_machine())
 
     def _connect_ray(self) -> None:
         if not self._has_ray:

@@ -8,10 +8,15 @@
    (pipelines/kafka/records.py). A batch whose CRC is wrong is SourceError: its bytes are not those that were produced.
 5. An offset that is out of range is OffsetsLost; no progress for ``ingest.stall_timeout_s`` is SourceStalled. Nothing is skipped.
 
+6. Where the slices' rows are cut into tables follows from the records alone, not from when they arrive: what went wrong with a block is remembered
+   by its first row (pipelines/ingest/isolation).
+
 Cost: one bootstrap per call (about 0.05 s), then about 100 MB/s; memory is bounded by about three BLOCK_BYTES and three fetches.
 """
 
+import itertools
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -136,17 +141,16 @@ class _Window:
         """Rows of one slice each, in the order of the slices. Raises OffsetsLost, SourceError, SourceStalled, TopicMissing."""
         progress_at = time.monotonic()
         while self._left:
-            found = self._poll()
-            yield from self._take_in(found)
-            if self._has_moved(found or self._left):
-                yield from self._finished()
+            yield from self._take_in(self._poll())
+            if self._has_moved():
+                yield from self._ready()
                 self._hold_back()
                 progress_at = time.monotonic()
             elif time.monotonic() - progress_at > self._settings.ingest.stall_timeout_s:
                 raise self._stalled()
 
     def _take_in(self, found: Mapping[TopicPartition, list[Any]]) -> Iterator[pa.Table]:
-        """Rows of what a poll gave; those of the first slice are handed on when they fill a block."""
+        """Take in what a poll gave; blocks of the first slice are handed on when they are full."""
         first = next(iter(self._left))
         for key, records in found.items():
             rows = self._left[key]
@@ -154,16 +158,16 @@ class _Window:
                 if record.offset >= rows.part.end:
                     break
                 rows.add(record)
-                if key == first and rows.size_bytes >= BLOCK_BYTES:
-                    yield rows.take()
+                if key == first:
+                    yield from rows.blocks()
 
-    def _has_moved(self, looked_at: Iterable[TopicPartition]) -> bool:
-        """Whether a position has changed since the last call; it also passes offsets that hold no record.
+    def _has_moved(self) -> bool:
+        """Whether a position has changed since the last call; it also passes offsets that hold no record, of which a poll says nothing.
 
         The consumer's method ``position`` is not used: it looks at all assigned partitions in each call, which took 10 s with 1,000 of them.
         """
         assigned = self._consumer._subscription.assignment
-        now = {key: assigned[key].position.offset for key in looked_at}
+        now = {key: assigned[key].position.offset for key in self._left}
         has_moved = any(self._reached[key] != position for key, position in now.items())
         self._reached |= now
         return has_moved
@@ -171,14 +175,16 @@ class _Window:
     def _is_read(self, key: TopicPartition) -> bool:
         return self._reached[key] >= self._left[key].part.end
 
-    def _finished(self) -> Iterator[pa.Table]:
-        """What is left of the first slices that are read to their end."""
+    def _ready(self) -> Iterator[pa.Table]:
+        """All of the first slices that are read to their end, and the full blocks of the one behind them."""
         while self._left and self._is_read(first := next(iter(self._left))):
             rows = self._left.pop(first)
             self._consumer.pause(first)
             rows.fill_to(rows.part.end)
-            if rows.offsets:
-                yield rows.take()
+            rows.close_block()
+            yield from rows.blocks()
+        for rows in itertools.islice(self._left.values(), 1):
+            yield from rows.blocks()
 
     def _hold_back(self) -> None:
         """Fetch the first slice. Pause the others while they hold BLOCK_BYTES together, and each that is read to its end."""
@@ -235,55 +241,72 @@ class _Window:
 
 
 class _Rows:
-    """Columns of the block that is being built; fills the offsets that a consumer passes over."""
+    """A slice as blocks: those that wait, and the columns of the one that is being built. Fills the offsets that a consumer passes over."""
 
     def __init__(self, part: Slice) -> None:
         self.part = part
         self._next = part.start
+        self._blocks: deque[tuple[pa.Table, int]] = deque()
         self._clear()
 
     def _clear(self) -> None:
-        self.size_bytes = 0
-        self.offsets: list[int] = []
+        self._open_bytes = 0
+        self._offsets: list[int] = []
         self._timestamps_ms: list[int | None] = []
         self._keys: list[bytes | None] = []
         self._values: list[bytes | None] = []
         self._headers: list[Headers | None] = []  # None marks an offset without a record
 
     def add(self, record: Any) -> None:
-        """Append a record, and control rows for the offsets before it that have none."""
+        """Append a record, and control rows for the offsets before it that have none; closes the block if it is full."""
         self.fill_to(record.offset)
-        self.offsets.append(record.offset)
+        self._offsets.append(record.offset)
         self._timestamps_ms.append(record.timestamp if 0 <= record.timestamp < 2**63 else None)
         self._keys.append(record.key)
         self._values.append(record.value)
         self._headers.append(record.headers)
         self._next = record.offset + 1
-        self.size_bytes += size_of(record.key, record.value, record.headers) + ROW_BYTES + HEADER_BYTES * len(record.headers)
+        self._open_bytes += size_of(record.key, record.value, record.headers) + ROW_BYTES + HEADER_BYTES * len(record.headers)
+        if self._open_bytes >= BLOCK_BYTES:
+            self.close_block()
 
     def fill_to(self, offset: int) -> None:
         """Append control rows up to, not including, ``offset``."""
         num_gaps = offset - self._next
         if num_gaps <= 0:
             return
-        self.offsets.extend(range(self._next, offset))
+        self._offsets.extend(range(self._next, offset))
         for column in (self._timestamps_ms, self._keys, self._values, self._headers):
             column.extend([None] * num_gaps)
         self._next = offset
-        self.size_bytes += ROW_BYTES * num_gaps
+        self._open_bytes += ROW_BYTES * num_gaps
 
-    def take(self) -> pa.Table:
-        """The rows so far as a table; begins an empty block."""
-        num_rows = len(self.offsets)
+    @property
+    def size_bytes(self) -> int:
+        """What all that waits here takes."""
+        return self._open_bytes + sum(size_bytes for _, size_bytes in self._blocks)
+
+    def blocks(self) -> Iterator[pa.Table]:
+        """Hand on the blocks that are closed."""
+        while self._blocks:
+            yield self._blocks.popleft()[0]
+
+    def close_block(self) -> None:
+        """The rows so far are a block, unless there are none; begins the next one."""
+        if self._offsets:
+            self._blocks.append((self._table(), self._open_bytes))
+            self._clear()
+
+    def _table(self) -> pa.Table:
+        num_rows = len(self._offsets)
         columns = [
             pa.repeat(pa.scalar(self.part.topic, pa.string()), num_rows),
             pa.repeat(pa.scalar(self.part.partition, pa.int32()), num_rows),
-            pa.array(self.offsets, pa.int64()),
+            pa.array(self._offsets, pa.int64()),
             pa.array(self._timestamps_ms, pa.int64()),
             pa.array([headers is None for headers in self._headers], pa.bool_()),
             pa.array(self._keys, pa.large_binary()),
             pa.array(self._values, pa.large_binary()),
             headers_to_arrow(self._headers),
         ]
-        self._clear()
         return pa.Table.from_arrays(columns, schema=RECORDS)

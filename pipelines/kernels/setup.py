@@ -4,13 +4,14 @@ The first `headrace quality fit` would compile for ten seconds otherwise, and th
 """
 
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.dataset.writer import VersionPlan, build_manifest, kept_rows, publish, write_version
+from pipelines.dataset.writer import ResolvedBlock, VersionPlan, build_manifest, kept_rows, publish, write_version
 from pipelines.kernels.ingest import SAMPLE, ensure_compiled, sample_records
 from pipelines.quality.fit import MIN_DOCUMENTS, FitOptions, fit_language
 from pipelines.steps.prepare import prepare
@@ -53,14 +54,14 @@ def _commit_sample(root: Path, settings: Settings) -> None:
     offsets = {"sample": {0: OffsetRange(start=0, end=len(block))}}
     plan = VersionPlan(version=1, attempt="0" * 12, topic_ids={"sample": "A" * 22}, offsets=offsets, tokenizer=ref)
     none_dropped = pa.table({name: pa.nulls(len(kept), kind) for name, kind in _VERDICT.items()})
-    files = write_version(root, plan, settings, [(block, none_dropped)], lambda: kept.select(SEGMENT.names).cast(SEGMENT), _no_masks)
+    files = write_version(root, plan, settings, [ResolvedBlock(block, none_dropped)], lambda: kept.select(SEGMENT.names).cast(SEGMENT), _no_masks)
     publish(root, build_manifest(plan, files, settings, parent=None, now=NOW))
 
 
 _VERDICT = {"duplicate_of": pa.string(), "reason": pa.string(), "similarity": pa.float32()}
 
 
-def _no_masks(_: Path) -> pa.Table:
+def _no_masks(_: Sequence[Path]) -> pa.Table:
     return MASKS.empty_table()
 
 

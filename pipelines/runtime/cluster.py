@@ -34,6 +34,8 @@ RAY_ENVIRONMENT = {
 """Environment of every process of a Ray that Headrace starts; a variable that is set already wins."""
 WITHOUT_DASHBOARD = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
 """Ray Train's tracker asks the dashboard what lives, and prints pages of traceback where there is none."""
+OWN_RAY = "headrace_own_ray"
+"""A resource that marks a Ray which Headrace has started for one machine: its number of CPUs is a setting of ours, not what there is."""
 WATCH_S = 1.0
 MAX_REFUSED = 3
 
@@ -83,6 +85,20 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
         ray.shutdown()
 
 
+def is_own_machine() -> bool:
+    """Whether the Ray that runs is one that Headrace has started, and no other machine has joined it."""
+    import ray
+
+    return OWN_RAY in ray.cluster_resources() and num_nodes() == 1  # type: ignore[no-untyped-call]
+
+
+def num_nodes() -> int:
+    """Nodes of the Ray that runs."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def _in_sessions_of_their_own() -> Iterator[None]:
     """Start Ray's processes in new sessions inside the block; Ray has no setting for that. The kernel still ends them with this process."""
@@ -126,6 +142,7 @@ def _connect(settings: RaySettings, *, has_dashboard: bool) -> None:
             ray.init(
                 address="local",
                 num_cpus=settings.num_cpus,
+                resources={OWN_RAY: 1},
                 object_store_memory=settings.object_store_bytes,
                 include_dashboard=has_dashboard,
                 dashboard_host="127.0.0.1",

@@ -26,7 +26,7 @@ from ray_apps.loop.plan import Bootstrap, LoopFacts, StartTrial, TrainingOrder, 
 from ray_apps.rollout import policy
 from ray_apps.rollout.controller import RolloutController, announce, by_the_loop, new_salt
 from schemas.counting import counted
-from schemas.errors import HeadraceError, RolloutError
+from schemas.errors import LASTING_FAILURES, WRONG_USAGE, HeadraceError, RolloutError
 from schemas.events import AlertFired, new_event
 from schemas.rollout import Phase, RolloutState
 from schemas.settings import MODEL_SECTIONS, Settings, fingerprint
@@ -34,7 +34,9 @@ from schemas.settings import MODEL_SECTIONS, Settings, fingerprint
 _log = logging.getLogger(__name__)
 SOURCE = "/headrace/loop"
 MAX_ATTEMPTS = 3
-"""Failures of a training run after which its order is given up, until something that it depends on has changed."""
+"""Failures of a training run after which its order is given up, until something that it depends on has changed; one is enough if it would come
+again (``LASTING_FAILURES``).
+"""
 MAX_PAUSE_S = 30.0
 """Longest pause after a round that failed."""
 
@@ -65,6 +67,7 @@ class LoopController:
         self.alarms: queue.SimpleQueue[str] = queue.SimpleQueue()
         """Texts of ``service.down`` alerts; any thread may add one, the next round sends it."""
         self._seen = LoopFacts()
+        self._disk.forget_refusal()
 
     def run(self, stop: threading.Event) -> None:
         """Go round until ``stop`` is set; then stop what runs."""
@@ -138,7 +141,8 @@ class LoopController:
         if is_new:
             self._disk.give_order(order)
         if order != self._ordered:
-            self._ordered, self._training.failures = order, 0
+            self._ordered = order
+            self._training.forget_failures()
         if self._training.start("train", *train_arguments(order)):
             origin = f"from model {order.parent_model}" if order.parent_model else "from scratch"
             self._tell(f"training on {f'view {order.view} of ' if order.view else ''}dataset {order.dataset_version} {origin}")
@@ -148,19 +152,20 @@ class LoopController:
         if ended is None or ended[0] == 0:
             return
         self._tell(f"training failed: {self._training.failure(ended[0])}")
-        if not self._can_compute():
+        if not self._can_compute() and ended[0] not in LASTING_FAILURES:
             self._training.failures -= 1  # Ray went away under it: that says nothing about the order
-        if self._training.failures >= MAX_ATTEMPTS and self._ordered is not None:
-            self._give_up(self._ordered)
+        if self._training.has_failed(MAX_ATTEMPTS) and self._ordered is not None:
+            self._give_up(self._ordered, is_refusal=ended[0] == WRONG_USAGE)
 
-    def _give_up(self, order: TrainingOrder) -> None:
-        words = " ".join(train_arguments(order))
-        reason = (
-            f"training on dataset {order.dataset_version} was given up after {MAX_ATTEMPTS} attempts ({tail(self._training.log, 1)}); it waits for "
-            f"other [training] or [model] settings, for {self._settings.loop.min_new_tokens:,} new tokens, or for `headrace train {words}` by hand"
-        )
-        self._disk.give_up(order, reason, datetime.now(UTC))
-        self._ordered, self._training.failures = None, 0
+    def _give_up(self, order: TrainingOrder, *, is_refusal: bool) -> None:
+        said, attempts = tail(self._training.log, 1), counted(self._training.failures, "attempt")
+        ended = f"was refused ({said})" if is_refusal else f"was given up after {attempts} ({said})"
+        change = "until you correct this and restart `headrace up`" if is_refusal else "for other [training] or [model] settings"
+        tokens, words = f"{self._settings.loop.min_new_tokens:,} new tokens", " ".join(train_arguments(order))
+        reason = f"training on dataset {order.dataset_version} {ended}; it waits {change}, for {tokens}, or for `headrace train {words}` by hand"
+        self._disk.give_up(order, reason, datetime.now(UTC), is_refusal=is_refusal)
+        self._ordered = None
+        self._training.forget_failures()
         self._alert("training.given_up", "critical", reason)
 
     def _change_rollout(self, todo: Bootstrap | StartTrial) -> None:
@@ -197,8 +202,10 @@ class LoopController:
         wanted = self._evaluations.wanted(state)
         if wanted is None or self._evaluation.is_running:
             return
-        if self._evaluation.failures >= MAX_EVALUATION_ATTEMPTS:
-            self._abort(state, f"the loss of model {wanted[0]} on dataset {wanted[1]} could not be measured in {MAX_EVALUATION_ATTEMPTS} attempts")
+        if self._evaluation.has_failed(MAX_EVALUATION_ATTEMPTS):
+            attempts = counted(self._evaluation.failures, "attempt")
+            said = tail(self._evaluation.log, 1)
+            self._abort(state, f"the loss of model {wanted[0]} on dataset {wanted[1]} could not be measured in {attempts} ({said})")
             return
         model_version, dataset_version = wanted
         if self._evaluation.start("models", "evaluate", str(model_version), "--dataset", str(dataset_version)):
@@ -222,7 +229,7 @@ class LoopController:
             return policy.abort(state, reason, {}, by_the_loop()) if state is not None and state.number == seen.number else None
 
         state = self._disk.rollouts.transition(change)
-        self._evaluation.failures = 0
+        self._evaluation.forget_failures()
         if state is not None:
             self._changed(state)
 

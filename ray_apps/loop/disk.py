@@ -2,10 +2,11 @@
 
 ``<root>/loop/training.json`` is replaced durably before a training run starts, so that a restarted loop repeats exactly that order
 and the run resumes from its checkpoints, also when newer dataset versions were committed meanwhile. ``<root>/loop/given_up.json`` is the last
-order that failed again and again. Manifests never change, so each is read once; a tick costs three listings of folders, none of which
+order that failed for good. Manifests never change, so each is read once; a tick costs three listings of folders, none of which
 grows with the dataset's log, and two small files.
 """
 
+import contextlib
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pipelines.views.store import parse_label, read_view
 from ray_apps.loop.plan import GivenUp, LoopFacts, TrainingOrder
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
-from schemas.errors import DatasetError
+from schemas.errors import DatasetError, ManifestCorrupt
 from schemas.manifest import DatasetManifest, ModelManifest
 from schemas.settings_drift import DriftSettings
 
@@ -91,7 +92,7 @@ class Disk:
         """Remember an order; it stands until its model is registered."""
         replace_durably(self._order_path, order.model_dump_json(indent=2).encode())
 
-    def give_up(self, order: TrainingOrder, reason: str, now: datetime) -> None:
+    def give_up(self, order: TrainingOrder, reason: str, now: datetime, *, is_refusal: bool) -> None:
         """Remember that an order cannot be carried out as things are."""
         dataset = self.dataset()
         given_up = GivenUp(
@@ -100,8 +101,16 @@ class Disk:
             train_tokens=dataset.totals.num_effective_train_tokens if dataset else 0,
             settings_fingerprint=self._training_fingerprint,
             given_up_at=now,
+            is_refusal=is_refusal,
         )
         replace_durably(self._given_up_path, given_up.model_dump_json(indent=2).encode())
+
+    def forget_refusal(self) -> None:
+        """Called at the start of a loop: what was refused may be put right since, in settings or files that no fingerprint here stands for."""
+        with contextlib.suppress(ManifestCorrupt):  # ``view`` raises it too, in a round of the loop
+            given_up = self.given_up()
+            if given_up is not None and given_up.is_refusal:
+                self._given_up_path.unlink(missing_ok=True)
 
     def given_up(self) -> GivenUp | None:
         """The last order that was given up, unless its model was registered since. Raises ManifestCorrupt."""

@@ -1,7 +1,8 @@
 """The two kinds of child processes that the loop starts, one of each kind at a time: training runs and evaluations.
 
 A job is started only when nothing of its kind runs, is tried again with growing pauses when it fails, and leaves its result on disk:
-a child that is killed at any moment costs time, never a model or a number.
+a child that is killed at any moment costs time, never a model or a number. One whose exit code says that it would fail alike again
+(``LASTING_FAILURES``) is over at its first failure.
 """
 
 import json
@@ -14,6 +15,7 @@ from pipelines.runtime.backoff import pause_s
 from pipelines.runtime.child import Child, tail
 from ray_apps.loop.commands import child_environment, headrace
 from ray_apps.loop.plan import TrainingOrder
+from schemas.errors import LASTING_FAILURES
 from schemas.manifest import Evaluation
 from schemas.settings import Settings
 
@@ -32,6 +34,7 @@ class Job:
         self._not_before = 0.0
         self.failures = 0
         """Failures since the last success."""
+        self._is_lasting = False
 
     @property
     def is_running(self) -> bool:
@@ -54,9 +57,18 @@ class Job:
         self._child.close()
         self._child = None
         self.failures = self.failures + 1 if code else 0
+        self._is_lasting = code in LASTING_FAILURES
         pause = pause_s(2 * self._settings.loop.restart_backoff_s, self.failures, MAX_PAUSE_S) if code else 0.0
         self._not_before = time.monotonic() + pause
         return code, output
+
+    def has_failed(self, attempts: int) -> bool:
+        """Whether it failed this often in a row, or in a way that would come again."""
+        return self._is_lasting or self.failures >= attempts
+
+    def forget_failures(self) -> None:
+        """What is started next has not failed yet."""
+        self.failures, self._is_lasting = 0, False
 
     def stop(self) -> None:
         """End the command now, if one runs; it counts neither as done nor as failed."""

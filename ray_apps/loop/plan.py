@@ -26,7 +26,7 @@ class TrainingOrder(Record):
 
 
 class GivenUp(Record):
-    """An order to train that failed again and again. It is not carried out again while nothing that it depends on has changed."""
+    """An order to train that failed again and again, or was refused. It is not carried out again while nothing that it depends on has changed."""
 
     order: TrainingOrder
     """What was to be trained."""
@@ -38,6 +38,8 @@ class GivenUp(Record):
     """Of the settings that decide a model's weights: with others the same order is another run."""
     given_up_at: AwareDatetime
     """When, UTC."""
+    is_refusal: bool = False
+    """Whether settings or files refused it: a person puts that right, and a loop that is started anew tries it again."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class LoopFacts:
     held: str | None = None
     """Why no training run may be ordered: a dataset version drifted that nobody released, or the view that is asked for is not there."""
     given_up: GivenUp | None = None
-    """The order that failed again and again under the present settings, while its model is not there."""
+    """The order that was given up under the present settings, while its model is not there."""
 
 
 @dataclass(frozen=True)

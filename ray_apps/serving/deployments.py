@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipelines.runtime.roles import node_resources
 from pipelines.runtime.tracing import start_tracing, stop_tracing
 from ray_apps.models.registry import Registry
 from ray_apps.serving.engine.interface import Engine, EngineHealth, Events, GenerationRequest
@@ -111,14 +112,32 @@ def model_application(settings: Settings, version: int) -> Any:
     deployment: Any = serve.deployment(
         ModelReplica,
         name="engine",
-        num_replicas=1,
+        **_replicas(serving),
         max_ongoing_requests=serving.max_concurrent_sequences + serving.max_queued_requests + SPARE_REQUESTS,
         graceful_shutdown_timeout_s=serving.drain_timeout_s,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
-        ray_actor_options={"num_cpus": serving.threads_per_engine, "num_gpus": 1 if serving.use_gpu else 0},
+        ray_actor_options={
+            "num_cpus": serving.threads_per_engine,
+            "num_gpus": 1 if serving.use_gpu else 0,
+            "resources": node_resources(settings.ray.engine_nodes, "ray.engine_nodes"),
+        },
     )
     target = deployment.bind(str(root), version, serving)
     return RunTarget(target=target, name=application_names(settings.root).model(version), route_prefix=None, logging_config=LOGGING)
+
+
+def _replicas(serving: ServingSettings) -> dict[str, Any]:
+    """How many replicas of an engine: a number, or Serve's autoscaling between two."""
+    if serving.min_engine_replicas == serving.max_engine_replicas:
+        return {"num_replicas": serving.min_engine_replicas}
+    scaling = {
+        "min_replicas": serving.min_engine_replicas,
+        "max_replicas": serving.max_engine_replicas,
+        "target_ongoing_requests": serving.target_engine_requests or serving.max_concurrent_sequences,
+        "upscale_delay_s": serving.scale_up_delay_s,
+        "downscale_delay_s": serving.scale_down_delay_s,
+    }
+    return {"autoscaling_config": scaling}
 
 
 def gateway_application(settings: Settings) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.runtime.cluster import ray_session
+from pipelines.runtime.roles import node_resources
 from pipelines.runtime.tracing import Attributes, current_traceparent, span, start_tracing
 from pipelines.storage.durable import check_root, replace_durably
 from ray_apps.models.registry import Registry
@@ -182,7 +183,8 @@ def _trainer(run: TrainingRun, settings: Settings) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     training = settings.training
-    resources = {"CPU": 1, "GPU": 1} if training.use_gpu else {"CPU": training.threads_per_worker}
+    resources: dict[str, float] = {"CPU": 1, "GPU": 1} if training.use_gpu else {"CPU": training.threads_per_worker}
+    resources |= node_resources(settings.ray.training_nodes, "ray.training_nodes")
     return TorchTrainer(
         train_worker,
         train_loop_config={"root": settings.root, "run": run.model_dump_json()},

@@ -96,5 +96,11 @@ def test_commands_without_a_dataset_say_what_to_do(tmp_path: Path) -> None:
         assert "headrace ingest --once" in done.stderr
 
 
+def test_a_model_for_personal_data_that_cannot_be_imported_is_told_before_anything_is_read(ingest: Ingest) -> None:
+    done = ingest.run("--once", "--set", "pii.ner=no_such_module:f")
+    assert done.returncode == 2 and "pii.ner: 'no_such_module:f' cannot be imported" in done.stderr, "though nothing is there to be read"
+    assert ingest.run("--once", "--set", "pii.ner=no_such_module:f", "--set", "pii.ner_action=off").returncode == 0
+
+
 def test_ingest_without_a_mode_is_wrong_usage(tmp_path: Path) -> None:
     assert headrace(tmp_path / "nothing", "ingest").returncode == 2

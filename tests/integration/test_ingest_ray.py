@@ -26,6 +26,7 @@ from pipelines.runtime.cluster import ray_session
 from schemas.errors import OffsetsLost
 from tests.broker_process import BrokerProcess
 from tests.ingest_harness import CHILD_TIMEOUT_S, Ingest, finish, sample_records, state, wait_until, wait_until_stopped
+from tests.processes import command_line, descendants
 
 ON_RAY = {"ingest.runner": "ray"}
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:DeprecationWarning")  # Ray Data, about its own defaults
@@ -115,38 +116,13 @@ def test_ingest_on_ray_survives_a_crash_in_the_middle_of_a_job_and_makes_the_dat
     assert verify(ingest.root).problems == []
 
 
-def descendants(pid: int) -> list[tuple[int, str]]:
-    """Process ids and command lines of everything that the process started."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            parents.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [pid]
-    while waiting:
-        for child in parents.get(waiting.pop(), []):
-            waiting.append(child)
-            found.append((child, _command_line(child)))
-    return found
-
-
-def _command_line(pid: int) -> str:
-    try:
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
 @pytest.mark.slow
 def test_killed_ray_workers_are_made_good(source: Ingest, tmp_path: Path) -> None:
     ingest = on_ray(source, tmp_path / "data")
     child = ingest.start(crash_at="stop@block_taken")
     wait_until_stopped(child)
     # The node itself ends with its agents; what runs tasks and actors are the other processes that carry Ray's title.
-    workers = [pid for pid, command in descendants(child.pid) if command.startswith("ray::") and "Agent" not in command]
+    workers = [pid for pid in descendants(child.pid) if command_line(pid).startswith("ray::") and "Agent" not in command_line(pid)]
     assert workers
     for pid in workers:
         os.kill(pid, signal.SIGKILL)

@@ -219,6 +219,41 @@ def test_a_partition_that_waits_in_the_middle_of_a_fetch_goes_on(stream: Stream,
     assert [(row["partition"], row["offset"]) for row in found.to_pylist()] == [(partition, offset) for partition in range(2) for offset in range(40)]
 
 
+@pytest.mark.parametrize("num_records", [1, 7, 10_000])
+def test_where_blocks_are_cut_follows_from_the_records_and_not_from_when_they_arrive(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, num_records: int
+) -> None:
+    topic = stream.create(num_partitions=3)
+    for partition in range(3):
+        send(stream.settings, topic, [b"%d" % number * (number % 40) for number in range(60)], partition, batch_size=500)
+    parts = [Slice(topic, partition, 0, 60) for partition in range(3)]
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 2_000)
+    alone = [table for part in parts for table in _tables([part], stream, 500)]
+    assert len(alone) > 20
+    assert [table.to_pylist() for table in _tables(parts, stream, num_records)] == [table.to_pylist() for table in alone]
+
+
+def _tables(parts: list[Slice], stream: Stream, num_records: int) -> list[pa.Table]:
+    """What a window gives before small tables are joined, if a poll gives so many records at most."""
+    with open_consumer(stream.settings, max_poll_records=num_records) as consumer:
+        return list(reading._Window(consumer, parts, stream.settings).tables())
+
+
+def test_a_slice_that_ends_without_a_record_is_handed_on_while_others_are_read(stream: Stream) -> None:
+    """A position passes transaction markers in silence; here it is moved by hand."""
+    topic = stream.create(num_partitions=2)
+    for partition in range(2):
+        send(stream.settings, topic, [b"x"] * 60, partition)
+    with open_consumer(stream.settings, max_poll_records=10) as consumer:
+        window = reading._Window(consumer, [Slice(topic, partition, 0, 60) for partition in range(2)], stream.settings)
+        consumer.seek(TopicPartition(topic, 0), 60)
+        tables = window.tables()
+        first = next(tables)
+        assert first["partition"].to_pylist() == [0] * 60 and all(first["is_control"].to_pylist())
+        assert window._reached[TopicPartition(topic, 1)] < 60
+        assert sum(map(len, tables)) == 60
+
+
 def test_of_partitions_that_are_read_no_fetches_are_kept(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     topic = stream.create(num_partitions=12)
     for partition in range(12):

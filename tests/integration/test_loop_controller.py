@@ -210,6 +210,27 @@ def test_an_order_that_fails_again_and_again_is_given_up_with_its_reason_until_t
     newer.controller.close()
 
 
+def test_an_order_that_the_settings_refuse_is_tried_once_and_again_when_the_loop_is_restarted(settings: Settings, events: EventProducer) -> None:
+    root = Path(settings.root)
+    make_dataset(root, num_rows=16)
+    training = settings.training.model_copy(update={"num_workers": 3})  # which 16 rows cannot be shared by
+    wrong = settings.model_copy(update={"loop": settings.loop.model_copy(update={"min_new_tokens": 1}), "training": training})
+    loop = Turning(wrong, events, has_ray=True)
+    loop.until(lambda: any("was refused" in line for line in loop.told), "refusal")
+    for _ in range(3):
+        loop.controller.step(0.0)
+    assert loop.told.count("training on dataset 1 from scratch") == 1
+    (told,) = [line for line in loop.told if "was refused" in line]
+    assert "(16) cannot be shared evenly by training.num_workers (3)" in told and "restart `headrace up`" in told
+    given_up = Disk(root).given_up()
+    assert given_up is not None and given_up.reason == told
+    loop.controller.close()
+
+    restarted = Turning(wrong, events, has_ray=True)
+    restarted.until(lambda: "training on dataset 1 from scratch" in restarted.told, "another try")
+    restarted.controller.close()
+
+
 def alerts(settings: Settings) -> list[AlertFired]:
     with read_events(settings, topic_names(settings).events) as reader:
         deadline = time.monotonic() + 20.0

@@ -27,6 +27,7 @@ from ray_apps.training.files import FAILURE_FILE
 from ray_apps.training.loss_curve import FILE_NAME, read_losses
 from ray_apps.training.run import TrainingRun, is_complete, plan_run
 from schemas.arrow import Split
+from tests.processes import descendants, parents, read_proc
 from tests.training_runs import curve, run_alone, run_together, tiny_dataset, tiny_settings
 
 pytestmark = pytest.mark.timeout(900)  # a minute on two idle cores; deadlines are for busy ones
@@ -60,15 +61,15 @@ class Command:
 
     def workers(self) -> list[int]:
         """Process ids of Ray Train's workers among the descendants."""
-        return [pid for pid in descendants(self.process.pid) if b"RayTrainWorker" in read(pid, "cmdline")]
+        return [pid for pid in descendants(self.process.pid) if b"RayTrainWorker" in read_proc(pid, "cmdline")]
 
     def raylets(self) -> list[int]:
         """Process ids of Ray's node."""
-        return [pid for pid in descendants(self.process.pid) if b"raylet/raylet" in read(pid, "cmdline").split(b"\0")[0]]
+        return [pid for pid in descendants(self.process.pid) if b"raylet/raylet" in read_proc(pid, "cmdline").split(b"\0")[0]]
 
     def stopped_workers(self) -> list[int]:
         """Those of them that are suspended at the crash point; Ray's workers inherit it from the command."""
-        return [pid for pid in self.workers() if read(pid, "stat").rpartition(b")")[2].split()[:1] == [b"T"]]
+        return [pid for pid in self.workers() if read_proc(pid, "stat").rpartition(b")")[2].split()[:1] == [b"T"]]
 
     def finish(self, timeout_s: float = 240.0) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
@@ -83,33 +84,6 @@ class Command:
         """SIGKILL the command; Ray's processes notice."""
         self.process.kill()
         self.process.communicate()
-
-
-def read(pid: int, name: str) -> bytes:
-    """A file of /proc; empty for a process that is gone."""
-    try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
-
-
-def parents() -> dict[int, int]:
-    """Process id -> parent's id, of all processes that are no zombies."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            state, parent, *_ = read(int(entry.name), "stat").rpartition(b")")[2].split() or [b"Z", b"0"]
-            if state != b"Z":
-                found[int(entry.name)] = int(parent)
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    """Children, their children, and so on."""
-    parent_of, found = parents(), {pid}
-    while more := {child for child, parent in parent_of.items() if parent in found} - found:
-        found |= more
-    return sorted(found - {pid})
 
 
 def all_gone(pids: list[int]) -> bool:

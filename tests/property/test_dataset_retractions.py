@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.retractions.masks import read_masks, retracted_ordinals
 from pipelines.dataset.retractions.retractions import Retractions
-from pipelines.dataset.writer import VersionPlan, build_manifest, publish, write_version
+from pipelines.dataset.writer import ResolvedBlock, VersionPlan, build_manifest, publish, write_version
 from pipelines.dedup.resolve import RESOLUTION
 from schemas.arrow import SEGMENT, Outcome, prepared
 from schemas.manifest import OffsetRange
@@ -137,7 +137,7 @@ def commit(root: Path, version: list[list[Item]], cut: int, state: Retractions, 
         for start in range(0, len(records), cut)
     ]
     state.open(dataset)
-    resolved = ((admitted, state.resolve(admitted, index)) for admitted in map(state.admit, blocks))
+    resolved = (ResolvedBlock(admitted, state.resolve(admitted, index)) for admitted in map(state.admit, blocks))
     files = write_version(root, plan, values, resolved, SEGMENT.empty_table, state.masks)
     publish(root, build_manifest(plan, files, values, parent=dataset.manifest if dataset else None, now=clock()))
     state.committed(number)
@@ -174,6 +174,23 @@ def test_a_republished_document_retracted_from_a_later_partition_is_logged(tmp_p
     caplog.clear()
     commit(tmp_path, [[Item("document", "same", 0, 6)], []], 4, state, index)
     assert Dataset(tmp_path).manifest.outcomes[Outcome.KEPT] == 1 and "so they count as new: 1 document: 'same'" in caplog.text
+
+
+def test_a_document_that_an_earlier_version_republished_and_a_later_partition_retracts_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, index = Retractions(), ExactIndex()
+    names = ("same", "other", "before", "mine", "again")
+    commit(tmp_path, [[Item("document", name, text, 0) for text, name in enumerate(names)], []], 4, state, index)
+    republished = [("same", 0, 5), ("other", 7, 5), ("before", 2, 4), ("again", 8, 5)]
+    own = [Item("document", "mine", 3, 5)]
+    commit(tmp_path, [[Item("document", name, text, at) for name, text, at in republished], own], 4, state, index)
+    commit(tmp_path, [[Item("document", "unrelated", 9, 9)], []], 4, state, index)
+    assert "retracted although" not in caplog.text
+    last = [*(Item("retraction", name, 0, 4) for name in names), Item("document", "again", 3, 6)]
+    commit(tmp_path, [[], last], 4, Retractions(), index)
+    (message,) = [record.getMessage() for record in caplog.records if "retracted although" in record.getMessage()]
+    assert "were read before the retraction, in another partition: 2 documents: 'same', 'other'; publish them once more" in message
 
 
 AGAIN = [Item("document", "a", 0, 0), Item("retraction", "a", 0, 0), Item("document", "a", 1, 0), Item("retraction", "a", 0, 0)]

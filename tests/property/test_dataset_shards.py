@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.dataset.shards import ShardWriter, Spans, joined, open_shard, pack, read_batch, shard_sha256, with_end_of_text
+from pipelines.dataset.packing import Spans
+from pipelines.dataset.shards import ShardWriter, joined, open_shard, pack, read_batch, shard_sha256, with_end_of_text
 from schemas.arrow import Split, token_type
 from schemas.manifest import ShardEntry
 from tests.factories import EOS, PAD, tokenizer_ref

@@ -14,6 +14,7 @@ from pipelines.dataset import checkpoints
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
 from pipelines.ingest import dead_rows
 from pipelines.ingest.announcer import group_id
+from pipelines.ingest.decisive import only_dead
 from pipelines.ingest.following import Follower, ingest_follow
 from pipelines.ingest.progress import Progress
 from pipelines.ingest.stream import Stream
@@ -253,7 +254,7 @@ def test_dead_rows_of_many_blocks_are_published_each_once_however_many_blocks_ma
     monkeypatch.setattr(dead_rows, "WINDOW_BYTES", int(1.5 * blocks[0].nbytes))  # two blocks, two blocks, and one that is left
     with dead_rows.DeadRows(ingest.root.parent) as dead:
         for block in blocks:
-            dead.put(block)
+            dead.put(only_dead(block))
         dead.publish(ingest.settings)
     expected = [offset for block in blocks for offset in block["offset"].to_pylist()[:-1]]
     assert sorted(int(key.rpartition(b"/")[2]) for key in letters(ingest, len(expected))) == expected

@@ -126,6 +126,8 @@ def test_a_wrong_number_is_answered_with_what_would_be_right(capsys: pytest.Capt
         (("datasets", "show", "abc"), "'abc' is not a whole number of 1 or more"),
         (("datasets", "list", "--last", "0"), "'0' is not a whole number of 1 or more"),
         (("train", "--dataset", "x"), "'x' is not a whole number of 1 or more"),
+        (("deadletter", "show", "documents/7"), "'documents/7' is not topic/partition/offset"),
+        (("deadletter", "replay", "t/0/1", "t/0/x"), "'t/0/x' is not topic/partition/offset"),
         (("rollout", "set", "--champion", "1", "--share", "half"), "'half' is not a number"),
     ],
 )
@@ -152,7 +154,11 @@ def test_settings_shows_what_is_changed_and_no_secret(capsys: pytest.CaptureFixt
     [
         (("produce",), "give either paths"),
         (("produce", "--part", "1/2", "x"), "--part goes with --sample"),
+        (("produce", "nowhere.txt"), "nothing to publish: nowhere.txt: there is no such file or folder"),
+        (("produce", "nowhere.txt", __file__), "test_cli_help.py: files like this cannot be read"),
+        (("produce", "-", "--blobs", __file__), "test_cli_help.py is not a folder"),
         (("ingest", "--accept-loss", "0@5"), "--accept-loss and --reason go together"),
+        (("ingest", "--accept-loss", "1@7", "0@5", "0@6", "--reason", "why"), "names partition 0 twice"),
         (("ingest", "--once", "--reason", "why"), "--accept-loss and --reason go together"),
         (("deadletter", "replay"), "name the positions to replay"),
         (("deadletter", "replay", "t/0/1", "--edit", "nowhere"), "cannot read nowhere"),

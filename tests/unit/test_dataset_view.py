@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
-from pipelines.dataset.writer import VersionPlan, publish, write_version
+from pipelines.dataset.writer import ResolvedBlock, VersionPlan, publish, write_version
 from pipelines.storage.durable import sha256_file
 from schemas.arrow import SEGMENT, Outcome, Split
 from schemas.errors import CommitConflict, DatasetNotFound, ManifestCorrupt
@@ -85,7 +85,7 @@ def test_blocks_are_written_down_as_they_come_each_once(tmp_path: Path, monkeypa
     blocks = [prepared_block([make_tokens(rng, 9, 300)] * 3, [Split.TRAIN] * 3, vocab_size=300, first_offset=first) for first in (0, 3, 6)]
     plan = VersionPlan(1, "0" * 12, {}, {}, tokenizer_ref(300))
     settings = text_settings(tmp_path)
-    files = write_version(tmp_path, plan, settings, [(block, no_duplicates(3)) for block in blocks], SEGMENT.empty_table, no_masks)
+    files = write_version(tmp_path, plan, settings, [ResolvedBlock(block, no_duplicates(3)) for block in blocks], SEGMENT.empty_table, no_masks)
     written = pq.ParquetFile(tmp_path / files.documents[0].path)
     assert [written.metadata.row_group(number).num_rows for number in range(written.num_row_groups)] == [6, 3]
     assert written.read()["offset"].to_pylist() == list(range(9))

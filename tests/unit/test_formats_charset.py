@@ -44,6 +44,24 @@ def test_damage_behind_a_byte_order_mark_costs_its_characters_only() -> None:
     assert decode_text(data, None) == "\ufffd" + CHINESE * 5
 
 
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("stray", [b"\n", b"\r\n", b"\0", b"\0\0", b"abc", b"\xff", b"\0\0\0\0"])
+@pytest.mark.parametrize(
+    "text", ["The miller opened the gate of the headrace, and the wheel turned.", "Мельник открыл ворота, и вода повернула колесо."]
+)
+def test_bytes_behind_utf16_and_utf32_leave_no_nulls_in_the_text(text: str, stray: bytes, order: str) -> None:
+    read = decode_text(text.encode(order) + stray, None)
+    assert read.startswith(text) and "\0" not in read and len(read) <= len(text) + 2
+
+
+@pytest.mark.parametrize(
+    "data", ["The mill".encode("utf-32-le") + b"\n", "Hello world".encode("utf-16-le") + b"\n", b"\0" * 50, bytes(range(32)) * 9]
+)
+def test_what_is_full_of_nulls_and_is_not_decoded_is_a_dead_letter(data: bytes) -> None:
+    with pytest.raises(EnvelopeError, match="control characters, as in binary data"):
+        decode_text(data, None, 0.0)
+
+
 def test_utf8_with_nulls_is_not_taken_for_utf16() -> None:
     for text in ("abcd\0efgh\0", CHINESE + "\0\0", "a\0\n"):
         assert decode_text(text.encode(), None) == text

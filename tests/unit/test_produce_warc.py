@@ -197,6 +197,48 @@ def test_a_body_is_read_whether_it_is_in_chunks_or_only_said_to_be(tmp_path: Pat
     assert all(isinstance(finding, Failed) and "is cut off" in finding.error for finding in findings[5:]), "half a chunk is no page"
 
 
+def chunked(*parts: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+PAGE = b"<html><body><p>The old mill stands by the river, and its wheel has turned for three hundred years.</p></body></html>"
+CHUNKED = "Content-Type: text/html\r\nTransfer-Encoding: chunked"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"BEEF\r\n" + PAGE,  # the chunk would go on behind the end, but the page is whole
+        b"cafe\r\n<div><p>one</p></div>\n<p>two</p>\n",
+        b"20240131\r\nA page without an end",  # no chunk is that large
+        b"0\r\n" + PAGE,
+        b"a\r\n<p>one</p>\r\n" + PAGE,  # a line ends where the chunk would, and no other begins there
+        b"10\r\n" + PAGE,
+    ],
+)
+def test_a_plain_page_whose_first_line_is_a_hex_number_is_read_as_it_is(tmp_path: Path, body: bytes) -> None:
+    (finding,) = read(tmp_path / "crawl.warc", record(0, body, headers=CHUNKED))
+    assert isinstance(finding, Found), finding
+    assert finding.document.text == body.decode()
+
+
+def test_a_body_in_chunks_that_is_cut_off_is_a_failure_or_ends_behind_a_chunk(tmp_path: Path) -> None:
+    whole = chunked(PAGE, PAGE)
+    findings = read(tmp_path / "crawl.warc", b"".join(record(n, whole[:n], headers=CHUNKED) for n in range(5, len(whole))))
+    assert len(findings) == len(whole) - 5
+    for num_bytes, finding in enumerate(findings, start=5):
+        behind = [number for number in (1, 2) if 0 <= num_bytes - (len(chunked(*[PAGE] * number)) - 7) <= 4 + number]
+        if isinstance(finding, Found):
+            assert finding.document.text.encode() == PAGE * behind[0]
+        else:
+            assert isinstance(finding, Failed) and "is cut off" in finding.error and not behind
+
+
+def test_chunks_that_are_damaged_behind_the_second_are_a_failure(tmp_path: Path) -> None:
+    (finding,) = read(tmp_path / "crawl.warc", record(0, chunked(PAGE, PAGE)[:-5] + b"no chunk\r\n", headers=CHUNKED))
+    assert isinstance(finding, Failed) and "is damaged: no chunk begins at its byte" in finding.error
+
+
 def test_media_types_ignore_case_and_what_has_none_is_a_page_if_it_begins_as_one(tmp_path: Path) -> None:
     page = "<!DOCTYPE html><title>引水渠</title><p>水从山上流下来"
     headers = [

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,22 @@ def test_one_setting_says_how_long_everything_that_is_stopped_may_finish_its_ans
     assert {one.target._bound_deployment._deployment_config.graceful_shutdown_timeout_s for one in applications} == {77.0}
     stops = {service.name: service.stop_timeout_s for service in build_stack(settings).services}
     assert stops["serve"] - stops["ingest"] == 77.0, "the supervisor waits for the answers too"
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # Ray Serve's own models, when it is imported
+def test_engines_have_a_number_of_replicas_or_are_scaled_between_two_by_the_requests_that_fill_one(tmp_path: Path) -> None:
+    make_model(tmp_path, version=1)
+
+    def deployment(**values: Any) -> Any:
+        serving = ServingSettings(max_concurrent_sequences=4, **values)
+        return model_application(Settings(root=str(tmp_path), serving=serving), 1).target._bound_deployment._deployment_config
+
+    fixed = deployment(min_engine_replicas=2, max_engine_replicas=2)
+    assert (fixed.num_replicas, fixed.autoscaling_config) == (2, None)
+    scaled = deployment(max_engine_replicas=3, scale_up_delay_s=1.0, scale_down_delay_s=2.0).autoscaling_config
+    assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (1, 3, 4)
+    assert (scaled.upscale_delay_s, scaled.downscale_delay_s) == (1.0, 2.0)
+    assert deployment(max_engine_replicas=3, target_engine_requests=1.5).autoscaling_config.target_ongoing_requests == 1.5
 
 
 @pytest.mark.parametrize(("host", "url"), [("::1", "http://[::1]:1"), ("127.0.0.1", "http://127.0.0.1:1"), ("localhost", "http://localhost:1")])

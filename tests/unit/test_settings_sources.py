@@ -85,6 +85,12 @@ def test_unknown_environment_variables_and_flags_name_the_nearest_known_one() ->
         ("kafka = 3\n", "kafka: Input should be"),
         ('root = "s3://bucket"\n', "root is 's3://bucket'; it must be a folder"),
         ('[serving]\nhost = "0.0.0.0"\n', "reachable from other machines; set serving.api_keys"),
+        ("[serving]\nmin_engine_replicas = 3\n", "max_engine_replicas is 1, and min_engine_replicas 3; raise it"),
+        (
+            '[ray]\ntraining_nodes = "gpu"\n',
+            "ray.training_nodes names a resource of a cluster's nodes, and ray.address is 'local'; set",
+        ),
+        ('[ray]\naddress = "auto"\nengine_nodes = "two words"\n', "ray.engine_nodes: String should match pattern"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line_that_names_it(toml: str, words: str) -> None:

@@ -23,8 +23,8 @@ from schemas.manifest import DatasetManifest, FileEntry
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-FindMasks = Callable[[Path], pa.Table]
-"""Finished documents file of a version -> its rows of MASKS."""
+FindMasks = Callable[[Sequence[Path]], pa.Table]
+"""Finished files of a version's audit trail -> its rows of MASKS."""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ What a retraction of id X does, be it a null value or an event:
 - a document with id X that comes after it in the same partition enters anew: there the order is that of the producer;
 - a document with id X that comes after it in another partition was not necessarily written after it. It enters if its Kafka timestamp
   is later than the retraction's; else it is rejected under the rule ``retracted``. A missing timestamp counts as not later;
-- a document with id X that was published after the retraction, but stands in a partition with a lower number of the same version, is retracted
-  too: it comes before the retraction in commit order. Ingest logs a warning; publish it again. Records that are keyed by document id avoid this
-  while the number of partitions stays the same.
+- a document with id X that was published after the retraction, but was read before it (by an earlier version, or by the same one from a partition
+  with a lower number), is retracted too: it comes before the retraction in commit order. Ingest logs a warning; publish it again. Records that are
+  keyed by document id avoid this while the number of partitions stays the same.
 
 Apart from that case a retraction acts on what was published before it, and whoever publishes the id again later brings it back. Ingest warns of
 that, and ``headrace trace`` says it.
@@ -28,6 +28,7 @@ document, a reading of the trail of that document's version, one version at a ti
 
 import itertools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -146,12 +147,12 @@ class Retractions:
                 done += 1
         return pa.concat_tables([*verdicts, self._run(rows.slice(done), index)])
 
-    def masks(self, documents: Path) -> pa.Table:
-        """Rows of MASKS for what this version's retractions took out; ``documents`` is its finished audit trail."""
+    def masks(self, trail: Sequence[Path]) -> pa.Table:
+        """Rows of MASKS for what this version's retractions took out; ``trail`` is its finished audit trail."""
         if not self._new:
             return MASKS.empty_table()
-        _warn_of_retracted_copies(retracted_despite_republication(documents, {out.doc_id for out in self._new}))
-        spans = self._rows_of(np.array(sorted(out.ordinal for out in self._new), dtype=np.int64), _SPAN, documents)
+        _warn_of_retracted_copies(retracted_despite_republication(trail, {out.doc_id for out in self._new}, self._dataset))
+        spans = self._rows_of(np.array(sorted(out.ordinal for out in self._new), dtype=np.int64), _SPAN, trail)
         rows = pl.DataFrame(self._new, schema=_Out._fields, orient="row").join(spans, on="ordinal", how="left", maintain_order="left", validate="1:1")
         return rows.select(MASKS.names).to_arrow().cast(MASKS)
 
@@ -182,22 +183,21 @@ class Retractions:
                 self._new.append(out)
         assert not waiting
 
-    def _rows_of(self, ordinals: Ordinals, columns: list[str], documents: Path | None = None) -> pl.DataFrame:
+    def _rows_of(self, ordinals: Ordinals, columns: list[str], trail: Sequence[Path] = ()) -> pl.DataFrame:
         """Columns of the kept documents with these ordinals, of which there is one, ascending, with ``ordinal`` and ``version``."""
         version_of = np.searchsorted(self._firsts, ordinals, side="right")
         frames = []
         for version in np.unique(version_of).tolist():
             chosen = ordinals[version_of == version]
-            rows: pl.DataFrame = self._kept_rows(version, columns, documents)[chosen - self._firsts[version - 1]]
+            rows: pl.DataFrame = self._kept_rows(version, columns, trail)[chosen - self._firsts[version - 1]]
             frames.append(rows.with_columns(ordinal=pl.Series(chosen), version=pl.lit(version, pl.Int64)))
         return pl.concat(frames)
 
-    def _kept_rows(self, version: int, columns: list[str], documents: Path | None) -> pl.DataFrame:
+    def _kept_rows(self, version: int, columns: list[str], trail: Sequence[Path]) -> pl.DataFrame:
         if self._dataset is not None and version <= self._dataset.version:
             manifest = self._dataset.read(version)
             return read_kept([self._dataset.root / entry.path for entry in manifest.documents], columns)
-        assert documents is not None
-        return read_kept([documents], columns)
+        return read_kept(trail, columns)
 
 
 def _cut_behind_retractions(block: pa.Table) -> list[pa.Table]:
@@ -221,7 +221,7 @@ def _warn_of_returning(doc_ids: list[str]) -> None:
 def _warn_of_retracted_copies(doc_ids: list[str]) -> None:
     if doc_ids:
         _log.warning(
-            "retracted although published again later, because this version read them before the retraction, in another partition: %s: %s; "
+            "retracted although published again later, because they were read before the retraction, in another partition: %s: %s; "
             "publish them once more, and key records by document id to keep their order",
             counted(len(doc_ids), "document"),
             _shown(doc_ids),

@@ -1,10 +1,11 @@
 """Retractions that have been seen, for documents that come after them from another partition: were they published before?
 
 The rule stands in dataset/retractions/retractions.py. Cost: about 70 bytes per retraction, and one binary search per candidate once there are some;
-opening reads the audit trail of the versions that hold retractions.
+opening reads the audit trail of the versions that hold retractions; a version that takes documents out reads that of the few versions that were
+committed since the retractions were published.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ from schemas.arrow import Outcome
 
 RULE = "retracted"
 _COLUMNS = ["doc_id", "topic", "partition", "timestamp_ms"]
+MAX_READ_SINCE = 64
+MAX_SKEW_MS = 600_000
+"""By how much the clock of a producer may be ahead of ours."""
 _NEVER_EARLIER, _NEVER_LATER = 2**62, -(2**62)
 """What missing timestamps count as, of a retraction and of a document: the safe side."""
 
@@ -85,19 +89,40 @@ class Tombstones:
         self._hashes = np.sort(np.concatenate([self._hashes, hash_ids(rows["doc_id"].to_arrow())]))
 
 
-def retracted_despite_republication(documents: Path, doc_ids: Collection[str]) -> list[str]:
-    """Those ids whose last copy in a version's audit trail (kept, or a duplicate of the same id) has a later timestamp than a retraction that
-    comes after it in commit order, in another partition.
+def retracted_despite_republication(trail: Sequence[Path], doc_ids: Collection[str], dataset: Dataset | None) -> list[str]:
+    """Those ids whose last copy (kept, or a duplicate of the same id) has a later timestamp than a retraction that comes after it in commit order,
+    in another partition. The retractions are those of the version whose audit trail this is; the copies are of it or of versions before it, as far
+    as ``_read_since`` goes back.
     """
-    columns = [*_COLUMNS, "outcome", "reason", "duplicate_of"]
-    rows = scan_trail([documents]).with_row_index().filter(pl.col("doc_id").is_in(list(doc_ids))).select("index", *columns).collect()
+    rows = _rows_of(trail, doc_ids)
+    is_retraction = (pl.col("outcome") == Outcome.RETRACTED) & pl.col("reason").is_null()
+    first_ms = rows.filter(is_retraction)["timestamp_ms"].min()
+    earlier = _read_since(dataset, first_ms) if dataset is not None and isinstance(first_ms, int) else []
+    rows = pl.concat([_rows_of(earlier, doc_ids), rows.with_columns(is_new=True)], how="diagonal").with_row_index()
     is_copy = (pl.col("outcome") == Outcome.KEPT) | ((pl.col("outcome") == Outcome.DUPLICATE) & (pl.col("duplicate_of") == pl.col("doc_id")))
     copies = rows.filter(is_copy).unique("doc_id", keep="last", maintain_order=True)
-    retractions = rows.filter((pl.col("outcome") == Outcome.RETRACTED) & pl.col("reason").is_null())
-    pairs = copies.join(retractions, on="doc_id", suffix="_retraction", maintain_order="left")
+    pairs = copies.join(rows.filter(is_retraction & pl.col("is_new")), on="doc_id", suffix="_retraction", maintain_order="left")
     is_before = (pl.col("index") < pl.col("index_retraction")) & (pl.col("partition") != pl.col("partition_retraction"))
     found = pairs.filter(is_before & (pl.col("timestamp_ms") > pl.col("timestamp_ms_retraction")))
     return found["doc_id"].unique(maintain_order=True).to_list()
+
+
+def _rows_of(paths: Sequence[Path], doc_ids: Collection[str]) -> pl.DataFrame:
+    columns = [*_COLUMNS, "outcome", "reason", "duplicate_of"]
+    return scan_trail(paths).filter(pl.col("doc_id").is_in(list(doc_ids))).select(columns).collect()
+
+
+def _read_since(dataset: Dataset, timestamp_ms: int) -> list[Path]:
+    """Audit trail of the versions that may hold records with a later timestamp: those that were committed after it, MAX_READ_SINCE at most. They are
+    few, as a retraction is read soon after it was published.
+    """
+    paths: list[Path] = []
+    for version in range(dataset.version, max(0, dataset.version - MAX_READ_SINCE), -1):
+        manifest = dataset.read(version)
+        if manifest.created_at.timestamp() * 1000 + MAX_SKEW_MS < timestamp_ms:
+            break
+        paths[:0] = [dataset.root / entry.path for entry in manifest.documents]
+    return paths
 
 
 def _frame(block: pa.Table) -> pl.DataFrame:

@@ -77,7 +77,8 @@ class Quarantine:
     def _start(self) -> "subprocess.Popen[bytes]":
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         command = [sys.executable, "-P", "-m", "pipelines.ingest.isolation.quarantine"]
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        # A session of its own: a terminal sends Ctrl-C, and SIGHUP when it is closed, to all of a session, and here the parent decides.
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
         assert child.stdin is not None
         _send(child.stdin, _ROWS, self._step)
         self._child = child
@@ -196,7 +197,6 @@ def serve() -> None:
     """The child: a step, then blocks, until the parent closes the pipe. What libraries print goes to standard error."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to both; the parent decides
     step: Step = pickle.loads(_receive(requests)[1])  # noqa: S301 (from the process that started this one)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:

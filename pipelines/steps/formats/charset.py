@@ -1,9 +1,9 @@
 """Bytes -> text, in whatever character set they are.
 
-Asked in this order: a byte order mark; UTF-16 and UTF-32 told by their nulls; escape sequences of ISO-2022; UTF-8 if the bytes are that,
-whatever was declared (other sets hardly ever are, by chance); UTF-8 with some damage; then what the producer declared, what the page says in its
-first kilobyte, and a detector (resiliparse's, a Rust uchardet; Windows-1252 for what is mostly ASCII and unknown to it). Of these the first whose
-text makes sense counts, else the one that makes most sense (plausible.py).
+Asked in this order: a byte order mark; UTF-16 and UTF-32 told by their nulls (what is full of nulls and is neither, is no text); escape sequences
+of ISO-2022; UTF-8 if the bytes are that, whatever was declared (other sets hardly ever are, by chance); UTF-8 with some damage; then what the
+producer declared, what the page says in its first kilobyte, and a detector (resiliparse's, a Rust uchardet; Windows-1252 for what is mostly ASCII
+and unknown to it). Of these the first whose text makes sense counts, else the one that makes most sense (plausible.py).
 
 Invariant: an answer holds at most the allowed share of U+FFFD for bytes that are in no set, and is not nonsense; where no set gives that,
 EnvelopeError. Names are read as browsers do: GBK means GB18030, Latin-1 means Windows-1252 (https://encoding.spec.whatwg.org/#names-and-labels).
@@ -88,7 +88,9 @@ def decode_text(data: bytes | memoryview, declared: str | None, max_damage: floa
     named = codec(declared)
     certain = _wide(data) or _escaped(data, named)
     if certain and (text := _repaired(data, certain, max_damage)) is not None:
-        return text
+        return text.rstrip("\0")
+    if _is_binary(data):
+        _refuse(data, named or "utf-8", "a quarter of it and more is control characters, as in binary data")
     if (text := _decoded(data, "utf-8")) is not None:
         return text
     if _is_damaged_utf8(data):
@@ -126,16 +128,20 @@ def codec(name: str | None) -> str | None:
 def _wide(data: bytes) -> str | None:
     """UTF-16 or UTF-32 without a byte order mark, which is told by its nulls and by what it says; the detector does not know them.
 
-    English and Russian in UTF-16 are UTF-8 too: every second byte is a control character.
+    English and Russian in UTF-16 are UTF-8 too: every second byte is a control character. What is so full of them may end within a character.
     """
-    sample = data[:_UTF16_SAMPLE]
-    if 0 not in sample or len(data) % 2:
+    if 0 not in data[:_UTF16_SAMPLE]:
         return None
-    num_controls = len(sample) - len(sample.translate(None, _CONTROLS))
-    if num_controls < len(sample) / 4 and _decoded(data, "utf-8") is not None:
+    if not _is_binary(data) and (len(data) % 2 or _decoded(data, "utf-8") is not None):
         return None
-    share, name = max((_usual(sample, name), name) for name in (_WIDE if len(data) % 4 == 0 else _WIDE[:2]))
+    share, name = max((_usual(data, name), name) for name in _WIDE)
     return name if share >= _MIN_USUAL else None
+
+
+def _is_binary(data: bytes) -> bool:
+    """Whether the bytes hold nulls, and so many control characters that they are UTF-16, UTF-32 or no text, though they may be valid UTF-8."""
+    sample = data[:_UTF16_SAMPLE]
+    return sample.count(0) > 1 and len(sample.translate(None, _CONTROLS)) <= len(sample) * 3 / 4
 
 
 def _escaped(data: bytes, named: str | None) -> str | None:
@@ -147,9 +153,10 @@ def _escaped(data: bytes, named: str | None) -> str | None:
 
 
 def _usual(data: bytes, name: str) -> float:
-    """The share of the characters that texts are made of, if the data is in this set."""
-    text = data[:_UTF16_SAMPLE].decode(name, "replace")
-    return 1 - len(_USUAL.sub("", text)) / max(1, len(text))
+    """The share of the characters that texts are made of, if the data is in this set; what ends within a character counts without it."""
+    width = 4 if "32" in name else 2
+    text = data[: min(len(data) // width * width, _UTF16_SAMPLE)].decode(name, "replace").rstrip("\0")
+    return 1 - len(_USUAL.sub("", text)) / len(text) if text else 0.0
 
 
 def _without_meaning(data: bytes, name: str) -> float:

@@ -4,7 +4,7 @@ The function takes a list of texts and returns for each a list of ``(start, end,
 ``person``. It is configuration, like the rest of the settings file: the module is imported and runs with the rights of the worker. Nothing
 that comes with a document is ever imported. It must answer the same for the same texts, or a replayed batch is not the same batch.
 
-A module that cannot be imported is a SettingsError before anything is read (``load_ner`` at start); a function that raises or answers
+A module that cannot be imported is a SettingsError before anything is read (``check_ner``); a function that raises or answers
 wrongly raises HookFailed, which stops the batch before it is committed: no document slips through unseen, and none is lost.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.steps.pii.patterns import Match
 from schemas.errors import HookFailed, SettingsError
+from schemas.settings_pii import PiiSettings
 
 Ner = Callable[[list[str]], Sequence[Sequence[tuple[int, int, str]]]]
 
@@ -34,6 +35,17 @@ def load_ner(name: str) -> Ner:
     if not callable(found):
         raise SettingsError(f"pii.ner: {name!r} is a {type(found).__name__}, not a function")
     return found  # type: ignore[no-any-return]
+
+
+def check_ner(settings: PiiSettings) -> None:
+    """Raise SettingsError if the settings name a model that cannot be imported."""
+    if has_ner(settings):
+        load_ner(settings.ner)
+
+
+def has_ner(settings: PiiSettings) -> bool:
+    """Whether the operator's model is asked."""
+    return bool(settings.ner) and settings.ner_action != "off"
 
 
 def run_ner(name: str, texts: list[str]) -> list[list[Match]]:

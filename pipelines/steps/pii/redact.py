@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.steps.pii.ner import run_ner
+from pipelines.steps.pii.ner import has_ner, run_ner
 from pipelines.steps.pii.patterns import PRIORITY, Match, find, finders
 from pipelines.steps.pii.windows import Windows, find_windows
 from pipelines.text.buffers import Utf8, large_strings, utf8_views
@@ -87,7 +87,7 @@ def _action(match: Match, settings: PiiSettings) -> PiiAction:
 
 def _from_model(texts: pa.Array, settings: PiiSettings) -> _Matches:
     """What the operator's model finds. A type of ours is under our own setting of that name."""
-    if not settings.ner or settings.ner_action == "off" or not len(texts):
+    if not has_ner(settings) or not len(texts):
         return {}
     found = enumerate(run_ner(settings.ner, texts.to_pylist()))
     return {row: [match for match in matches if _action(match, settings) != "off"] for row, matches in found if matches}
