@@ -35,6 +35,7 @@ ALLOWED = {
     "pipelines/runtime/child.py": ("mkdir open stat", HOST_ONLY),
     "pipelines/runtime/locks.py": ("open", HOST_ONLY),
     "pipelines/runtime/ports.py": ("read_text", "/proc"),
+    "pipelines/runtime/stopping.py": ("open", "the null device"),
     "pipelines/semantic/embed.py": ("is_file read_bytes", NAMED),
     "pipelines/semantic/store.py": ("memory_map", FETCHED),
     "pipelines/steps/fasttext.py": ("read_bytes", NAMED),
@@ -48,6 +49,7 @@ ALLOWED = {
     "ops/cli/dataset_views.py": ("read_text", NAMED),
     "ops/cli/deadletter.py": ("open read_bytes", NAMED),
     "ops/cli/main.py": ("exists is_dir is_file open read_text", NAMED + "; and whether a root that is no URL is a folder"),
+    "ops/cli/produce.py": ("exists is_dir", NAMED),
     "ops/cli/tokenizer.py": ("is_dir is_file read_bytes write_bytes", NAMED),
 }
 ALLOWED_ROOMS = {
