@@ -28,7 +28,7 @@ def check_url(root: str) -> None:
     if parts.scheme not in SCHEMES:
         raise ValueError(f"root is {root!r}; it must be a folder, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX")
     segments = parts.path.strip("/").split("/") if parts.path.strip("/") else []
-    if not parts.netloc or any(segment in ("", ".", "..") for segment in segments) or quote(root) != root:
+    if not parts.netloc or any(segment in ("", ".", "..") for segment in segments) or quote(root, safe=":/") != root:
         raise ValueError(f"root is {root!r}; write s3://BUCKET/PREFIX in letters, digits, '-', '_' and '.', without '..'")
     if len(quote(root, safe="")) > MAX_NAME_BYTES:
         raise ValueError(f"root is {root!r}; the URL is too long, use a shorter prefix")
