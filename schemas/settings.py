@@ -252,6 +252,8 @@ class RaySettings(Section):
     """Shared memory of a local Ray."""
     dashboard_port: int = Field(8265, ge=0, le=65_535)
     """Port of the dashboard of a local Ray, or the next free one if it is taken; 0: no dashboard."""
+    dashboard_host: str = "127.0.0.1"
+    """Address on which the dashboard of the Ray that ``up`` starts listens. It asks for Ray's token. In a container: ``0.0.0.0``."""
     ingest_nodes: str = Field("", pattern=_RESOURCE)
     """On a cluster with several kinds of nodes: name of a custom resource, and only nodes that have it run ingest's tasks. Empty: any node."""
     training_nodes: str = Field("", pattern=_RESOURCE)
@@ -276,7 +278,9 @@ class TelemetrySettings(Section):
     openlineage_url: str = Field("", pattern=r"^(https?://\S+)?$")
     """Receiver of OpenLineage run events, for example ``http://localhost:5000/api/v1/lineage``; empty: they are only written under the root."""
     metrics_port: int = Field(0, ge=0, le=65_535)
-    """Loopback port on which ``ingest`` serves /metrics for Prometheus, /health and /ready; 0 serves nothing."""
+    """Port on which ``ingest`` serves /metrics for Prometheus, /health and /ready; 0 serves nothing."""
+    metrics_host: str = "127.0.0.1"
+    """Address of that port. Whoever reaches it may read, without a key. In a pod whose Prometheus runs elsewhere: ``0.0.0.0``."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe log line that is written."""
 

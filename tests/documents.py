@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
-NAMES = ("use", "guarantees", "performance", "settings", "kafka", "cluster")
+NAMES = ("use", "guarantees", "performance", "settings", "kafka", "cluster", "kubernetes")
 PAIRS = (("README.md", "README.zh-CN.md"), *((f"docs/{name}.md", f"docs/zh-CN/{name}.md") for name in NAMES))
 """Each page in English and in Chinese."""
 PAGES = tuple(page for pair in PAIRS for page in pair)

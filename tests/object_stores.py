@@ -22,6 +22,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.runtime.bound import bound
+
 Kind = Literal["moto", "alocals3"]
 KINDS: tuple[Kind, ...] = ("moto", "alocals3")
 Fault = Literal["500", "503", "lost", "done_500", "half", "stuck", "not_sent"]
@@ -196,7 +198,7 @@ class Store:
 def running_store(kind: Kind, folder: Path) -> Iterator[Store]:
     """Start the server as a child process, and the proxy before it."""
     port = _free_port()
-    command = [sys.executable, "-P", "-m", *_arguments(kind, port, folder)]
+    command = bound([sys.executable, "-P", "-m", *_arguments(kind, port, folder)])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     with (folder / f"{kind}.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment) as server:
         try:

@@ -80,7 +80,7 @@ def head_command(settings: RaySettings, ports: RayPorts, folder: Path) -> tuple[
     if ports.dashboard is None:
         options["include-dashboard"] = "false"
     else:
-        options |= {"dashboard-host": "127.0.0.1", "dashboard-port": ports.dashboard}
+        options |= {"dashboard-host": settings.dashboard_host, "dashboard-port": ports.dashboard}
     return (*_RAY, "start", "--head", "--block", "--disable-usage-stats", *(f"--{name}={value}" for name, value in options.items()))
 
 

@@ -1,4 +1,4 @@
-"""What ingest measures, as Prometheus metrics, and whether it is ready: served on ``telemetry.metrics_port`` of the loopback interface.
+"""What ingest measures, as Prometheus metrics, and whether it is ready: served on ``telemetry.metrics_host`` and ``metrics_port``.
 
 /metrics is the Prometheus text format; /health answers 200 while the process answers at all; /ready answers 200 once the topic was found and
 503 with the reason while ingest waits for something. Counters start at zero with the process.
@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from pipelines.ingest.freshness import Ages, Lag, VersionTimes
 from schemas.errors import SettingsError
 from schemas.manifest import DatasetManifest
+from schemas.settings import TelemetrySettings
 
 FRESHNESS_BUCKETS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21_600.0, 86_400.0)
 COMMIT_BUCKETS_S = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
@@ -105,15 +106,17 @@ class IngestMetrics:
 
 
 @contextmanager
-def served(metrics: IngestMetrics, port: int) -> Iterator[None]:
-    """Serve the metrics on the loopback port inside the block; nothing for port 0. Raises SettingsError if the port is taken."""
+def served(metrics: IngestMetrics, settings: TelemetrySettings) -> Iterator[None]:
+    """Serve the metrics inside the block; nothing for port 0. Raises SettingsError if the port is taken, or the address is not this machine's."""
+    host, port = settings.metrics_host, settings.metrics_port
     if port == 0:
         yield
         return
     try:
-        server = _Server(("127.0.0.1", port), _handler(metrics))
+        server = _Server((host, port), _handler(metrics))
     except OSError as error:
-        raise SettingsError(f"telemetry.metrics_port {port} cannot be listened on: {error}; name a free port, or 0 for none") from error
+        place = f"telemetry.metrics_port {port} of {host}"
+        raise SettingsError(f"{place} cannot be listened on: {error}; name a free port (0 for none), and an address of this machine") from error
     thread = threading.Thread(target=server.serve_forever, name="headrace-metrics", daemon=True)
     thread.start()
     try:

@@ -104,7 +104,7 @@ class Stream:
     def __enter__(self) -> Self:
         start_tracing(self.settings.telemetry, "headrace-ingest")
         check_root(self.root)
-        self._resources.enter_context(served(self.metrics, self.settings.telemetry.metrics_port))
+        self._resources.enter_context(served(self.metrics, self.settings.telemetry))
         self.dataset()  # and with it the columns of all versions, which make the next line cheap
         self._collect_garbage()
         return self

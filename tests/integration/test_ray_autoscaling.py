@@ -107,7 +107,7 @@ def test_a_backlog_adds_ingest_nodes_no_gpu_node_and_idleness_removes_them(
 ) -> None:
     on_cluster = {"ingest.runner": "ray", "ray.address": address, "ray.ingest_nodes": INGEST_NODE, "ingest.slice_records": 10}
     ingest = Ingest(tmp_path / "data", broker.bootstrap_servers, topic_prefix, on_cluster)
-    ingest.publish(sample_records(300))
+    ingest.publish(sample_records(110))  # one version
     seen = tmp_path / "seen"
     with seen.open("w") as output, subprocess.Popen([sys.executable, "-P", "-c", WATCH, address], stdout=output) as watch:
         try:

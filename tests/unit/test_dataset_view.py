@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
+from pipelines.dataset.names import data_files
 from pipelines.dataset.writer import ResolvedBlock, VersionPlan, publish, write_version
 from pipelines.storage.durable import sha256_file
 from schemas.arrow import SEGMENT, Outcome, Split
@@ -79,16 +80,20 @@ def test_a_version_that_keeps_nothing_lists_no_fingerprints_and_adds_up(tmp_path
     assert (nothing.totals.outcomes[Outcome.KEPT], nothing.totals.outcomes[Outcome.DEAD]) == (1, 1)
 
 
-def test_blocks_are_written_down_as_they_come_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.dataset.writer.ROW_GROUP_ROWS", 4)
+def test_row_groups_and_files_of_the_trail_end_by_the_number_of_rows_and_hold_each_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.dataset.trail_writer.ROW_GROUP_ROWS", 2)
+    monkeypatch.setattr("pipelines.dataset.trail_writer.TRAIL_FILE_ROWS", 5)
     rng = np.random.default_rng(0)
     blocks = [prepared_block([make_tokens(rng, 9, 300)] * 3, [Split.TRAIN] * 3, vocab_size=300, first_offset=first) for first in (0, 3, 6)]
     plan = VersionPlan(1, "0" * 12, {}, {}, tokenizer_ref(300))
     settings = text_settings(tmp_path)
     files = write_version(tmp_path, plan, settings, [ResolvedBlock(block, no_duplicates(3)) for block in blocks], SEGMENT.empty_table, no_masks)
-    written = pq.ParquetFile(tmp_path / files.documents[0].path)
-    assert [written.metadata.row_group(number).num_rows for number in range(written.num_row_groups)] == [6, 3]
-    assert written.read()["offset"].to_pylist() == list(range(9))
+    written = [pq.ParquetFile(tmp_path / entry.path) for entry in files.documents]
+    groups = [[file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] for file in written]
+    assert groups == [[2, 2, 1], [2, 2]]
+    assert [entry.rows for entry in files.documents] == [5, 4]
+    assert [offset for file in written for offset in file.read()["offset"].to_pylist()] == list(range(9))
+    assert {entry.path for entry in files.documents} <= set(data_files(tmp_path))  # the collector knows all of their names
 
 
 def test_a_writer_that_was_overtaken_is_told_so_also_when_its_files_were_collected(tmp_path: Path) -> None:

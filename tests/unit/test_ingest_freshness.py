@@ -14,7 +14,7 @@ from pipelines.ingest.metrics import IngestMetrics, served
 from pipelines.runtime.ports import free_ports
 from schemas.errors import SettingsError
 from schemas.manifest import OffsetRange
-from schemas.settings import Settings
+from schemas.settings import Settings, TelemetrySettings
 from schemas.settings_sources import load_settings
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
@@ -60,22 +60,34 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 def test_the_endpoint_tells_metrics_health_and_readiness() -> None:
     metrics, port = IngestMetrics(), free_ports(1)[0]
+    settings = TelemetrySettings(metrics_port=port)
     metrics.behind("docs", {0: Lag(7, 1.5)})
     metrics._freshness.observe(np.array([0.1, 3.0, 10**6]))
-    with served(metrics, port):
+    with served(metrics, settings):
         assert get(port, "/health") == (200, "ok\n")
         assert get(port, "/ready")[0] == 503
         metrics.not_ready = None
         assert get(port, "/ready") == (200, "ready\n")
         assert get(port, "/elsewhere")[0] == 404
         families = {family.name: family for family in text_string_to_metric_families(get(port, "/metrics")[1])}
-        with pytest.raises(SettingsError, match="metrics_port"), served(metrics, port):
+        with pytest.raises(SettingsError, match="metrics_port"), served(metrics, settings):
             pass
     (lag,) = families["headrace_ingest_lag_records"].samples
     assert (lag.labels, lag.value) == ({"topic": "docs", "partition": "0"}, 7)
     counts = {sample.labels.get("le"): sample.value for sample in families["headrace_ingest_freshness_seconds"].samples}
     assert (counts["0.5"], counts["5.0"], counts["86400.0"], counts["+Inf"]) == (1, 2, 2, 3)
     with pytest.raises(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+        pass
+
+
+def test_the_endpoint_listens_where_the_settings_say() -> None:
+    port = free_ports(1)[0]
+    with served(IngestMetrics(), TelemetrySettings(metrics_host="127.0.0.2", metrics_port=port)):
+        with urllib.request.urlopen(f"http://127.0.0.2:{port}/health", timeout=5) as response:
+            assert response.status == 200
+        with pytest.raises(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+            pass
+    with pytest.raises(SettingsError, match=r"192\.0\.2\.1"), served(IngestMetrics(), TelemetrySettings(metrics_host="192.0.2.1", metrics_port=port)):
         pass
 
 

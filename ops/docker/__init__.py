@@ -1,0 +1,1 @@
+"""The image, and a stack of containers around it (compose.yaml)."""
