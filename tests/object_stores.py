@@ -19,8 +19,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+
+import pytest
 
 from pipelines.runtime.bound import bound
 
@@ -196,7 +199,9 @@ class Store:
 
 @contextmanager
 def running_store(kind: Kind, folder: Path) -> Iterator[Store]:
-    """Start the server as a child process, and the proxy before it."""
+    """Start the server as a child process, and the proxy before it; skips where it is not installed."""
+    if find_spec(kind) is None:
+        pytest.skip(f"{kind} is not installed (make bench installs it)")
     port = _free_port()
     command = bound([sys.executable, "-P", "-m", *_arguments(kind, port, folder)])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
