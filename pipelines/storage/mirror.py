@@ -35,10 +35,11 @@ LIMIT_VARIABLE = "HEADRACE_STORAGE__CACHE_BYTES"
 """The setting storage.cache_bytes, as the processes of a command get it."""
 DEFAULT_CACHE_BYTES = 20 * 2**30
 LOOK_EVERY = 16
-"""The cache is looked at when a process has added a LOOK_EVERY-th of the limit."""
+"""The cache is looked at when a process has added a LOOK_EVERY-th of the limit, and at its first copy if nobody has for LOOK_AFTER_S."""
+LOOK_AFTER_S = 600.0
 _COPY_MODE = 0o400
-_added = 0
-"""Bytes that this process has added since the cache was looked at."""
+_added = -1
+"""Bytes that this process has added since the cache was looked at; negative before its first copy."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,9 @@ def keep_copy(temporary: Path, path: Path) -> None:
     temporary.chmod(_COPY_MODE)
     size = temporary.stat().st_size
     temporary.replace(path)
-    _added += size
-    if _added * LOOK_EVERY > limit_bytes():
+    is_first = _added < 0
+    _added = max(_added, 0) + size
+    if _added * LOOK_EVERY > limit_bytes() or (is_first and _was_looked_at(path) < time.time() - LOOK_AFTER_S):
         _added = 0
         trim(path)
 
@@ -154,12 +156,13 @@ def limit_bytes() -> int:
 
 def trim(path: Path) -> None:
     """Remove copies of all mirrors beside that of ``path`` until they take nine tenths of the limit, and what dead processes were writing."""
-    mirrors = Path(str(path).partition(_MARK)[0], MIRRORS)
-    with (mirrors / ".trim").open("ab") as lock:
+    mirrors = _trim_lock(path).parent
+    with _trim_lock(path).open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return  # another process is at it
+        os.utime(lock.fileno())
         copies = sorted(_copies(mirrors))
         left, oldest = sum(size for _, size, _ in copies), time.time() - SPARED_S
         for used_at, size, copy in copies:
@@ -167,6 +170,18 @@ def trim(path: Path) -> None:
                 return
             drop_copy(Path(copy))
             left -= size
+
+
+def _trim_lock(path: Path) -> Path:
+    return Path(str(path).partition(_MARK)[0], MIRRORS, ".trim")
+
+
+def _was_looked_at(path: Path) -> float:
+    """When a process last looked at the cache."""
+    try:
+        return _trim_lock(path).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _copies(mirrors: Path) -> Iterator[tuple[float, int, str]]:

@@ -71,7 +71,9 @@ def names(folder: Path, after: str | None = None) -> list[str]:
     if mirror is None:
         return os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 (half the time of iterdir for 100,000 manifests)
     if after is not None:
-        return [found.key.rpartition("/")[2] for found in mirror.objects.listed(mirror.key(folder), after=mirror.key(folder / after))]
+        below = len(mirror.key(folder)) + 1
+        found_names = [found.key[below:] for found in mirror.objects.listed(mirror.key(folder), after=mirror.key(folder / after))]
+        return [name for name in found_names if "/" not in name]
     files, folders = mirror.objects.directly_in(mirror.key(folder))
     return [found.key.rpartition("/")[2] for found in files] + folders
 

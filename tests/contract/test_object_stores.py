@@ -272,6 +272,17 @@ def test_the_copies_of_a_host_stay_below_their_limit_and_what_is_mapped_stays_va
     assert local(root / "shards" / "0").read_bytes() == bytes(100_000)
 
 
+def test_processes_that_add_little_keep_the_limit_too(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(mirror.LIMIT_VARIABLE, "1000000")
+    monkeypatch.setattr(mirror, "SPARED_S", 0.0)
+    root = on(store, tmp_path)
+    for number in range(30):
+        monkeypatch.setattr(mirror, "_added", -1)  # as in a new process
+        replace_durably(root / "shards" / str(number), os.urandom(60_000))
+        os.utime(root.parent / ".trim", (0, 0))  # long ago
+    assert len(list((root / "shards").iterdir())) <= 17
+
+
 def test_only_the_owner_may_read_the_copies(store: Store, tmp_path: Path) -> None:
     root = on(store, tmp_path)
     replace_durably(root / "documents" / "a", b"text of people")
@@ -298,7 +309,7 @@ def test_a_bucket_that_is_not_there_is_a_setting_that_is_wrong(store: Store, tmp
 
 def test_a_store_without_tls_is_used_on_loopback_only_unless_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.example:9000")
-    with pytest.raises(SettingsError, match="store[.]example would be used without TLS"):
+    with pytest.raises(SettingsError, match=r"store[.]example would be used without TLS"):
         mirror_of(root_folder("s3://bucket/a", str(tmp_path / "refused")))
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     assert mirror_of(root_folder("s3://bucket/a", str(tmp_path / "allowed"))) is not None

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,12 @@ class Host:
 
     def run(self, *arguments: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
         """The command; nothing that it says holds the secret."""
-        done = run_command([*arguments, *self._flags], self.folder, self._environment)
+        command = [*arguments, *self._flags]
+        if "ingest.runner=ray" in command:  # Ray's workers start from nothing
+            ray = [sys.executable, "-P", "-m", "ops.cli.main", *command]
+            done = subprocess.run(ray, check=False, cwd=self.folder, env=self._environment, capture_output=True, text=True, timeout=600)
+        else:
+            done = run_command(command, self.folder, self._environment)
         assert done.returncode == code, done.stderr
         assert SECRET not in done.stdout + done.stderr
         assert "headrace-mirrors" not in done.stdout + done.stderr
