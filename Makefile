@@ -19,7 +19,7 @@ TEST_WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -r fEsx
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow soak lint format schemas bench lock clean
+.PHONY: help setup demo test test-slow test-cluster soak lint format schemas bench lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,10 +52,13 @@ demo: $(READY) ## The whole loop on this machine; DEMO_ARGS=--exit ends it inste
 	@$(BIN)/headrace demo $(DEMO_ARGS)
 
 test: $(PEERS) ## All tests but the slow ones
-	$(PYTEST) -m "not slow" $(TEST_ARGS)
+	$(PYTEST) -m "not slow and not cluster" $(TEST_ARGS)
 
 test-slow: $(PEERS) ## The slow tests: full kill tests and soaks
 	$(BIN)/pytest -m slow $(TEST_ARGS)
+
+test-cluster: $(PEERS) ## `ray up` on several hosts, made of namespaces: needs root, openssh-server, rsync, iproute2
+	$(BIN)/pytest -m cluster -s $(TEST_ARGS) tests/cluster
 
 soak: $(READY) ## Random kills under changing load; MINUTES=30, SOAK_ARGS="--seed N --rate 0.5 --runner ray"
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(SOAK_ARGS)

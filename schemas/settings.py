@@ -188,6 +188,11 @@ class ServingSettings(Section):
         """Where the API answers."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the API listens where only programs of its own machine reach it."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
+
     @model_validator(mode="after")
     def replicas_are_in_order(self) -> "ServingSettings":
         """Refuse a maximum below the minimum."""
@@ -198,7 +203,7 @@ class ServingSettings(Section):
     @model_validator(mode="after")
     def exposed_needs_keys(self) -> "ServingSettings":
         """Refuse to listen beyond loopback without authentication."""
-        if self.host not in ("127.0.0.1", "::1", "localhost") and not self.api_keys:
+        if not self.is_local and not self.api_keys:
             raise ValueError(f"serving.host is {self.host!r}, reachable from other machines; set serving.api_keys, or listen on 127.0.0.1")
         return self
 

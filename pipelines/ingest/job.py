@@ -15,7 +15,7 @@ import os
 import pickle
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,12 +32,14 @@ from pipelines.ingest.portions import in_portions
 from pipelines.kafka.reading import BLOCK_BYTES, EXPECTED_RECORD_BYTES, Slice, read_slices, windows
 from pipelines.kafka.sizes import sizes_of
 from pipelines.kernels.ingest import ensure_compiled
-from pipelines.runtime.cluster import is_own_machine, num_nodes
+from pipelines.runtime.cluster import is_own_machine, node_addresses, num_nodes
 from pipelines.runtime.memory import few_arenas, release
 from pipelines.runtime.ray_errors import has_cause, original, original_errors
 from pipelines.runtime.roles import node_resources
 from pipelines.steps.prepare import prepare
 from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
+from schemas.errors import SettingsError
+from schemas.listen import Listen
 from schemas.manifest import TokenizerRef
 from schemas.settings import Settings
 from schemas.settings_data import IngestSettings, TokenizerSettings
@@ -129,6 +131,7 @@ def run_ray_apart(parts: Sequence[Slice], settings: Settings, tokenizer: Tokeniz
 def _run_ray(parts: Sequence[Slice], settings: Settings, step: Prepare, taken: Callable[["ray.data.Dataset"], Iterator[Taken]]) -> Iterator[Taken]:
     import ray
 
+    check_reachable(settings.kafka.bootstrap_servers, node_addresses())
     quiet_ray_data()
     _ask_for_limits_often()
     num_done = 0
@@ -144,6 +147,16 @@ def _run_ray(parts: Sequence[Slice], settings: Settings, step: Prepare, taken: C
         return
     with original_errors():
         yield from taken(_ray_blocks(_without_first(parts, num_done), settings, step.in_quarantine))
+
+
+def check_reachable(servers: str, machines: Collection[str]) -> None:
+    """Raise SettingsError if tasks on other machines would look for Kafka each on its own machine."""
+    hosts = [server.strip().rpartition(":")[0].strip("[]") for server in servers.split(",")]
+    if len(machines) > 1 and all(Listen(host, 0).is_loopback for host in hosts):
+        raise SettingsError(
+            f"kafka.bootstrap_servers is {servers}, which is another machine on each of the {len(machines)} that this Ray has; "
+            "start a Kafka with an address that all of them reach, and name it with --bootstrap-servers"
+        )
 
 
 def _whole_blocks(blocks: "ray.data.Dataset") -> Iterator[pa.Table]:

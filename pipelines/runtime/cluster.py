@@ -99,6 +99,13 @@ def num_nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
 
 
+def node_addresses() -> set[str]:
+    """Addresses of the machines of the Ray that runs."""
+    import ray
+
+    return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def _in_sessions_of_their_own() -> Iterator[None]:
     """Start Ray's processes in new sessions inside the block; Ray has no setting for that. The kernel still ends them with this process."""

@@ -47,7 +47,7 @@ def start(settings: Settings) -> str:
         port = _running_port(host, port)
     else:
         port = _free_port(host, port)
-        location = "HeadOnly" if _is_loopback(host) else "EveryNode"
+        location = "HeadOnly" if settings.serving.is_local else "EveryNode"
         # Serve's actors inherit the controller's environment: so they have ours also where somebody else started Ray.
         environment = None if settings.ray.address == "local" else {"runtime_env": {"env_vars": SERVE_ENVIRONMENT}}
         _start_proxies(
@@ -167,10 +167,6 @@ def _ensure_topics(settings: Settings) -> None:
         ensure_topics(settings)
     except BrokerError as error:
         _log.warning("the topics were not checked, events may be lost: %s", error)
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("127.0.0.1", "::1", "localhost")
 
 
 def _running_port(host: str, port: int) -> int:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.runtime.roles import node_resources
+from pipelines.runtime.roles import SHARE, node_resources
 from pipelines.runtime.tracing import start_tracing, stop_tracing
 from ray_apps.models.registry import Registry
 from ray_apps.serving.engine.interface import Engine, EngineHealth, Events, GenerationRequest
@@ -20,6 +20,8 @@ SPARE_REQUESTS = 8
 MAX_GATEWAY_REQUESTS = 10_000
 """HTTP requests under way; engines refuse what they cannot take long before."""
 DRAIN_POLL_S = 0.2
+HEAD_NODE = "node:__internal_head__"
+"""Resource that Ray gives to the head. Where only the head has a proxy the gateway runs there too: then no other node's death stops the service."""
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 """Serve's own access log repeats every request twice; counts are in the metrics."""
 
@@ -152,6 +154,6 @@ def gateway_application(settings: Settings) -> Any:
         max_ongoing_requests=MAX_GATEWAY_REQUESTS,
         graceful_shutdown_timeout_s=settings.serving.drain_timeout_s,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": {HEAD_NODE: SHARE} if settings.serving.is_local else {}},
     )
     return RunTarget(target=deployment.bind(settings), name=application_names(settings.root).gateway, route_prefix="/", logging_config=LOGGING)

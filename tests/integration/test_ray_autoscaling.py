@@ -39,7 +39,7 @@ CONFIGURATION = {
     "available_node_types": NODE_TYPES,
     "head_node_type": "ray.head.default",
     "upscaling_speed": 10.0,
-    "idle_timeout_minutes": 0.5,  # a worker process needs longer to start on a busy machine than a few seconds
+    "idle_timeout_minutes": 1.0,  # a worker process needs longer to start on a busy machine than a few seconds
     **{name: {} for name in ("docker", "auth", "file_mounts")},
     **{f"{who}_commands": [] for who in ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")},
     **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
@@ -73,6 +73,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         environment = os.environ | {
             "RAY_FAKE_CLUSTER": "1",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_enable_autoscaler_v2": "1",  # the older one takes fake nodes, which share an address, for dead
             "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         }

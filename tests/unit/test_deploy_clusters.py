@@ -1,6 +1,7 @@
 """The cluster files are what `ray up` of the pinned Ray accepts, and avoid the traps that cost somebody a day."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def test_the_image_has_the_ray_that_the_project_pins() -> None:
     pinned = next(line for line in (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8").splitlines() if '"ray[' in line)
     version = load(AWS)["docker"]["image"].partition(":")[2].partition("-")[0]
     assert f">={version.rpartition('.')[0]}" in pinned
+
+
+def test_ray_up_reads_and_takes_to_on_premise_nodes_what_they_install_and_nothing_that_changes_by_itself() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = [pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]]
+    needed = [*packages, "pyproject.toml", "requirements.lock", project["project"]["readme"], *project["project"]["license-files"]]
+    mounts = load(ON_PREMISE)["file_mounts"]
+    assert mounts == {f"/opt/headrace/source/{name}": name for name in needed} | {"~/.ray/auth_token": "~/.ray/auth_token"}
 
 
 def test_on_premise_workers_are_started_at_all_and_stopped_too() -> None:

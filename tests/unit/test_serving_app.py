@@ -117,6 +117,15 @@ def test_engines_have_a_number_of_replicas_or_are_scaled_between_two_by_the_requ
     assert deployment(max_engine_replicas=3, target_engine_requests=1.5).autoscaling_config.target_ongoing_requests == 1.5
 
 
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # Ray Serve's own models, when it is imported
+def test_the_gateway_runs_on_the_head_where_only_the_head_has_a_proxy() -> None:
+    def resources(**values: Any) -> Any:
+        return gateway_application(Settings(serving=ServingSettings(**values))).target._bound_deployment.ray_actor_options["resources"]
+
+    assert list(resources()) == ["node:__internal_head__"]
+    assert not resources(host="0.0.0.0", api_keys=["secret"])
+
+
 @pytest.mark.parametrize(("host", "url"), [("::1", "http://[::1]:1"), ("127.0.0.1", "http://127.0.0.1:1"), ("localhost", "http://localhost:1")])
 def test_the_url_of_an_ipv6_address_has_brackets_and_can_be_asked(host: str, url: str) -> None:
     stack = build_stack(Settings(serving=ServingSettings(host=host, port=1)))
