@@ -21,7 +21,8 @@
     │   ├── ManifestNewer        a later Headrace wrote the manifest, with fields that this one does not know
     │   ├── ShardCorrupt         a file's bytes differ from what its manifest says
     │   ├── TokenizerMismatch    token ids of two tokenizers would be mixed                        (exit code 2)
-    │   └── QualityModelCorrupt  a quality model's bytes differ from the hash in its name
+    │   ├── QualityModelCorrupt  a quality model's bytes differ from the hash in its name
+    │   └── StoreUnavailable     the object store that holds the root gives no answer, again and again
     ├── HookFailed               the operator's own code, named in the settings, raised or returned a wrong answer
     ├── BlockTooLarge            the data that a block's records refer to does not fit into memory; the job handles it
     ├── StepFailed               a step of the pipeline fails on so many records that the step is at fault
@@ -142,6 +143,10 @@ class TokenizerMismatch(DatasetError):
 
 class QualityModelCorrupt(DatasetError):
     """A quality model's files differ from the hash in its folder's name."""
+
+
+class StoreUnavailable(DatasetError):
+    """The object store that holds the root gives no answer, again and again. What was being published may be there or not: the log says it."""
 
 
 class HookFailed(HeadraceError):

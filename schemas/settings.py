@@ -20,6 +20,7 @@ from schemas.settings_formats import FormatsSettings
 from schemas.settings_pii import PiiSettings
 from schemas.settings_quality import C4Settings, FineWebSettings, GopherQualitySettings, GopherRepetitionSettings, QualitySettings
 from schemas.settings_quality_model import QualityModelSettings
+from schemas.settings_storage import StorageSettings, check_url
 
 _RESOURCE = r"^([A-Za-z_][\w.-]*)?$"
 
@@ -293,7 +294,7 @@ class Settings(Section):
     """All settings."""
 
     root: str = "./headrace-data"
-    """Folder for all durable data."""
+    """Folder for all durable data, or a URL: ``s3://BUCKET/PREFIX`` (gs, az), with secrets from the environment or the host's role."""
     kafka: KafkaSettings = KafkaSettings()
     broker: BrokerSettings = BrokerSettings()
     ingest: IngestSettings = IngestSettings()
@@ -316,13 +317,16 @@ class Settings(Section):
     loop: LoopSettings = LoopSettings()
     ray: RaySettings = RaySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    storage: StorageSettings = StorageSettings()
 
     @field_validator("root")
     @classmethod
-    def root_is_a_folder(cls, root: str) -> str:
+    def root_is_a_folder_or_a_url(cls, root: str) -> str:
         """Refuse what this version cannot write to."""
-        if not root or "://" in root:
-            raise ValueError(f"root is {root!r}; it must be a folder (on a cluster: one that every node mounts)")
+        if not root:
+            raise ValueError("root is empty; it must be a folder (on a cluster: one that every node mounts), or the URL of an object store")
+        if "://" in root:
+            check_url(root)
         return root
 
 

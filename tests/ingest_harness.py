@@ -22,6 +22,7 @@ from pipelines.ingest.stream import ingest_once
 from pipelines.kafka.clients import open_admin, open_producer
 from pipelines.kafka.topics import ensure_topics, topic_names
 from pipelines.runtime.crash import VARIABLE
+from pipelines.storage.store import local
 from schemas.manifest import DatasetManifest
 from schemas.settings import Settings
 from schemas.settings_sources import load_settings
@@ -216,7 +217,7 @@ def state(root: Path) -> list[dict[str, Any]]:
 
 
 def _version(root: Path, manifest: DatasetManifest) -> dict[str, Any]:
-    files = [pl.read_parquet(root / entry.path) for entry in manifest.documents]  # none in a compaction of the duplicate index
+    files = [pl.read_parquet(local(root / entry.path)) for entry in manifest.documents]  # none in a compaction of the duplicate index
     attempt_free = pl.col("shard").str.replace(f"-{manifest.attempt}", "", literal=True)
     return {
         "offsets": manifest.offsets,

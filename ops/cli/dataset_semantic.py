@@ -36,6 +36,7 @@ def run_semantic(args: argparse.Namespace, settings: Settings) -> int:
     from pipelines.semantic.embed import Embedder, packaged_model
     from pipelines.semantic.run import semantic_duplicates
     from pipelines.storage.durable import replace_durably
+    from pipelines.storage.store import read_bytes
 
     dataset = Dataset(Path(settings.root), args.version)
     embedder = Embedder(Path(args.model) if args.model else packaged_model(), args.max_tokens)
@@ -43,7 +44,7 @@ def run_semantic(args: argparse.Namespace, settings: Settings) -> int:
         task = bar.add_task("embed", total=None)
         made = semantic_duplicates(dataset, embedder, args.threshold, lambda done, total: bar.update(task, completed=done, total=total))
     if args.output:
-        replace_durably(Path(args.output), made.path.read_bytes())
+        replace_durably(Path(args.output), read_bytes(made.path))
     path = args.output or str(made.path)
     if args.json:
         print_json({"path": path, "sha256": made.path.stem, "num_embedded": made.num_embedded} | made.made_from.model_dump(mode="json"))

@@ -63,8 +63,10 @@ def _broker_of_our_own(settings: Settings) -> Iterator[str]:
     """The embedded broker as a child on a free port of the loopback interface. Raises SettingsError if the root cannot hold its data."""
     from pipelines.runtime.child import Child
     from pipelines.storage.durable import check_root
+    from pipelines.storage.store import needs_folder
     from ray_apps.loop.commands import child_environment, headrace
 
+    needs_folder(Path(settings.root), "the embedded broker, which is used where no Kafka is named (--bootstrap-servers),")
     check_root(Path(settings.root))
     say(f"no Kafka is named and none runs for {settings.root}: this command starts the embedded broker and stops it at its end")
     log = Path(settings.root) / "logs" / "broker.log"

@@ -30,6 +30,8 @@ GROUPS = {
     "operate": ("broker", "gc"),
 }
 """Modules of ops.cli, in the order in which ``headrace --help`` lists them."""
+NEEDS_FOLDER = frozenset({"demo", "up", "train", "models", "serve", "rollout", "broker"})
+"""Commands that do not work with a root on an object store yet."""
 DEFAULT_CONFIG = "headrace.toml"
 
 
@@ -37,7 +39,7 @@ def common_flags() -> argparse.ArgumentParser:
     """Flags that every command has."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", metavar="FILE", help=f"settings file (default: {DEFAULT_CONFIG} if it is there)")
-    common.add_argument("--root", metavar="DIR", help="folder for all durable data (default: the setting root, ./headrace-data)")
+    common.add_argument("--root", metavar="DIR", help="folder, or s3:// URL, for all durable data (default: the setting root, ./headrace-data)")
     common.add_argument(
         "--bootstrap-servers",
         metavar="HOST:PORT",
@@ -125,17 +127,21 @@ def settings_from(args: argparse.Namespace) -> "Settings":
             raise SettingsError(f"--set takes SECTION.KEY=VALUE, not {assignment!r}")
         overrides[name] = value
     settings = load_settings(text, os.environ, overrides, source=str(path))
-    if Path(settings.root).exists() and not Path(settings.root).is_dir():
+    if "://" not in settings.root and Path(settings.root).exists() and not Path(settings.root).is_dir():
         raise SettingsError(f"the root {settings.root} is not a folder; give another --root")
     return _with_whole_paths(settings)
 
 
 def _with_whole_paths(settings: "Settings") -> "Settings":
     """Tasks on Ray work in another folder, where a relative path means something else."""
+    from pipelines.storage.mirror import LIMIT_VARIABLE, root_folder
+
     model = settings.quality_model
     if os.sep in model.path:
         model = model.model_copy(update={"path": str(Path(model.path).absolute())})
-    return settings.model_copy(update={"root": str(Path(settings.root).absolute()), "quality_model": model})
+    if "://" in settings.root:
+        os.environ[LIMIT_VARIABLE] = str(settings.storage.cache_bytes)  # for the processes that this one starts, too
+    return settings.model_copy(update={"root": str(root_folder(settings.root, settings.storage.cache)), "quality_model": model})
 
 
 def start_logging(level: str) -> None:
@@ -188,11 +194,14 @@ def _hear_interrupts() -> None:
 def _run(argv: Sequence[str] | None) -> int:
     from ops.cli.kafka_of_root import NEEDS, with_kafka
     from ops.cli.output import say
+    from pipelines.storage.store import needs_folder
     from schemas.errors import HeadraceError
 
     args = _parsed(argv)
     try:
         settings = settings_from(args)
+        if args.command in NEEDS_FOLDER:
+            needs_folder(Path(settings.root), f"headrace {args.command}")
         if check := getattr(args, "check", None):
             check(args)  # what is wrong with the flags is told before anything is started
         start_logging(settings.telemetry.log_level)

@@ -17,10 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.storage.mirror import shown
+
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output, Chinese as Chinese."""
-    text = json.dumps(value, ensure_ascii=False, indent=2)
+    text = shown(json.dumps(value, ensure_ascii=False, indent=2))
     sys.stdout.write(_STEERING.sub(lambda found: json.dumps(found[0])[1:-1], text) + "\n")
 
 
@@ -29,8 +31,8 @@ _STEERING = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\
 
 
 def escaped(text: str) -> str:
-    """The text with what would steer a terminal as backslash escapes."""
-    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
+    """The text with what would steer a terminal as backslash escapes, and roots on an object store under their URLs."""
+    return _STEERING.sub(lambda found: repr(found[0])[1:-1], shown(text))
 
 
 def print_json_list(name: str, values: Iterable[Any]) -> None:

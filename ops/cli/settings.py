@@ -18,6 +18,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print them."""
+    from pipelines.storage.mirror import shown
     from schemas.settings_file import render
 
     if args.json:
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     elif args.changed:
         print("\n".join(f"{name} = {value!r}" for name, value in _changed(settings).items()) or "every setting is at its default")
     else:
-        sys.stdout.write(render(settings))
+        sys.stdout.write(shown(render(settings)))
     return 0
 
 

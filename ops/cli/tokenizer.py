@@ -282,11 +282,12 @@ def run_switch(args: argparse.Namespace, settings: Settings) -> int:
     from ops.cli.datasets import summary
     from pipelines.dataset.dataset import Dataset
     from pipelines.dataset.switch import switch
+    from pipelines.storage.mirror import root_folder
     from pipelines.tokenizers.folders import find_tokenizer, read_files
     from pipelines.views.carrying import carry_views
     from schemas.arrow import Outcome
 
-    root, new_root = Path(settings.root).resolve(), Path(args.into).resolve()
+    root, new_root = Path(settings.root).resolve(), root_folder(args.into, settings.storage.cache).resolve()
     files = read_files(find_tokenizer(root, args.tokenizer))
     source = Dataset(root, args.version)
     with progress_bar() as bar:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipelines.steps.formats.references import BLOBS, blobs_folder
 from pipelines.storage.durable import create_durably, replace_durably, sha256_file
+from pipelines.storage.store import local
 from schemas.envelope import KafkaRecord
 from schemas.settings import Settings
 
@@ -21,7 +22,7 @@ def put_blob(record: KafkaRecord, settings: Settings, folder: Path | None = None
     try:
         create_durably(path, data)
     except FileExistsError:
-        if sha256_file(path) != digest:  # damaged, or somebody else's
+        if sha256_file(local(path)) != digest:  # damaged, or somebody else's
             replace_durably(path, data)
     is_ours = path.parent == blobs_folder(settings.root).resolve()
     uri = f"{BLOBS}/{digest}" if is_ours else path.as_uri()

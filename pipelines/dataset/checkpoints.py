@@ -23,6 +23,7 @@ import pyarrow as pa
 from pipelines.runtime.crash import crash_point
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import durable_file
+from pipelines.storage.store import local, names, refetch, remove
 from schemas.arrow import VERSIONS
 from schemas.errors import DatasetNotFound
 
@@ -82,9 +83,8 @@ def checkpoint_path(root: Path, versions: Range) -> Path:
 
 def listed(root: Path) -> list[Range]:
     """Checkpoints by their names: in order, the longest of those that begin together first."""
-    folder = root / FOLDER
-    names = [_NAME.match(path.name) for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted((Range(int(match[1]), int(match[2])) for match in names if match), key=lambda versions: (versions.first, -versions.last))
+    matches = map(_NAME.match, names(root / FOLDER))
+    return sorted((Range(int(match[1]), int(match[2])) for match in matches if match), key=lambda versions: (versions.first, -versions.last))
 
 
 def newest_listed(root: Path) -> int:
@@ -111,7 +111,15 @@ def _load_listed(root: Path, log: CommitLog, version: int) -> list[Checkpoint]:
 
 def load(root: Path, log: CommitLog, versions: Range) -> pa.Table | None:
     """Columns of a checkpoint; none if it is not what was written for this log. Raises FileNotFoundError."""
-    with checkpoint_path(root, versions).open("rb") as file:
+    path = local(checkpoint_path(root, versions))
+    found = _loaded(path, log, versions)
+    if found is None and refetch(path):  # the copy on this host is one of an earlier log
+        found = _loaded(path, log, versions)
+    return found
+
+
+def _loaded(path: Path, log: CommitLog, versions: Range) -> pa.Table | None:
+    with path.open("rb") as file:
         data = _mapped(file)
     try:
         if bytes(data[:32]) != _digest(data[HEADER_BYTES:], log, versions):
@@ -160,5 +168,5 @@ def remove_covered(root: Path, kept: list[Range]) -> None:
     """Remove checkpoints whose versions one of the kept ones has."""
     for versions in listed(root):
         if any(versions.within(longer) for longer in kept):
-            checkpoint_path(root, versions).unlink(missing_ok=True)
+            remove(checkpoint_path(root, versions))
             crash_point("checkpoint_removed")

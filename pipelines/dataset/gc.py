@@ -25,10 +25,10 @@ from pipelines.dataset.history import Holds
 from pipelines.dataset.merging import newest_merged
 from pipelines.dataset.names import VERSIONED, attempt_of, data_files, is_base, is_merged, split_of, version_of
 from pipelines.storage.commit_log import CommitLog
-from pipelines.storage.durable import TEMPORARY_PREFIX
-from pipelines.storage.holds import is_held, remove_unheld
+from pipelines.storage.holds import TEMPORARY_PREFIX
 from pipelines.storage.model_log import MODEL_LOG, read_model_manifest
 from pipelines.storage.pinned import verify_once
+from pipelines.storage.store import file_names, is_held, is_local, is_there, modified_at, names, remove_unheld
 from pipelines.tokenizers.folders import CARD_FILE
 from schemas.errors import ShardCorrupt
 from schemas.manifest import ShardEntry
@@ -69,10 +69,10 @@ def collect_garbage(root: Path, *, grace_s: float, merged_grace_s: float | None 
     """
     oldest = time.time() - grace_s
     newest = latest_version(root)  # before the orphans are listed: what is committed in between stays
-    candidates = [path for path in _collectable(root, newest) if _modified_at(root / path) <= oldest]
+    candidates = [path for path in _collectable(root, newest) if modified_at(root / path) <= oldest]
     others = _log_leftovers(root, newest) + (_leftovers(root) + _orphan_tokenizers(root) if by_hand else [])
     found = _unlisted(root, candidates, newest) + _merged_away(root, newest, oldest if merged_grace_s is None else time.time() - merged_grace_s)
-    found += [path for path in others if _modified_at(root / path) <= oldest]
+    found += [path for path in others if modified_at(root / path) <= oldest]
     return [path for path in found if (not is_held(root / path) if dry_run else _remove(root, path))]
 
 
@@ -103,7 +103,7 @@ def _merged_away(root: Path, newest: int, oldest: float) -> list[str]:
 def _stands(root: Path, entry: ShardEntry, listed_by: int, oldest: float) -> bool:
     """Whether a file of merged shards was published long enough ago and equals its manifest."""
     try:
-        return read_manifest(root, listed_by).created_at.timestamp() <= oldest and _modified_at(verify_once(root, entry)) <= oldest
+        return read_manifest(root, listed_by).created_at.timestamp() <= oldest and modified_at(verify_once(root, entry)) <= oldest
     except ShardCorrupt:  # `headrace datasets verify` reports it
         return False
 
@@ -118,17 +118,17 @@ def _remove(root: Path, path: str) -> bool:
 
 def _log_leftovers(root: Path, newest: int) -> list[str]:
     """Manifests that were written but not published, of versions that are committed."""
-    found = [(path, _UNPUBLISHED.fullmatch(path.name)) for path in sorted((root / FOLDER).glob(f"{TEMPORARY_PREFIX}*"))]
-    return [f"{FOLDER}/{path.name}" for path, match in found if match and int(match[1]) <= newest]
+    found = [(name, _UNPUBLISHED.fullmatch(name)) for name in sorted(names(root / FOLDER))] if is_local(root) else []
+    return [f"{FOLDER}/{name}" for name, match in found if match and int(match[1]) <= newest]
 
 
 def _leftovers(root: Path) -> list[str]:
     """Temporary files and folders where files are of no version: a crash left them, or a writer is at work."""
     found: list[Path] = []
-    for parent, folders, names in os.walk(root):
+    for parent, folders, files_here in os.walk(root) if is_local(root) else ():  # an object store has none
         if Path(parent) == root:
             folders[:] = [name for name in folders if name not in VERSIONED]
-        files = names if Path(parent) != root / FOLDER else []  # of manifests that were not published the version counts
+        files = files_here if Path(parent) != root / FOLDER else []  # of manifests that were not published the version counts
         found += [Path(parent, name) for name in (*folders, *files) if name.startswith(TEMPORARY_PREFIX)]
         folders[:] = [name for name in folders if not name.startswith(TEMPORARY_PREFIX)]
     return sorted(path.relative_to(root).as_posix() for path in found)
@@ -144,14 +144,6 @@ def _orphan_tokenizers(root: Path) -> list[str]:
     named = {Dataset(root).tokenizer.sha256}
     models = CommitLog(root / MODEL_LOG)
     named |= {read_model_manifest(models, number).tokenizer.sha256 for number in range(1, models.latest() + 1)}
-    folders = [path for path in sorted((root / TOKENIZER_FOLDER).glob("*")) if _SHA256.fullmatch(path.name) and path.name not in named]
-    folders = [folder for folder in folders if not (folder / CARD_FILE).exists()]
-    return [path.relative_to(root).as_posix() for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
-
-
-def _modified_at(path: Path) -> float:
-    """When the file, or the last one in the folder, was written to."""
-    try:
-        return max(entry.stat().st_mtime for entry in (path, *path.rglob("*")))
-    except FileNotFoundError:  # a temporary file that its writer has renamed meanwhile
-        return float("inf")
+    others = [name for name in sorted(names(root / TOKENIZER_FOLDER)) if _SHA256.fullmatch(name) and name not in named]
+    others = [name for name in others if not is_there(root / TOKENIZER_FOLDER / name / CARD_FILE)]
+    return [f"{TOKENIZER_FOLDER}/{other}/{name}" for other in others for name in sorted(file_names(root / TOKENIZER_FOLDER / other))]

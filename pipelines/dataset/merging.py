@@ -34,6 +34,7 @@ from pipelines.dataset.shards import joined, parse_batch, read_batch, shard_sha2
 from pipelines.dataset.writer import manifest_without_documents, publish
 from pipelines.runtime.crash import crash_point
 from pipelines.storage.pinned import read_pinned
+from pipelines.storage.store import remove
 from schemas.arrow import Split
 from schemas.errors import CommitConflict, DatasetError, ShardCorrupt
 from schemas.manifest import DatasetManifest, MergedShard, ShardEntry
@@ -102,7 +103,7 @@ def write_merge(dataset: Dataset, runs: list[Run]) -> Merge:
         try:
             made.append((run, _write_run(dataset.root, run, path)))
         except (DatasetError, OSError) as error:
-            (dataset.root / path).unlink(missing_ok=True)
+            remove(dataset.root / path)
             _log.warning("%d small %s shards are not merged: %s", len(run.parts), run.split, error)
             failed = error
     if failed is not None and not made:

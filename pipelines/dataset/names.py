@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from pipelines.storage.durable import TEMPORARY_PREFIX
+from pipelines.storage.holds import TEMPORARY_PREFIX
+from pipelines.storage.store import file_names
 from schemas.arrow import Split
 
 SHARDS, DOCUMENTS, DEDUP, MASKS, BOILERPLATE = "shards", "documents", "dedup", "masks", "boilerplate"
@@ -59,8 +60,7 @@ def data_files(root: Path) -> list[str]:
     found = []
     for folder, pattern in _PATTERNS.items():
         ours = re.compile(rf"(?:{re.escape(TEMPORARY_PREFIX)}{pattern}-{_ATTEMPT}|{pattern})")
-        if (root / folder).is_dir():
-            found += [f"{folder}/{path.name}" for path in (root / folder).iterdir() if ours.fullmatch(path.name) and path.is_file()]
+        found += [f"{folder}/{name}" for name in file_names(root / folder, ours)]
     return sorted(found)
 
 

@@ -20,6 +20,7 @@ from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.placement import Ids, Placement
 from pipelines.dataset.shards import Tokens, open_shard, unreadable
 from pipelines.storage.pinned import verify_once
+from pipelines.storage.store import is_there, missing
 from schemas.errors import ShardCorrupt
 
 MAX_MAPS = 8_192
@@ -46,9 +47,9 @@ class ShardMaps:
     def check_present(self, files: Ids) -> None:
         """Raise ShardCorrupt if one of these files is missing."""
         paths = self.placement.files["path"]
-        for number in files.tolist():
-            if not (self._root / paths[number].as_py()).is_file():
-                self[number]
+        numbers = {self._root / paths[number].as_py(): number for number in files.tolist()}
+        for path in missing(numbers):
+            self[numbers[path]]
 
     def __getitem__(self, number: int) -> Tokens:
         """Raises ShardCorrupt if the file is not what its manifest promised, DatasetError if the system gives no more maps or files."""
@@ -100,7 +101,7 @@ class ShardMaps:
             verify_once(self._root, entry)
             tokens = open_shard(path)
         except ShardCorrupt as error:
-            if path.exists():
+            if is_there(path):
                 raise
             raise FileNotFoundError(path) from error
         except OSError as error:

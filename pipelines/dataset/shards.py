@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from pipelines.dataset.packing import Packing, Spans, spans_of, starts_of
 from pipelines.storage.durable import durable_file, file_entry
+from pipelines.storage.store import local
 from schemas.arrow import Split, shard, token_type
 from schemas.errors import DatasetError, ShardCorrupt
 from schemas.manifest import FileEntry, ShardEntry, TokenizerRef
@@ -174,7 +175,7 @@ def read_batch(path: Path) -> pa.RecordBatch:
     Raises ShardCorrupt if the file is missing or is no shard, DatasetError if the system gives this process no more maps or files.
     """
     try:
-        return _only_batch(path, pa.memory_map(str(path)))
+        return _only_batch(path, pa.memory_map(str(local(path))))
     except OSError as error:
         raise unreadable(path, error) from error
 

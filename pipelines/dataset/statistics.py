@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.dataset.dataset import read_manifest
+from pipelines.storage.store import local
 from schemas.arrow import DOCUMENTS, Outcome
 from schemas.errors import ShardCorrupt
 from schemas.manifest import DatasetManifest
@@ -311,7 +312,7 @@ def statistics_of(root: Path, version: int) -> VersionStatistics:
     statistics = Statistics()
     for entry in manifest.documents:
         try:
-            for block in _read_blocks(root / entry.path):
+            for block in _read_blocks(local(root / entry.path)):
                 statistics.add(block)
         except (OSError, pa.ArrowInvalid) as error:
             raise ShardCorrupt(f"{root / entry.path} is missing or not Parquet ({error}); restore the file from a copy") from error

@@ -58,6 +58,7 @@ from pipelines.steps.assess import positions
 from pipelines.steps.declared import NAMES as DECLARED
 from pipelines.storage.durable import durable_file, file_entry, replace_durably
 from pipelines.storage.pinned import verify_pinned
+from pipelines.storage.store import file_names, read_bytes
 from pipelines.tokenizers.tokenizer import load_tokenizer, ref_of, write_files
 from schemas.arrow import DOCUMENTS, MASKS, SEGMENT, Outcome, Split, prepared
 from schemas.errors import CommitConflict, DatasetError, ShardCorrupt
@@ -229,9 +230,9 @@ def _made(new_root: Path, derived: DerivedFrom, tokenizer_sha256: str, num_parts
 def _take_quality_model(root: Path, new_root: Path, path: str) -> None:
     """The quality model under the root that the settings name is one under the new root too."""
     folder = root / QUALITY_FOLDER / path
-    if re.fullmatch("[0-9a-f]{64}", path) and folder.is_dir():
-        for file in sorted(folder.iterdir()):
-            replace_durably(new_root / QUALITY_FOLDER / path / file.name, file.read_bytes())
+    if re.fullmatch("[0-9a-f]{64}", path):
+        for name in sorted(file_names(folder)):
+            replace_durably(new_root / QUALITY_FOLDER / path / name, read_bytes(folder / name))
 
 
 class _Rewriting:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from pipelines.storage.store import all_local
 from schemas.arrow import DOCUMENTS, Outcome
 
 
@@ -18,7 +19,7 @@ def scan_trail(paths: Sequence[Path], file_column: str | None = None) -> pl.Lazy
     if not paths:
         return empty.with_columns(pl.lit("").alias(file_column)).lazy() if file_column else empty.lazy()
     # missing and extra columns: files of an older and of a newer Headrace
-    return pl.scan_parquet(list(paths), schema=empty.schema, missing_columns="insert", extra_columns="ignore", include_file_paths=file_column)
+    return pl.scan_parquet(all_local(paths), schema=empty.schema, missing_columns="insert", extra_columns="ignore", include_file_paths=file_column)
 
 
 def read_kept(paths: Sequence[Path], columns: Sequence[str]) -> pl.DataFrame:

@@ -29,6 +29,7 @@ from pipelines.dataset.shards import Tokens, token_rows
 from pipelines.dataset.statistics import statistics_of
 from pipelines.dataset.verify_shards import RESTORE, START_AGAIN, Found, ShardChecks, file_problems
 from pipelines.dedup.fingerprint import content_hashes
+from pipelines.storage.store import local
 from pipelines.tokenizers.folders import loses_nothing
 from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
 from schemas.arrow import VERSIONS, Outcome, Split
@@ -153,7 +154,7 @@ def _version_problems(root: Path, manifest: DatasetManifest, checks: ShardChecks
     found += [problem for entry in manifest.merged for problem in checks.merged_problems(manifest, entry)]
     if found or not manifest.documents:
         return found
-    documents = pl.concat([pl.read_parquet(root / entry.path) for entry in manifest.documents])
+    documents = pl.concat([pl.read_parquet(local(root / entry.path)) for entry in manifest.documents])
     found += _count_problems(manifest, documents)
     kept = documents.filter(pl.col("outcome") == Outcome.KEPT)
     found += [problem for entry in manifest.shards for problem in checks.problems(manifest, entry, kept)]
@@ -197,7 +198,7 @@ def _text_problems(root: Path, manifest: DatasetManifest, kept: pl.DataFrame, ch
     except DatasetError as error:
         yield manifest.tokenizer.path, str(error), RESTORE
         return
-    with pa.memory_map(str(root / manifest.dedup_segments[0].path)) as source:
+    with pa.memory_map(str(local(root / manifest.dedup_segments[0].path))) as source:
         segment = pa.ipc.open_file(source).read_all()
     if segment["doc_id"].to_pylist() != kept["doc_id"].to_list():
         yield manifest.dedup_segments[0].path, "its rows are not the kept documents in commit order", START_AGAIN

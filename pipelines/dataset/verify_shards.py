@@ -18,6 +18,7 @@ from pipelines.dataset.names import version_of
 from pipelines.dataset.placement import FIRST_ROW, Placement
 from pipelines.dataset.shards import read_batch, shard_sha256, token_rows
 from pipelines.storage.durable import sha256_file
+from pipelines.storage.store import fetched, is_there
 from schemas.errors import DatasetError
 from schemas.manifest import DatasetManifest, FileEntry, MergedShard, ShardEntry
 
@@ -30,7 +31,11 @@ Found = tuple[str, str, str]
 def file_problems(root: Path, entry: FileEntry) -> Iterator[Found]:
     """Whether the file is there and has the bytes that the manifest says."""
     path = root / entry.path
-    if not path.is_file():
+    try:
+        is_file = fetched(path).is_file()  # what the store has, not the copy on this host
+    except FileNotFoundError:
+        is_file = False
+    if not is_file:
         yield entry.path, "the file is missing", RESTORE
     elif (sha256 := sha256_file(path)) != entry.sha256:
         yield entry.path, f"SHA-256 is {sha256} ({path.stat().st_size} bytes), the manifest says {entry.sha256} ({entry.size_bytes} bytes)", RESTORE
@@ -50,7 +55,7 @@ class ShardChecks:
             now = self._now(entry)
         except DatasetError as error:
             return [(entry.path, str(error), START_AGAIN)]
-        found = [] if now != entry.path and not (self._root / entry.path).is_file() else list(file_problems(self._root, entry))
+        found = [] if now != entry.path and not is_there(self._root / entry.path) else list(file_problems(self._root, entry))
         if now == entry.path or list(file_problems(self._root, self._placement.entry(self._file(entry)))):
             return found  # problems of the other file are reported with its own version
         try:
@@ -106,7 +111,7 @@ class ShardChecks:
 
     def _now(self, entry: ShardEntry) -> str:
         path = self._listed(entry)
-        if not (self._root / path).is_file():  # a merge may have replaced it since we began
+        if not is_there(self._root / path):  # a merge may have replaced it since we began
             self._placement = Dataset(self._root).placement
             path = self._listed(entry)
         return path

@@ -26,6 +26,7 @@ from pipelines.dataset.trail_writer import TrailWriter
 from pipelines.runtime.crash import crash_point
 from pipelines.storage.durable import durable_file, file_entry
 from pipelines.storage.pinned import check_present
+from pipelines.storage.store import is_there
 from pipelines.storage.version import code_version
 from schemas.arrow import DOCUMENTS, Outcome, Split
 from schemas.manifest import DatasetManifest, FileEntry, OffsetRange, ShardEntry, TokenizerRef, Totals
@@ -331,6 +332,6 @@ def _totals(before: Totals, outcomes: dict[Outcome, int], files: VersionFiles) -
 def publish(root: Path, manifest: DatasetManifest) -> None:
     """Make the version real. Raises CommitConflict if another writer was first: this one is fenced; ShardCorrupt if one of its files is gone."""
     log = dataset_log(root)
-    if not log.path(manifest.version).exists():  # else this writer is fenced, and its files may have been collected
+    if not is_there(log.path(manifest.version)):  # else this writer is fenced, and its files may have been collected
         check_present(root, manifest.files)
     log.publish(manifest.version, (manifest.model_dump_json(indent=1) + "\n").encode())

@@ -30,6 +30,7 @@ from pipelines.dedup.ids import hash_ids, utf8
 from pipelines.dedup.kept import Columns
 from pipelines.dedup.layout import FINGERPRINT_BITS, MAX_KEY_BITS, MIN_KEY_BITS, Layout, choose_layout
 from pipelines.dedup.tables import Tables, fill_table, find_within, num_starts, read_only, tables_over, tags_of
+from pipelines.storage.store import local
 from schemas.arrow import SKETCH_BYTES
 from schemas.errors import ShardCorrupt
 
@@ -105,7 +106,7 @@ def equal_layout(num_rows: int) -> Layout:
 
 def open_base(path: Path) -> Base:
     """Map a base. Raises ShardCorrupt if it is not one."""
-    with path.open("rb") as file:
+    with local(path).open("rb") as file:
         mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     try:
         header = _read_header(mapped)

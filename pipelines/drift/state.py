@@ -18,6 +18,7 @@ from pipelines.dataset.dataset import dataset_log
 from pipelines.dataset.statistics import merged
 from pipelines.drift.drift import DriftReport, Judge, Sample
 from pipelines.storage.durable import replace_durably
+from pipelines.storage.store import read_bytes
 from schemas.errors import DatasetNotFound
 from schemas.record import Record
 from schemas.settings_drift import DriftSettings
@@ -68,7 +69,7 @@ def load_state(
 ) -> tuple[int, Judge] | None:
     """The version and a judge that stands behind it; none if nothing usable is there, or only about later versions than ``newest``."""
     try:
-        state = DriftState.model_validate_json((root / folder / FILE).read_bytes())
+        state = DriftState.model_validate_json(read_bytes(root / folder / FILE))
         if state.sha256 not in (None, state.digest()):
             _log.warning("%s is damaged; drift is computed again from the first version", root / folder / FILE)
             return None

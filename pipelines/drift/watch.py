@@ -18,6 +18,7 @@ from pipelines.dataset.statistics import version_statistics
 from pipelines.drift.drift import DriftReport, Judge, Verdicts, verdicts
 from pipelines.drift.state import SAVE_EVERY, load_state, save_state
 from pipelines.storage.durable import create_durably
+from pipelines.storage.store import names, read_bytes
 from schemas.errors import DatasetError, ManifestCorrupt
 from schemas.events import AlertFired, Event, new_event
 from schemas.record import Record
@@ -95,9 +96,7 @@ class Watch:
 
 def released_versions(root: Path) -> frozenset[int]:
     """Versions that a person released."""
-    folder = root / FOLDER
-    names = (_RELEASE.match(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
-    return frozenset(int(match[1]) for match in names if match)
+    return frozenset(int(match[1]) for match in map(_RELEASE.match, names(root / FOLDER)) if match)
 
 
 def release(root: Path, version: int, reason: str, now: datetime) -> tuple[Release, bool]:
@@ -114,7 +113,7 @@ def release(root: Path, version: int, reason: str, now: datetime) -> tuple[Relea
 
 def _read_release(path: Path) -> Release:
     try:
-        return Release.model_validate_json(path.read_bytes())
+        return Release.model_validate_json(read_bytes(path))
     except ValidationError as error:
         raise ManifestCorrupt(f"{path} is not a release: {error.errors()[0]['msg']}; remove it and release the version again") from error
 

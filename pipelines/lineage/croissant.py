@@ -18,6 +18,7 @@ from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.names import version_of
 from pipelines.dataset.placement import FIRST_ROW
 from pipelines.dataset.shard_maps import files_in
+from pipelines.storage.store import local
 from schemas.arrow import DOCUMENTS, Split
 from schemas.errors import ShardCorrupt
 from schemas.manifest import DatasetManifest
@@ -145,7 +146,7 @@ def _columns(dataset: Dataset) -> list[pa.Field]:
     """What every file of the audit trail has: columns are only ever added, and a reader of Croissant wants each of them in each file."""
     path = dataset.root / dataset.files(_DOCUMENTS)["path"][0].as_py()
     try:
-        there = set(pq.read_schema(path).names)
+        there = set(pq.read_schema(local(path)).names)
     except (OSError, pa.ArrowInvalid) as error:
         raise ShardCorrupt(f"{path} is missing or not Parquet ({error}); restore the file from a copy") from error
     return [field for field in DOCUMENTS if field.type in _TYPES and field.name in there]

@@ -25,7 +25,10 @@ from urllib.parse import quote
 
 from pipelines.dataset.dataset import FOLDER
 from pipelines.dataset.writer import VersionPlan
+from pipelines.storage.mirror import mirror_of
+from pipelines.storage.store import file_names, remove, write_bytes
 from schemas.arrow import DOCUMENTS
+from schemas.errors import StoreUnavailable
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
 
@@ -86,10 +89,9 @@ class Lineage:
         event = self._event(kind, plan, output, run, at or datetime.now(UTC))
         data = json.dumps(event, ensure_ascii=False, indent=1).encode()
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / f"{plan.version:08d}-{plan.attempt}-{kind.lower()}.json").write_bytes(data)
+            write_bytes(self._folder / f"{plan.version:08d}-{plan.attempt}-{kind.lower()}.json", data)
             self._forget_oldest()
-        except OSError as error:
+        except (OSError, StoreUnavailable) as error:
             _log.warning("an OpenLineage event could not be written: %s", error)
         if self._url and time.monotonic() >= self._quiet_until:
             self._post(data)
@@ -99,7 +101,7 @@ class Lineage:
             "schema": _facet("1-1-1/SchemaDatasetFacet", fields=[{"name": field.name, "type": str(field.type)} for field in DOCUMENTS]),
             "version": _facet("1-0-1/DatasetVersionDatasetFacet", datasetVersion=str(plan.version)),
         }
-        outputs = {"namespace": "file", "name": str(self._root / FOLDER), "facets": facets, "outputFacets": output}
+        outputs = _place(self._root / FOLDER) | {"facets": facets, "outputFacets": output}
         return {
             "eventType": kind,
             "eventTime": at.astimezone(UTC).isoformat(),
@@ -127,9 +129,18 @@ class Lineage:
             _log.warning("an OpenLineage event could not be sent to %s: %s; the next try is in %g s", self._url, error, PAUSE_S)
 
     def _forget_oldest(self) -> None:
-        names = sorted(path.name for path in self._folder.iterdir() if _FILE.match(path.name))
-        for name in names[:-MAX_FILES]:
-            (self._folder / name).unlink(missing_ok=True)
+        for name in sorted(file_names(self._folder, _FILE))[:-MAX_FILES]:
+            remove(self._folder / name)
+
+
+def _place(folder: Path) -> dict[str, Any]:
+    """Name of the dataset after OpenLineage's rules for files and for buckets."""
+    mirror = mirror_of(folder)
+    if mirror is None:
+        return {"namespace": "file", "name": str(folder)}
+    scheme, _, rest = mirror.objects.url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    return {"namespace": f"{scheme}://{bucket}", "name": "/".join(part for part in (prefix, mirror.key(folder)) if part)}
 
 
 def run_id(attempt: str) -> str:

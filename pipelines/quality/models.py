@@ -25,6 +25,7 @@ from pipelines.quality.fit import Fitted
 from pipelines.quality.perplexity import language_model
 from pipelines.quality.scoring import INFORMATIVENESS, PERPLEXITY, QUALITY, Parts, empty_parts, score_rows
 from pipelines.storage.durable import durable_folder, sha256_file
+from pipelines.storage.store import is_folder, is_there, local, names, read_bytes, refetch
 from pipelines.text.buffers import utf8_views
 from schemas.errors import QualityModelCorrupt, SettingsError
 from schemas.settings import Settings
@@ -142,7 +143,7 @@ def _loaded(folder: Path, settings: QualityModelSettings) -> QualityModels:
 def read_card(folder: Path) -> ModelCard:
     """What a model is, its hash checked; see read_model."""
     try:
-        data = (folder / MODEL_FILE).read_bytes()
+        data = read_bytes(folder / MODEL_FILE)
     except OSError as error:
         raise SettingsError(f"there is no quality model in {folder}; `headrace quality list` shows those under the root") from error
     found = hashlib.sha256(data).hexdigest()
@@ -159,9 +160,16 @@ def read_model(folder: Path) -> Model:
     card = read_card(folder)
     for name, promised in card.files.items():
         path = folder / name
-        if not path.is_file() or sha256_file(path) != promised:
+        if not _is_sound(path, promised):
             raise QualityModelCorrupt(f"{path} is missing or damaged (SHA-256 is not {promised}): restore or fit the model again")
     return Model(folder.name, folder, card, {language: _read_parts(folder, language, entry) for language, entry in card.languages.items()})
+
+
+def _is_sound(path: Path, sha256: str) -> bool:
+    try:
+        return sha256_file(local(path)) == sha256 or (refetch(path) and sha256_file(path) == sha256)
+    except FileNotFoundError:
+        return False
 
 
 def _read_parts(folder: Path, language: str, card: LanguageCard) -> Parts:
@@ -179,7 +187,7 @@ def _read_parts(folder: Path, language: str, card: LanguageCard) -> Parts:
 
 def read_units(folder: Path, language: str) -> list[str]:
     """Names of the units of a language model by id."""
-    return (folder / f"{_stem(language)}.units.txt").read_text("utf-8").split("\n")
+    return local(folder / f"{_stem(language)}.units.txt").read_text("utf-8").split("\n")
 
 
 def write_model(root: Path, fitted: dict[str, Fitted]) -> str:
@@ -196,13 +204,13 @@ def write_model(root: Path, fitted: dict[str, Fitted]) -> str:
 def _publish(folder: Path, files: dict[str, bytes]) -> None:
     """A folder that is there already has the same bytes."""
     try:
-        with durable_folder(folder) as writing:
+        with durable_folder(folder, MODEL_FILE) as writing:
             for name, data in files.items():
                 (writing / name).write_bytes(data)
     except OSError as error:
-        if (folder / MODEL_FILE).is_file():
+        if is_there(folder / MODEL_FILE):
             return
-        if folder.exists():
+        if is_folder(folder):
             raise QualityModelCorrupt(f"{folder} is in the way: it holds no {MODEL_FILE}; move it away") from error
         raise
 
@@ -232,5 +240,4 @@ def _stem(language: str) -> str:
 
 def model_folders(root: Path) -> list[Path]:
     """Folders of the models under the root, sorted by name."""
-    found = (root / FOLDER).glob("*") if (root / FOLDER).is_dir() else ()
-    return sorted(folder for folder in found if re.fullmatch("[0-9a-f]{64}", folder.name))
+    return sorted(root / FOLDER / name for name in names(root / FOLDER) if re.fullmatch("[0-9a-f]{64}", name))

@@ -22,12 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.storage.durable import create_durably, sha256_file
+from pipelines.storage.store import all_local, file_names
 from schemas.arrow import CONTENT_HASH_BYTES
 from schemas.errors import ManifestCorrupt
 from schemas.semantic import DUPLICATES, METADATA_KEY, SemanticList
 
 FOLDER = "semantic"
 Stored = npt.NDArray[np.float16]
+_EMBEDDINGS = re.compile(r"[^.].*\.arrow")
 
 
 class EmbeddingStore:
@@ -39,9 +41,8 @@ class EmbeddingStore:
         self._schema = _embeddings(dimension)
         self._parts: list[Stored] = []
         self._places: dict[bytes, tuple[int, int]] = {}
-        for path in sorted(self._folder.glob("*.arrow")) if self._folder.is_dir() else ():
-            if not path.name.startswith("."):
-                self._take_in(self._read(path))
+        for path in all_local(self._folder / name for name in sorted(file_names(self._folder, _EMBEDDINGS))):
+            self._take_in(self._read(path))
 
     def __contains__(self, content_hash: bytes) -> bool:
         return content_hash in self._places

@@ -2,15 +2,17 @@
 
 Invariant: entry N+1 is created once, whole, by exactly one writer, and never changes. A writer that lost the race gets
 CommitConflict and has published nothing. Costs one fsync of the file and one of the folder per entry; ``latest`` lists the folder, unless it is
-told where to begin: then it takes a look at each entry that came after, and a few beyond them.
+told where to begin: then it takes a look at each entry that came after, and a few beyond them. On an object store an entry is one conditional
+request after one that looks for its predecessor, ``latest`` is one listing from where it begins, and entries are never read from a copy.
 """
 
-import os
 import re
 from itertools import count
 from pathlib import Path
 
 from pipelines.storage.durable import create_durably
+from pipelines.storage.mirror import mirror_of
+from pipelines.storage.store import is_there, names, read_bytes
 from schemas.errors import CommitConflict, DatasetNotFound
 
 _ENTRY = re.compile(r"^(\d{8})\.json\Z")
@@ -33,25 +35,26 @@ class CommitLog:
 
         Of a log with a hole this is the entry behind it, as long as the hole is seen: nobody may publish what is missing a second time.
         """
-        if known and self.path(known).exists():
+        if mirror_of(self.folder) is None and known and self.path(known).exists():
             newest = next(number for number in count(known) if not self.path(number + 1).exists())
             if not any(self.path(newest + 2**step).exists() for step in range(1, LOOKS_BEYOND + 1)):
                 return newest
-        if not self.folder.is_dir():
-            return 0
-        with os.scandir(self.folder) as entries:
-            return max((int(match[1]) for entry in entries if (match := _ENTRY.match(entry.name))), default=0)
+        return (known and self._listed(known)) or self._listed(0)
+
+    def _listed(self, known: int) -> int:
+        found = names(self.folder, after=self.path(known - 1).name if known else None)
+        return max((int(match[1]) for name in found if (match := _ENTRY.match(name))), default=0)
 
     def read(self, number: int) -> bytes:
         """Bytes of an entry. Raises DatasetNotFound if it is not there."""
         try:
-            return self.path(number).read_bytes()
+            return read_bytes(self.path(number))
         except FileNotFoundError as error:
             raise DatasetNotFound(f"{self.folder} has no entry {number}; its newest is {self.latest()}") from error
 
     def publish(self, number: int, data: bytes) -> None:
         """Create entry ``number`` durably. Raises CommitConflict if another writer was first, or if its predecessor is missing."""
-        if number > 1 and not self.path(number - 1).exists():
+        if number > 1 and not is_there(self.path(number - 1)):
             raise CommitConflict(f"{self.folder}: entry {number} cannot be published before entry {number - 1}; read the log again")
         try:
             create_durably(self.path(number), data)

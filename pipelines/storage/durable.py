@@ -4,6 +4,9 @@ A file is written under a temporary name in its own folder. Order: (1) its bytes
 link, (3) its folder is flushed. A folder that was not there is created first, and its name is flushed in its parent, from the top down: so
 when a function returns, every name on the way to the file is on disk. Costs a flush of the file, one of its folder, and one per new folder.
 
+Where the path lies in a mirror of an object store (storage/mirror.py), the file is written there and sent to the store before it gets its name;
+``create_durably`` is one conditional request. An object is whole or absent too, and durable when the store has answered.
+
 The temporary name starts with ``.tmp-``, and its writer holds it (storage/holds.py): the garbage collector recognises what a crash left.
 Over NFS the answer to a rename or a link may be lost and the request be sent again, which fails because it was done: what is at the path is
 compared with the file that was written before it counts as another's.
@@ -19,11 +22,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from pipelines.storage.holds import hold
+from pipelines.storage.holds import TEMPORARY_PREFIX, hold
+from pipelines.storage.mirror import Mirror, keep_copy, make_private, mirror_of
 from schemas.errors import DatasetError, SettingsError
 from schemas.manifest import FileEntry
 
-TEMPORARY_PREFIX = ".tmp-"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 """What file systems without hard links answer."""
 
@@ -50,6 +53,9 @@ def make_folder(folder: Path) -> None:
     """Create a folder and the parents that are missing, every new name durable; harmless if it is there."""
     if folder.is_dir():
         return
+    if mirror_of(folder) is not None:
+        make_private(folder)
+        return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     sync_folder(folder.parent)
@@ -61,6 +67,9 @@ def durable_file(path: Path) -> Iterator[IO[bytes]]:
     with _new_file(path) as (temporary, file):
         yield file
         _sync(file)
+        if (mirror := mirror_of(path)) is not None:
+            _send(mirror, temporary, path)
+            return
         try:
             temporary.replace(path)
         except FileNotFoundError:
@@ -69,21 +78,40 @@ def durable_file(path: Path) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
+def _send(mirror: Mirror, temporary: Path, path: Path) -> None:
+    """Make a whole local file an object, and the copy of it on this host."""
+    mirror.objects.put(mirror.key(path), temporary)
+    keep_copy(temporary, path)
+
+
 @contextmanager
-def durable_folder(path: Path) -> Iterator[Path]:
+def durable_folder(path: Path, last: str = "") -> Iterator[Path]:
     """An empty folder for writing into that appears at ``path``, with all that is in it on disk, when the block ends without an error.
 
-    Raises FileExistsError if a folder that is not empty is there.
+    Raises FileExistsError if a folder that is not empty is there. On an object store its files appear one by one, that called ``last`` at the end,
+    and it counts as there when that file is; without one, when any file is.
     """
     temporary, descriptor = held_folder(path)
     try:
         yield temporary
         sync_tree(temporary)
+        if (mirror := mirror_of(path)) is not None:
+            _send_folder(mirror, temporary, path, last)
+            return
         _rename_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(descriptor)
     sync_folder(path.parent)
+
+
+def _send_folder(mirror: Mirror, temporary: Path, path: Path, last: str) -> None:
+    if mirror.objects.stat(mirror.key(path / last)) is not None if last else mirror.objects.listed(mirror.key(path)):
+        raise FileExistsError(errno.EEXIST, "a folder is there already", str(path))
+    names = sorted((file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()), key=lambda name: (str(name) == last, name))
+    for name in names:
+        make_private((path / name).parent)
+        _send(mirror, temporary / name, path / name)
 
 
 def replace_durably(path: Path, data: bytes) -> None:
@@ -97,6 +125,9 @@ def create_durably(path: Path, data: bytes) -> None:
 
     The link is the moment of truth: the kernel lets exactly one of several writers create the name.
     """
+    if (mirror := mirror_of(path)) is not None:
+        mirror.objects.create(mirror.key(path), data)
+        return
     with _new_file(path) as (temporary, file):
         file.write(data)
         _sync(file)
@@ -120,6 +151,10 @@ def check_root(root: Path) -> None:
     DatasetError if the disk is full (no setting is wrong).
     """
     probe = root / f"{TEMPORARY_PREFIX}link-{secrets.token_hex(6)}"
+    if (mirror := mirror_of(root)) is not None:
+        make_private(root)
+        _check_store(mirror, mirror.key(probe))
+        return
     try:
         create_durably(probe, b"")
         probe.unlink()
@@ -127,6 +162,21 @@ def check_root(root: Path) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DatasetError(f"nothing can be written under the root {root}: {error}; free some space") from error
         raise SettingsError(f"nothing can be written under the root {root}: {error}; make it writable, or name another --root") from error
+
+
+def _check_store(mirror: Mirror, probe: str) -> None:
+    """Try what every commit rests on: that the store makes an object only if there is none."""
+    mirror.objects.create(probe, b"1")
+    try:
+        mirror.objects.create(probe, b"2")
+    except FileExistsError:
+        return
+    finally:
+        mirror.objects.delete(probe)
+    raise SettingsError(
+        f"the store of {mirror.objects.url} replaces an object although it was asked to make it only if there is none (If-None-Match), and Headrace "
+        "commits with that: use a store that honours it, such as S3, Google Cloud Storage, Azure or a recent MinIO or Ceph"
+    )
 
 
 def held_folder(path: Path) -> tuple[Path, int]:

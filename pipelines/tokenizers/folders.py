@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from tokenizers import pre_tokenizers
 
 from pipelines.storage.durable import replace_durably
+from pipelines.storage.store import is_there, names, read_bytes
 from pipelines.tokenizers.engine.checked import PROBES
 from pipelines.tokenizers.engine.fast import Engine, Unsupported
 from pipelines.tokenizers.tokenizer import CONFIG_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_FILE, BatchTokenizer, read_tokenizer, ref_of, write_files
@@ -89,8 +90,8 @@ def find_tokenizer(root: Path, given: str) -> Path:
 
 def tokenizer_folders(root: Path) -> list[Path]:
     """Folders of the tokenizers under the root, sorted by name."""
-    found = (root / FOLDER).iterdir() if (root / FOLDER).is_dir() else ()
-    return sorted(folder for folder in found if _SHA256.fullmatch(folder.name) and (folder / TOKENIZER_FILE).is_file())
+    found = (root / FOLDER / name for name in names(root / FOLDER) if _SHA256.fullmatch(name))
+    return sorted(folder for folder in found if is_there(folder / TOKENIZER_FILE))
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -100,10 +101,10 @@ def read_files(folder: Path) -> dict[str, bytes]:
     """
     if not _SHA256.fullmatch(folder.name):
         return read_tokenizer(folder)
-    missing = [name for name in _FILES if not (folder / name).is_file()]
+    missing = [name for name in _FILES if not is_there(folder / name)]
     if missing:
         raise TokenizerMismatch(f"{folder} lacks {', '.join(missing)}; restore it from a copy")
-    files = {name: (folder / name).read_bytes() for name in _FILES}
+    files = {name: read_bytes(folder / name) for name in _FILES}
     if ref_of(files).sha256 != folder.name:
         raise TokenizerMismatch(f"{folder / TOKENIZER_FILE} has another SHA-256 than its folder's name says; restore it from a copy")
     return files
@@ -123,7 +124,7 @@ def keep_tokenizer(root: Path, files: Mapping[str, bytes], card: TokenizerCard, 
     if output:
         for name, data in files.items():
             replace_durably(folder / name, data)
-    if output or not (folder / CARD_FILE).is_file():
+    if output or not is_there(folder / CARD_FILE):
         replace_durably(folder / CARD_FILE, (card.model_dump_json(indent=1) + "\n").encode())
     return ref
 
@@ -132,7 +133,7 @@ def read_card(folder: Path) -> TokenizerCard | None:
     """Where the tokenizer came from, if a card says so."""
     path = folder / CARD_FILE
     try:
-        return TokenizerCard.model_validate_json(path.read_bytes()) if path.is_file() else None
+        return TokenizerCard.model_validate_json(read_bytes(path)) if is_there(path) else None
     except ValidationError as error:
         raise SettingsError(f"{path} is not a tokenizer card: {error.errors()[0]['msg']}; remove it") from error
 

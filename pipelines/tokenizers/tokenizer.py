@@ -23,6 +23,7 @@ import pyarrow as pa
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipelines.storage.durable import replace_durably, sha256_file
+from pipelines.storage.store import local, refetch
 from pipelines.tokenizers.engine.checked import CheckedEngine, open_checked
 from pipelines.tokenizers.engine.reference import Reference, Tokens, parallelism
 from schemas.arrow import token_type
@@ -153,9 +154,12 @@ def load_tokenizer(root: Path, ref: TokenizerRef, settings: TokenizerSettings | 
     Raises TokenizerMismatch if its file is missing or is not the one that made the ids.
     """
     path = root / ref.path / TOKENIZER_FILE
-    if not path.is_file():
-        raise TokenizerMismatch(f"the tokenizer {path} is missing; restore it from a copy of the dataset")
-    sha256 = sha256_file(path)
+    try:
+        sha256 = sha256_file(local(path))
+    except FileNotFoundError as error:
+        raise TokenizerMismatch(f"the tokenizer {path} is missing; restore it from a copy of the dataset") from error
+    if sha256 != ref.sha256 and refetch(path):
+        sha256 = sha256_file(path)
     if sha256 != ref.sha256:
         raise TokenizerMismatch(f"the tokenizer {path} has SHA-256 {sha256}, the manifest says {ref.sha256}: restore the file")
     return BatchTokenizer(path.read_text("utf-8"), ref, settings)

@@ -10,6 +10,7 @@ a later dataset version adds is looked up when that is used. Ids are left out, s
 """
 
 import io
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ from pipelines.dedup.sketch import sketch_similarity
 from pipelines.steps.normalize import normalize
 from pipelines.storage.durable import create_durably
 from pipelines.storage.pinned import verify_pinned
+from pipelines.storage.store import file_names, local
 from pipelines.tokenizers.tokenizer import load_tokenizer
 from pipelines.views.passages import Passages, find_passages, open_passages
 from pipelines.views.store import FOLDER, checked_file, store_file
@@ -110,14 +112,17 @@ def contaminated(root: Path, view: View, dataset: Dataset) -> pl.DataFrame:
     stored = _stored(root, view)
     later = [number for number in stored if number >= dataset.version]
     if later:
-        return pl.read_parquet(stored[later[0]]).filter(pl.col("version") <= dataset.version)
+        return pl.read_parquet(local(stored[later[0]])).filter(pl.col("version") <= dataset.version)
     known = max(stored, default=0)
-    parts = [pl.read_parquet(stored[known])] if known else []
+    parts = [pl.read_parquet(local(stored[known]))] if known else []
     matcher = _Matcher(dataset, view)
     parts += [matcher.hits(manifest) for manifest in dataset.manifests()[known:]]
     hits = pl.concat([HITS.to_frame(), *parts])
     _store(_path(root, view, dataset.version), hits)
     return hits
+
+
+_STORED = re.compile(r"contaminated-\d{8}\.parquet")
 
 
 def _folder(root: Path, view: View) -> Path:
@@ -130,7 +135,8 @@ def _path(root: Path, view: View, dataset_version: int) -> Path:
 
 def _stored(root: Path, view: View) -> dict[int, Path]:
     """Dataset version -> answer, ascending."""
-    return {int(path.stem.rpartition("-")[2]): path for path in sorted(_folder(root, view).glob("contaminated-????????.parquet"))}
+    folder = _folder(root, view)
+    return {int(name[-16:-8]): folder / name for name in sorted(file_names(folder, _STORED))}
 
 
 def _store(path: Path, hits: pl.DataFrame) -> None:

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from pipelines.dataset.shard_maps import FEW_MAPS, ShardMaps
 from pipelines.dataset.shards import Tokens
 from pipelines.storage.durable import durable_folder, sha256_file
+from pipelines.storage.store import is_folder, local_folder
 from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
 from pipelines.views.card import card
 from pipelines.views.selection import OpenView
@@ -106,7 +107,7 @@ def export(opened: OpenView, kind: str, output: Path, *, with_later_retracted: b
     current = opened.without_later_retractions()
     retracted_later = {"documents": len(current.retracted_later), "included": with_later_retracted}
     opened = opened if with_later_retracted else current
-    with durable_folder(output) as folder:
+    with durable_folder(output, SIDECAR) as folder:
         splits = _write_splits(opened, kind, folder)
         told = _provenance(opened, kind, splits, folder) | {"retracted_later": retracted_later}
         (folder / SIDECAR).write_text(json.dumps(told, ensure_ascii=False, indent=1) + "\n", "utf-8")
@@ -125,8 +126,8 @@ def _write_splits(opened: OpenView, kind: str, folder: Path) -> list[Output]:
         WRITERS[kind](output)
     if kind in ("bin", "parquet"):
         tokenizer = opened.dataset.root / opened.dataset.tokenizer.path
-        if tokenizer.is_dir():
-            shutil.copytree(tokenizer, folder / "tokenizer")
+        if is_folder(tokenizer):
+            shutil.copytree(local_folder(tokenizer), folder / "tokenizer")
     return outputs
 
 

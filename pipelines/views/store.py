@@ -13,6 +13,7 @@ from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.durable import create_durably
 from pipelines.storage.entries import parse_entry
 from pipelines.storage.pinned import check_present
+from pipelines.storage.store import names, read_bytes
 from pipelines.storage.version import code_version
 from schemas.errors import DatasetNotFound, ManifestCorrupt, SettingsError, ViewNotFound
 from schemas.manifest import FileEntry
@@ -44,10 +45,7 @@ def parse_label(label: str) -> tuple[str, int | None]:
 
 def view_names(root: Path) -> list[str]:
     """Names of all views, sorted."""
-    folder = root / FOLDER
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name for entry in folder.iterdir() if re.fullmatch(VIEW_NAME, entry.name) and CommitLog(entry).latest())
+    return sorted(name for name in names(root / FOLDER) if re.fullmatch(VIEW_NAME, name) and view_log(root, name).latest())
 
 
 def read_view(root: Path, name: str, version: int | None = None) -> tuple[View, str]:
@@ -86,7 +84,7 @@ def store_file(root: Path, name: str, kind: str, suffix: str, data: bytes, rows:
 def checked_file(root: Path, entry: FileEntry) -> bytes:
     """The bytes that a view version names. Raises ManifestCorrupt if they are not those."""
     try:
-        data = (root / entry.path).read_bytes()
+        data = read_bytes(root / entry.path)
     except FileNotFoundError as error:
         raise ManifestCorrupt(f"{root / entry.path}, which a view needs, is missing; restore it from a copy") from error
     if hashlib.sha256(data).hexdigest() != entry.sha256:

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from pipelines.runtime.crash import crash_point
 from pipelines.storage.commit_log import CommitLog
-from pipelines.storage.durable import TEMPORARY_PREFIX, create_durably, file_entry, held_folder, make_folder, sync_folder, sync_tree
+from pipelines.storage.durable import create_durably, file_entry, held_folder, make_folder, sync_folder, sync_tree
 from pipelines.storage.entries import parse_entry
+from pipelines.storage.holds import TEMPORARY_PREFIX
 from pipelines.storage.model_log import read_model_manifest
 from pipelines.storage.pinned import check_present, verify_pinned
 from ray_apps.models.card import CARD_FILE, model_card

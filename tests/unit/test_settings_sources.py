@@ -83,7 +83,7 @@ def test_unknown_environment_variables_and_flags_name_the_nearest_known_one() ->
         ("[serving]\nport = 70000\n", "serving.port: Input should be less than or equal to 65535"),
         ("[dedup]\nmax_hamming = 'three'\n", "dedup.max_hamming: Input should be a valid integer"),
         ("kafka = 3\n", "kafka: Input should be"),
-        ('root = "s3://bucket"\n', "root is 's3://bucket'; it must be a folder"),
+        ('root = "ftp://host"\n', "root is 'ftp://host'; it must be a folder, or s3://"),
         ('[serving]\nhost = "0.0.0.0"\n', "reachable from other machines; set serving.api_keys"),
         ("[serving]\nmin_engine_replicas = 3\n", "max_engine_replicas is 1, below min_engine_replicas, which is 3"),
         (

@@ -28,8 +28,8 @@ from pipelines.dataset.verify_shards import ShardChecks
 from pipelines.ingest.upkeep import Upkeep
 from pipelines.lineage.croissant import _shard_files
 from pipelines.lineage.lineage import trace
-from pipelines.storage.durable import TEMPORARY_PREFIX, sha256_file
-from pipelines.storage.holds import hold
+from pipelines.storage.durable import sha256_file
+from pipelines.storage.holds import TEMPORARY_PREFIX, hold
 from pipelines.storage.pinned import verify_once
 from pipelines.views.rows import ViewRows
 from pipelines.views.selection import whole

@@ -14,8 +14,9 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from pipelines.storage.store import local
 from schemas.envelope import DataReference
-from schemas.errors import BlobsUnavailable, EnvelopeError
+from schemas.errors import BlobsUnavailable, EnvelopeError, StoreUnavailable
 from schemas.settings import Settings
 
 BLOBS = "blobs"
@@ -67,13 +68,15 @@ def _folders(settings: Settings) -> list[Path]:
 
 def _read(path: Path, reference: DataReference, settings: Settings) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would block
+        descriptor = os.open(local(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would block
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise EnvelopeError("dataref_forbidden", f"{_shown(reference.uri)} is not a regular file")
             _check_size(status.st_size, settings)
             return file.read(settings.formats.max_dataref_bytes)
+    except StoreUnavailable as error:
+        raise BlobsUnavailable(str(error)) from error
     except OSError as error:
         if error.errno in (errno.EISDIR, errno.ENXIO):
             raise EnvelopeError("dataref_forbidden", f"{_shown(reference.uri)} is not a regular file") from error
