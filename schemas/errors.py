@@ -22,7 +22,7 @@
     │   ├── ShardCorrupt         a file's bytes differ from what its manifest says
     │   ├── TokenizerMismatch    token ids of two tokenizers would be mixed                        (exit code 2)
     │   ├── QualityModelCorrupt  a quality model's bytes differ from the hash in its name
-    │   └── StoreUnavailable     the object store that holds the root gives no answer, again and again
+    │   └── StoreUnavailable     the object store that holds the root does not answer, after several tries
     ├── HookFailed               the operator's own code, named in the settings, raised or returned a wrong answer
     ├── BlockTooLarge            the data that a block's records refer to does not fit into memory; the job handles it
     ├── StepFailed               a step of the pipeline fails on so many records that the step is at fault
@@ -146,7 +146,7 @@ class QualityModelCorrupt(DatasetError):
 
 
 class StoreUnavailable(DatasetError):
-    """The object store that holds the root gives no answer, again and again. What was being published may be there or not: the log says it."""
+    """The object store that holds the root does not answer, after several tries. What was being published may be there or not: the log shows it."""
 
 
 class HookFailed(HeadraceError):

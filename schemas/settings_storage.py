@@ -8,16 +8,16 @@ from schemas.section import Section
 
 SCHEMES = ("s3", "gs", "az")
 MAX_NAME_BYTES = 255
-"""Of a folder: the root's URL is the name of one."""
+"""Longest name of a folder: the root's URL is the name of one."""
 
 
 class StorageSettings(Section):
-    """A root on an object store; nothing here matters where the root is a folder."""
+    """A root on an object store; these settings have no effect if the root is a folder."""
 
     cache: str = ""
     """Folder for copies of the root's files, the same on every host; empty: ``headrace`` in the user's cache folder. Only its owner may read it."""
     cache_bytes: int = Field(20 * 2**30, ge=2**20)
-    """Copies that were not used lately are removed beyond this size. Training reads the shards of its version again and again: make them fit."""
+    """Size beyond which the least recently used copies are removed. Files that do not fit are fetched again each time they are read."""
 
 
 def check_url(root: str) -> None:

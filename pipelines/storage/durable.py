@@ -88,8 +88,8 @@ def _send(mirror: Mirror, temporary: Path, path: Path) -> None:
 def durable_folder(path: Path, last: str = "") -> Iterator[Path]:
     """An empty folder for writing into that appears at ``path``, with all that is in it on disk, when the block ends without an error.
 
-    Raises FileExistsError if a folder that is not empty is there. On an object store its files appear one by one, that called ``last`` at the end,
-    and it counts as there when that file is; without one, when any file is.
+    Raises FileExistsError if a folder that is not empty is there. On an object store its files appear one by one, the file called
+    ``last`` at the end. The folder counts as there when that file is there; without ``last``, when any file is.
     """
     temporary, descriptor = held_folder(path)
     try:

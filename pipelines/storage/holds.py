@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".tmp-"
-"""How the names of files and folders begin that are being written."""
+"""Beginning of the names of files and folders that are being written."""
 _HELD = {errno.EWOULDBLOCK, errno.EACCES}
 """What asking for a lock says that somebody else has; the second one over NFS."""
 

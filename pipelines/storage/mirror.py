@@ -30,12 +30,12 @@ MIRRORS = "headrace-mirrors"
 _MARK = f"/{MIRRORS}/"
 _PATH = re.compile(rf"/[^\s'\"()]*{_MARK}([^/\s,;:'\"()]+)")
 SPARED_S = 60.0
-"""Copies that were used so short a time ago stay, whatever the limit: somebody may be about to open them."""
+"""Copies that were used in so short a time stay, whatever the limit: a process may be about to open them."""
 LIMIT_VARIABLE = "HEADRACE_STORAGE__CACHE_BYTES"
 """The setting storage.cache_bytes, as the processes of a command get it."""
 DEFAULT_CACHE_BYTES = 20 * 2**30
 LOOK_EVERY = 16
-"""The cache is looked at when a process has added a LOOK_EVERY-th of the limit, and at its first copy if nobody has for LOOK_AFTER_S."""
+"""A process checks the size of the cache when it has added 1/LOOK_EVERY of the limit, and at its first copy if none has checked for LOOK_AFTER_S."""
 LOOK_AFTER_S = 600.0
 _COPY_MODE = 0o400
 _added = -1
@@ -120,7 +120,7 @@ def new_copy(path: Path) -> Iterator[Path]:
 
 
 def keep_copy(temporary: Path, path: Path) -> None:
-    """Let a whole file be the copy at ``path``."""
+    """Make a whole file the copy at ``path``."""
     global _added  # noqa: PLW0603 (of the process)
     temporary.chmod(_COPY_MODE)
     size = temporary.stat().st_size
@@ -133,7 +133,7 @@ def keep_copy(temporary: Path, path: Path) -> None:
 
 
 def drop_copy(path: Path) -> None:
-    """Forget what is at the path."""
+    """Remove the copy at the path, if there is one."""
     with suppress(FileNotFoundError):
         path.unlink()
 
@@ -161,7 +161,7 @@ def trim(path: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return  # another process is at it
+            return  # another process trims
         os.utime(lock.fileno())
         copies = sorted(_copies(mirrors))
         left, oldest = sum(size for _, size, _ in copies), time.time() - SPARED_S

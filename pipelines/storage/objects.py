@@ -7,7 +7,7 @@ Reads and writes of whole objects are atomic: nobody sees a part of one.
 
 Every request is tried up to TRIES times, with growing pauses, unless the answer says that trying again is useless. Cost: one request a call (20 ms
 to 100 ms at a cloud's store); ``fetch`` and ``put`` of large objects move PART_BYTES at a time, up to PARTS_AT_ONCE together.
-Secrets come from the environment (AWS_*, GOOGLE_*, AZURE_*) or from the host's role. No error text has what the store or the client says of them.
+Secrets come from the environment (AWS_*, GOOGLE_*, AZURE_*) or from the host's role. No error text repeats what the store or client says about them.
 """
 
 import errno
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 TRIES = 7
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-"""Pauses double: seven tries wait some 6 s together."""
+"""Pauses double: those between seven tries are 6.3 s together at most."""
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 5.0, 30.0
 PART_BYTES = 8 * 2**20
 """What one request moves: 8 MiB in REQUEST_TIMEOUT_S is 280 KB a second."""
@@ -251,7 +251,7 @@ def _starts(total: int) -> range:
 
 @cache
 def _parts() -> ThreadPoolExecutor:
-    """One for the process: it bounds what is in memory and on the way at once."""
+    """One for the process: it bounds the parts that are in memory and under way at once."""
     return ThreadPoolExecutor(PARTS_AT_ONCE, "headrace-parts")
 
 
@@ -297,7 +297,7 @@ def _open(url: str) -> "ObjectStore":
 
 
 def _is_plain_http_allowed() -> bool:
-    """Without TLS only where nothing leaves this machine, or where AWS_ALLOW_HTTP asks for it."""
+    """Without TLS only if nothing leaves this machine, or if AWS_ALLOW_HTTP allows it."""
     endpoint = urlsplit(next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), ""))
     if endpoint.scheme != "http" or os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true"):
         return endpoint.scheme == "http"
@@ -319,7 +319,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def in_bounded_threads(act: Callable[[Any], _Result], values: Iterable[Any]) -> Iterator[_Result]:
-    """``map`` over values whose acts wait for the store, some at a time; in their order."""
+    """``map`` for calls that wait for the store: some run at a time, and the results come in the order of the values."""
     return _files().map(act, values)
 
 

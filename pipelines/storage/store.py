@@ -1,7 +1,7 @@
 """What lies under a root, in a folder or on an object store (storage/objects.py), of which a mirror is on this host (storage/mirror.py).
 
-Everybody who asks for something under a root by its path asks here; what writes is in storage/durable.py. Where the root is a folder, each of
-these is the one call to the file system that it looks like.
+Code that reads what is under a root by its path calls these functions; what writes is in storage/durable.py. If the root is a folder, each of
+them is the one call to the file system that it looks like.
 
 Invariant: ``is_there``, ``names``, ``read_bytes`` and ``modified_at`` say what the store says now. ``local`` gives a whole file, but of one that
 is written again under the same name it may be an older one: it is for files that never change, and whose bytes the caller compares with a
@@ -184,7 +184,7 @@ def remove(path: Path) -> None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody writes the file, or in the folder. On an object store nothing lies that is being written."""
+    """Whether somebody writes the file, or in the folder. An object store holds nothing that is still being written."""
     return mirror_of(path) is None and holds.is_held(path)
 
 
