@@ -201,7 +201,7 @@ class Store:
 def running_store(kind: Kind, folder: Path) -> Iterator[Store]:
     """Start the server as a child process, and the proxy before it; skips where it is not installed."""
     if find_spec(kind) is None:
-        pytest.skip(f"{kind} is not installed (make bench installs it)")
+        pytest.skip(f"{kind} is not installed (requirements-peers.lock lists it; `make test` installs it)")
     port = _free_port()
     command = bound([sys.executable, "-P", "-m", *_arguments(kind, port, folder)])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}

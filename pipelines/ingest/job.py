@@ -125,7 +125,12 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef,
 
 def run_ray_apart(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[PreparedBlock]:
     """The same, but a block stays on the node that prepared it: only its ``decisive_rows`` come here, and a reference to the rest."""
-    return _run_ray(parts, settings, Prepare(settings, tokenizer, known), _blocks_apart)
+    return _run_ray(parts, settings, Prepare(settings, tokenizer, known), partial(_blocks_apart, ingest_resources(settings)))
+
+
+def ingest_resources(settings: Settings) -> dict[str, float]:
+    """What every task of ingest asks for, so that it runs on the nodes that are ingest's. Ray must be running."""
+    return node_resources(settings.ray.ingest_nodes, "ray.ingest_nodes")
 
 
 def _run_ray(parts: Sequence[Slice], settings: Settings, step: Prepare, taken: Callable[["ray.data.Dataset"], Iterator[Taken]]) -> Iterator[Taken]:
@@ -163,11 +168,11 @@ def _whole_blocks(blocks: "ray.data.Dataset") -> Iterator[pa.Table]:
     return iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
 
 
-def _blocks_apart(blocks: "ray.data.Dataset") -> Iterator[PreparedBlock]:
+def _blocks_apart(resources: dict[str, float], blocks: "ray.data.Dataset") -> Iterator[PreparedBlock]:
     import ray
 
     # These tasks take no CPU, because reading may hold all of them.
-    look: Any = ray.remote(_decisive).options(num_cpus=0, num_returns=2, name="ingest: decisive rows")
+    look: Any = ray.remote(_decisive).options(num_cpus=0, resources=resources, num_returns=2, name="ingest: decisive rows")
     waiting: deque[tuple[Any, list[Any]]] = deque()
     for source in itertools.chain.from_iterable(bundle.block_refs for bundle in blocks.iter_internal_ref_bundles()):
         waiting.append((source, look.remote(source)))
@@ -198,7 +203,7 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
     at_once = tasks_at_once()
     groups = grouped(parts, at_once or max(1, int(ray.cluster_resources().get("CPU", 1))), settings.ingest)  # type: ignore[no-untyped-call]
     at_once = at_once and min(at_once, max(1, len(groups)))  # for more, Ray would warn
-    options: dict[str, Any] = {"max_retries": MAX_RETRIES, "resources": node_resources(settings.ray.ingest_nodes, "ray.ingest_nodes")}
+    options: dict[str, Any] = {"max_retries": MAX_RETRIES, "resources": ingest_resources(settings)}
     # Equal options let both steps run as one task. Without the override Ray would split the slices' output again where it has more CPUs than slices.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ray_remote_args is to go, but nothing else sets the retries of these tasks yet

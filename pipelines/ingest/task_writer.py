@@ -1,7 +1,8 @@
 """A version written by Ray tasks: this process decides and computes places, and no token and no text passes through it.
 
-A block is settled on the node that holds it (dataset/settling.py). A shard, or a file of the audit trail, is written by one task as soon as
-its last piece is known. Invariant: the files have the bytes that VersionWriter gives them, whatever the number of blocks, tasks and hosts.
+Ray sends the task that settles a block (dataset/settling.py) to the node that holds it if it can. A shard, or a file of the audit trail, is
+written by one task as soon as its last piece is known. Invariant: the files have the bytes that VersionWriter gives them, whatever the number of
+blocks, tasks and hosts.
 The tasks take none of Ray's CPUs, because reading may hold all of them while it waits for this process. The number of tasks that run at once is
 bounded. Less than one shard of each split and one file of the trail waits in Ray's object store.
 """
@@ -26,6 +27,7 @@ from pipelines.ingest.decisive import NUM_TOKENS
 from pipelines.kernels.ingest import ensure_compiled
 from pipelines.runtime.crash import crash_point
 from pipelines.runtime.ray_errors import original_errors
+from pipelines.runtime.roles import node_resources
 from schemas.arrow import Split
 from schemas.manifest import FileEntry, ShardEntry
 from schemas.settings import Settings
@@ -70,6 +72,7 @@ class TaskWriter:
         self._lines: list[Any] = []
         self._running: deque[Any] = deque()
         self._most_running = _most_running()
+        self._resources = node_resources(settings.ray.ingest_nodes, "ray.ingest_nodes")
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +151,7 @@ class TaskWriter:
         while len(self._running) >= self._most_running:
             _, running = ray.wait(list(self._running), fetch_local=False)
             self._running = deque(running)
-        found = ray.remote(task).options(num_cpus=0, num_returns=num_returns, name=f"ingest: {name}").remote(*arguments)
+        found = ray.remote(task).options(num_cpus=0, resources=self._resources, num_returns=num_returns, name=f"ingest: {name}").remote(*arguments)
         self._running.append(found[0] if num_returns > 1 else found)
         return found
 

@@ -17,8 +17,13 @@ from pipelines.runtime.stopping import handle_stops
 from tests.broker_process import BrokerProcess
 
 TIMEOUT_S = 60.0
-TAKE_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-"""Makes standard input the terminal of this session, so that closing it hangs up the session; becomes the command."""
+TAKE_TERMINAL = """
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Makes standard input the terminal of this session, so that closing it hangs up the session; becomes the command. The tests may run under nohup."""
 
 
 @contextmanager
@@ -78,10 +83,11 @@ def test_a_hangup_that_is_ignored_at_the_start_stays_ignored() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_what_is_asked_to_stop_is_asked_by_a_hangup_too(number: signal.Signals) -> None:
     stop = threading.Event()
+    own = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
     before = handle_stops(lambda *_: stop.set(), signal.SIGTERM)
     try:
         signal.raise_signal(number)
         assert stop.is_set()
     finally:
-        for each, handler in before.items():
+        for each, handler in (before | {signal.SIGHUP: own}).items():
             signal.signal(each, handler)
