@@ -24,6 +24,7 @@
     │   ├── QualityModelCorrupt  a quality model's bytes differ from the hash in its name
     │   └── StoreUnavailable     the object store that holds the root does not answer, after several tries
     ├── HookFailed               the operator's own code, named in the settings, raised or returned a wrong answer
+    ├── BlockChanged             a block that was prepared again on another node has other tokens than at first
     ├── BlockTooLarge            the data that a block's records refer to does not fit into memory; the job handles it
     ├── StepFailed               a step of the pipeline fails on so many records that the step is at fault
     ├── TrainingError
@@ -151,6 +152,10 @@ class StoreUnavailable(DatasetError):
 
 class HookFailed(HeadraceError):
     """The operator's own code, named in the settings, raised or returned a wrong answer. The batch is not committed: nothing is lost."""
+
+
+class BlockChanged(HeadraceError):
+    """A block that was prepared again, because its node was lost, has other tokens than at first. Nothing was committed."""
 
 
 class BlockTooLarge(HeadraceError):

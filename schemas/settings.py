@@ -195,7 +195,10 @@ class ServingSettings(Section):
 
     @model_validator(mode="after")
     def replicas_are_in_order(self) -> "ServingSettings":
-        """Refuse a maximum below the minimum."""
+        """Refuse a maximum below the minimum, and a target that no replica reaches."""
+        most = self.max_concurrent_sequences + self.max_queued_requests
+        if self.target_engine_requests > most:
+            raise ValueError(f"target_engine_requests is {self.target_engine_requests:g}, and a replica takes {most} requests at most; lower it")
         if self.max_engine_replicas < self.min_engine_replicas:
             raise ValueError(f"max_engine_replicas is {self.max_engine_replicas}, below min_engine_replicas, which is {self.min_engine_replicas}")
         return self

@@ -109,7 +109,7 @@ def commit_block(
     offsets = block["offset"].to_pylist()
     plan = VersionPlan(
         version=version,
-        attempt=attempt or f"{version:012x}",
+        attempt=attempt or f"f{version:011x}",
         topic_ids={TOPIC: "AAAAAAAAAAAAAAAAAAAAAA"},
         offsets={TOPIC: {0: OffsetRange(start=offsets[0], end=offsets[-1] + 1)}},
         tokenizer=tokenizer,
@@ -197,7 +197,7 @@ def commit_records(root: Path, values: list[tuple[bytes | None, bytes | None]], 
         ref = dataset.tokenizer
     version = dataset.version + 1 if dataset else 1
     offsets = {TOPIC: {0: OffsetRange(start=start, end=start + len(values))}}
-    plan = VersionPlan(version=version, attempt=f"{version:012x}", topic_ids={TOPIC: "A" * 22}, offsets=offsets, tokenizer=ref)
+    plan = VersionPlan(version=version, attempt=f"f{version:011x}", topic_ids={TOPIC: "A" * 22}, offsets=offsets, tokenizer=ref)
     duplicates = Duplicates(settings.dedup)
     duplicates.open(dataset)
     retractions = Retractions()

@@ -22,6 +22,7 @@ from pipelines.dataset.trail_writer import TrailWriter
 from pipelines.dataset.writer import document_rows, outcome_columns, rows_by_split, span_columns
 from pipelines.dedup.paragraphs import ParagraphCounts
 from schemas.arrow import Outcome, Split
+from schemas.errors import BlockChanged
 from schemas.manifest import FileEntry, ShardEntry, TokenizerRef
 
 
@@ -44,6 +45,8 @@ class Decision(NamedTuple):
     """As VersionWriter.add takes them."""
     runs: list[list[Run]]
     """Where the kept documents stand, for each split."""
+    num_tokens: list[int]
+    """Tokens of the kept documents of each split, end-of-text tokens included."""
 
 
 class Packed(NamedTuple):
@@ -76,6 +79,7 @@ def settle(block: pa.Table, decision: Decision, layout: Layout) -> Settled:
     rows = rows_by_split(block, outcomes["outcome"])
     tokens = block["tokens"].combine_chunks()
     packed = [Packed(*with_end_of_text(tokens, chosen, layout.tokenizer.eos_token_id)) for chosen in rows]
+    _check_unchanged(decision, packed)
     spans = [
         spans_of(runs, part.lengths, layout.sequence_length, partial(shard_path, layout.version, split, attempt=layout.attempt))
         for split, runs, part in zip(Split, decision.runs, packed, strict=True)
@@ -84,6 +88,16 @@ def settle(block: pa.Table, decision: Decision, layout: Layout) -> Settled:
     kept = block["paragraphs"].filter(pc.equal(outcomes["outcome"], Outcome.KEPT))
     train, validation = packed
     return documents, train, validation, ParagraphCounts.of(kept.combine_chunks())
+
+
+def _check_unchanged(decision: Decision, packed: Sequence[Packed]) -> None:
+    """A block that was lost with its node is prepared once more. Raises BlockChanged if that gave other tokens: all places were computed before."""
+    found = [int(part.lengths.sum()) for part in packed]
+    if found != decision.num_tokens:
+        raise BlockChanged(
+            f"a block of documents was lost and prepared again, and has {sum(found):,} tokens now instead of {sum(decision.num_tokens):,}: a step of "
+            "the pipeline does not give the same result twice (pii.ner, or a step that ran out of time). Nothing was committed; start again"
+        )
 
 
 def write_shard_of(layout: Layout, split: Split, number: int, pieces: Sequence[Piece], packed: Sequence[Packed]) -> ShardEntry:

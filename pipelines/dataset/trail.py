@@ -22,6 +22,12 @@ def scan_trail(paths: Sequence[Path], file_column: str | None = None) -> pl.Lazy
     return pl.scan_parquet(all_local(paths), schema=empty.schema, missing_columns="insert", extra_columns="ignore", include_file_paths=file_column)
 
 
+def commit_order(file_column: str) -> list[pl.Expr]:
+    """What to sort rows of the trail by. A version's files do not sort by their names; within a version commit order is that of the offsets."""
+    version = pl.col(file_column).str.extract(r"v(\d{8})-[^/]*$")
+    return [version, pl.col("partition"), pl.col("offset")]
+
+
 def read_kept(paths: Sequence[Path], columns: Sequence[str]) -> pl.DataFrame:
     """Columns of the kept documents in these parts of the audit trail, in commit order."""
     return scan_trail(paths).filter(pl.col("outcome") == Outcome.KEPT).select(columns).collect()

@@ -16,7 +16,7 @@ import pickle
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -146,7 +146,9 @@ def _run_ray(parts: Sequence[Slice], settings: Settings, step: Prepare, taken: C
             yield block
     except ray.exceptions.RayError as error:
         if not has_cause(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
-            raise original(error) from error
+            if (found := original(error)) is error:
+                raise
+            raise found from error
         _log.warning("worker processes ended again and again on the same task; the rest of this version is prepared in separate processes")
     else:
         return
@@ -169,10 +171,9 @@ def _whole_blocks(blocks: "ray.data.Dataset") -> Iterator[pa.Table]:
 
 
 def _blocks_apart(resources: dict[str, float], blocks: "ray.data.Dataset") -> Iterator[PreparedBlock]:
-    import ray
 
     # These tasks take no CPU, because reading may hold all of them.
-    look: Any = ray.remote(_decisive).options(num_cpus=0, resources=resources, num_returns=2, name="ingest: decisive rows")
+    look = _remote_decisive().options(num_cpus=0, resources=resources, num_returns=2, name="ingest: decisive rows")
     waiting: deque[tuple[Any, list[Any]]] = deque()
     for source in itertools.chain.from_iterable(bundle.block_refs for bundle in blocks.iter_internal_ref_bundles()):
         waiting.append((source, look.remote(source)))
@@ -180,6 +181,14 @@ def _blocks_apart(resources: dict[str, float], blocks: "ray.data.Dataset") -> It
             yield from _looked_at(*waiting.popleft())
     for source, found in waiting:
         yield from _looked_at(source, found)
+
+
+@cache
+def _remote_decisive() -> Any:
+    """One for each process: Ray keeps every one that is made in its head's memory."""
+    import ray
+
+    return ray.remote(_decisive)
 
 
 def _decisive(block: pa.Table) -> tuple[pa.Table, pa.Table] | tuple[None, None]:

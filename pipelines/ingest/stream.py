@@ -276,13 +276,14 @@ class Stream:
         self._duplicates.open(dataset)
         self._retractions.open(dataset)
         self._boilerplate.open(dataset)
-        resolved = self._resolved(plan, parts, dead)
+        in_tasks = self._writes_in_tasks()  # asked once: nodes may come and go
+        resolved = self._resolved(plan, self._run(plan, parts, in_tasks=in_tasks), dead)
         new_segment, masks = self._duplicates.new_segment, self._retractions.masks
-        make_writer: MakeWriter = TaskWriter if self._writes_in_tasks() else VersionWriter
+        make_writer: MakeWriter = TaskWriter if in_tasks else VersionWriter
         return write_version(self.root, plan, self.settings, resolved, new_segment, masks, self._boilerplate, make_writer)
 
-    def _resolved(self, plan: VersionPlan, parts: list[Slice], dead: DeadRows) -> Iterator[ResolvedBlock]:
-        for prepared in self._run(plan, parts):
+    def _resolved(self, plan: VersionPlan, blocks: Iterator[PreparedBlock], dead: DeadRows) -> Iterator[ResolvedBlock]:
+        for prepared in blocks:
             block = self._meter.read(prepared.rows)
             if self._stop.is_set():
                 raise Abandoned(f"version {plan.version} was given up half-way; the next start takes it in from the beginning")
@@ -292,9 +293,9 @@ class Stream:
             release()
             self._progress.advanced(len(block))
 
-    def _run(self, plan: VersionPlan, parts: list[Slice]) -> Iterator[PreparedBlock]:
+    def _run(self, plan: VersionPlan, parts: list[Slice], *, in_tasks: bool) -> Iterator[PreparedBlock]:
         arguments = (parts, self.settings, plan.tokenizer, self._boilerplate.known)
-        if self._writes_in_tasks():
+        if in_tasks:
             return run_ray_apart(*arguments)
         runner = run_local if self.settings.ingest.runner == "local" else run_ray
         return (PreparedBlock(block, only_dead(block)) for block in runner(*arguments))

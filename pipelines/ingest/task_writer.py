@@ -10,6 +10,7 @@ bounded. Less than one shard of each split and one file of the trail waits in Ra
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -87,7 +88,8 @@ class TaskWriter:
         lengths = resolved.rows[NUM_TOKENS].to_numpy()
         chosen = [(lengths[rows] + 1).astype(np.int64) for rows in rows_by_split(resolved.rows, outcomes)]
         runs = [shards.packing.place(of_split) for shards, of_split in zip(self._shards, chosen, strict=True)]
-        decision = Decision(resolved.rows.select(["outcome", "reason"]).combine_chunks(), resolved.verdicts.combine_chunks(), runs)
+        outcome, verdicts = resolved.rows.select(["outcome", "reason"]).combine_chunks(), resolved.verdicts.combine_chunks()
+        decision = Decision(outcome, verdicts, runs, [int(of_split.sum()) for of_split in chosen])
         documents, *packed, lines = self._started(4, "settle", _settle, self._layout, decision, resolved.source)
         for shards, of_split, source in zip(self._shards, runs, packed, strict=True):
             for run in of_split:
@@ -97,6 +99,7 @@ class TaskWriter:
                 shards.sources.append(source)
         if self._boilerplate.is_counting:
             self._lines.append(lines)
+            self._take_in_lines(timeout_s=0)
         self._add_to_trail(documents, len(resolved.rows))
 
     def finish_shards(self) -> list[ShardEntry]:
@@ -118,12 +121,20 @@ class TaskWriter:
         if self._trail_pieces or not self._trails:
             self._write_trail()
         with original_errors():
-            for counts in self._lines:
-                self._boilerplate.add_counts(ray.get(counts))
+            self._take_in_lines(timeout_s=None)
             written = [ray.get(returns) for returns in self._trails]
         for _, statistics in written:
             self.statistics.join(statistics)
         return [entry for entry, _ in written]
+
+    def _take_in_lines(self, timeout_s: float | None) -> None:
+        """Add up the lines that have been counted, in whatever order."""
+        import ray
+
+        if self._lines:
+            ready, self._lines = ray.wait(self._lines, num_returns=len(self._lines), timeout=timeout_s)
+            for counts in ray.get(ready):
+                self._boilerplate.add_counts(counts)
 
     def _add_to_trail(self, documents: Any, num_rows: int) -> None:
         first = 0
@@ -151,9 +162,17 @@ class TaskWriter:
         while len(self._running) >= self._most_running:
             _, running = ray.wait(list(self._running), fetch_local=False)
             self._running = deque(running)
-        found = ray.remote(task).options(num_cpus=0, resources=self._resources, num_returns=num_returns, name=f"ingest: {name}").remote(*arguments)
+        found = _remote(task).options(num_cpus=0, resources=self._resources, num_returns=num_returns, name=f"ingest: {name}").remote(*arguments)
         self._running.append(found[0] if num_returns > 1 else found)
         return found
+
+
+@cache
+def _remote(task: Callable[..., Any]) -> Any:
+    """One for each function and process: Ray keeps every one that is made in its head's memory."""
+    import ray
+
+    return ray.remote(task)
 
 
 def _settle(layout: Layout, decision: Decision, block: pa.Table) -> Settled:

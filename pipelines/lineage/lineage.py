@@ -20,7 +20,7 @@ from pipelines.dataset.history import Holds
 from pipelines.dataset.names import version_of
 from pipelines.dataset.retractions.lost import retractions_of
 from pipelines.dataset.retractions.masks import is_train_shard, read_masks
-from pipelines.dataset.trail import scan_trail
+from pipelines.dataset.trail import commit_order, scan_trail
 from pipelines.storage.commit_log import CommitLog
 from pipelines.storage.model_log import MODEL_LOG, read_model_manifest
 from pipelines.views.selection import OpenView, holds, open_view
@@ -156,7 +156,7 @@ def _rows(dataset: Dataset, query: str) -> pl.DataFrame:
     if match := _POSITION.match(query):
         topic, partition, offset = match["topic"], int(match["partition"]), int(match["offset"])
         is_meant |= (pl.col("topic") == topic) & (pl.col("partition") == partition) & (pl.col("offset") == offset)
-    return _scan(dataset).filter(is_meant).collect().sort("file", "partition", "offset")
+    return _scan(dataset).filter(is_meant).collect().sort(commit_order("file"))
 
 
 def _scan(dataset: Dataset) -> pl.LazyFrame:

@@ -8,30 +8,45 @@ from schemas.errors import HeadraceError
 
 def has_cause(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
     """Whether one of these errors lies behind it."""
-    while error is not None:
-        if isinstance(error, kinds):
-            return True
-        error = getattr(error, "cause", None) or error.__cause__
-    return False
+    return any(isinstance(each, kinds) for each in _chain(error))
 
 
 def original(error: BaseException) -> BaseException:
-    """The HeadraceError that a task raised, if that is what happened, without the advice that Ray Data appends to its message."""
-    innermost: BaseException = error
-    while (inner := getattr(innermost, "cause", None) or innermost.__cause__) is not None and not type(innermost).__module__.startswith("schemas"):
-        innermost = inner
-    if not isinstance(innermost, HeadraceError):
-        return error
-    innermost.args = (str(innermost).partition("\n")[0],)
-    return innermost
+    """The HeadraceError or OSError that a task raised, if that is what happened; of Ray Data's message without the advice that it appends."""
+    for each in _chain(error):
+        if isinstance(each, HeadraceError):
+            if each is not error:
+                each.args = (str(each).partition("\n")[0],)
+            return each
+        if isinstance(each, OSError) and not _is_wrapped(each):
+            return each
+    return error
 
 
 @contextmanager
 def original_errors() -> Iterator[None]:
-    """Raise what tasks raised instead of the errors that Ray wraps around it."""
+    """Raise what tasks raised instead of Ray's wrapping."""
     import ray
 
     try:
         yield
     except ray.exceptions.RayError as error:
-        raise original(error) from error
+        if (found := original(error)) is error:
+            raise
+        raise found from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what lies behind it, each once."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__
+
+
+def _is_wrapped(error: BaseException) -> bool:
+    """Whether it is Ray's wrapping, which is also of the class of what it wraps."""
+    import ray
+
+    return isinstance(error, ray.exceptions.RayError)

@@ -9,17 +9,22 @@ import logging
 _log = logging.getLogger(__name__)
 SHARE = 0.001
 """How much of the resource a task takes: so little that only CPUs and GPUs limit the number of tasks."""
+_missing: set[str] = set()
+"""Names of which this process has warned."""
 
 
 def node_resources(name: str, setting: str) -> dict[str, float]:
     """What a task or actor asks for so that it runs on nodes that have the resource ``name``; nothing for an empty one. Ray must be running.
 
-    Warns if no node has it: then Ray waits until one joins.
+    Warns, once, if no node has it: then Ray waits until one joins.
     """
     import ray
 
     if not name:
         return {}
-    if name not in ray.cluster_resources():  # type: ignore[no-untyped-call]
+    if name in ray.cluster_resources():  # type: ignore[no-untyped-call]
+        _missing.discard(name)
+    elif name not in _missing:
+        _missing.add(name)
         _log.warning("no node of the cluster has the resource %r, which %s names: Ray waits until one joins", name, setting)
     return {name: SHARE}

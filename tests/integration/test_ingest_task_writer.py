@@ -12,12 +12,15 @@ import ray
 
 from pipelines.dataset import trail_writer
 from pipelines.dataset.boilerplate import Boilerplate
+from pipelines.dataset.settling import Decision, Layout, settle
 from pipelines.dataset.writer import MakeWriter, ResolvedBlock, VersionFiles, VersionPlan, VersionWriter, kept_rows, write_version
 from pipelines.ingest import task_writer
 from pipelines.ingest.decisive import decisive_rows
 from pipelines.ingest.task_writer import TaskWriter
 from pipelines.runtime.cluster import ray_session
+from pipelines.runtime.ray_errors import has_cause, original
 from schemas.arrow import MASKS, SEGMENT, Outcome, Split
+from schemas.errors import BlockChanged, DatasetError
 from schemas.manifest import OffsetRange
 from schemas.settings import Settings
 from tests.factories import TOPIC, prepared_block, text_settings, tokenizer_ref
@@ -104,5 +107,23 @@ def test_files_and_statistics_do_not_depend_on_who_writes_them_nor_on_the_cut_in
 def test_what_a_task_cannot_write_is_raised_as_it_is_and_nothing_is_left(tmp_path: Path) -> None:
     block, verdicts = rows(50, 0)
     (tmp_path / "shards").write_text("a file where the folder should be")
-    with pytest.raises(OSError, match="shards"):
+    with pytest.raises(OSError, match="shards") as caught:
         written(tmp_path, blocks(block, verdicts, [], apart=True), TaskWriter)
+    assert (type(caught.value), caught.value.filename) == (FileExistsError, str(tmp_path / "shards"))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "shards"]
+
+
+def test_a_block_that_was_prepared_again_with_other_tokens_is_refused() -> None:
+    block, verdicts = rows(50, 0)
+    kept = [np.flatnonzero(block["split"].to_numpy() == split) for split in Split]
+    decision = Decision(block.select(["outcome", "reason"]), verdicts, [[], []], [len(of_split) for of_split in kept])
+    layout = Layout("root", 1, "0" * 12, tokenizer_ref(VOCAB), 32)
+    with pytest.raises(BlockChanged, match="does not give the same result twice"):
+        settle(block, decision, layout)
+
+
+def test_an_error_is_found_behind_others_also_where_the_chain_has_a_circle() -> None:
+    error = OSError("the innermost")
+    error.__cause__ = error
+    assert original(error) is error
+    assert has_cause(error, (OSError,)) and not has_cause(error, (DatasetError,))

@@ -129,7 +129,7 @@ def commit(root: Path, version: list[list[Item]], cut: int, state: Retractions, 
     number = dataset.version + 1 if dataset else 1
     starts = dataset.next_offsets(TOPIC) if dataset else dict.fromkeys(range(PARTITIONS), 0)
     offsets = {partition: OffsetRange(start=starts[partition], end=starts[partition] + len(records)) for partition, records in enumerate(version)}
-    plan = VersionPlan(number, f"{number:012x}", {TOPIC: "A" * 22}, {TOPIC: offsets}, tokenizer_ref(300))
+    plan = VersionPlan(number, f"f{number:011x}", {TOPIC: "A" * 22}, {TOPIC: offsets}, tokenizer_ref(300))
     values = load_settings("", {}, {"root": str(root), "packing.sequence_length": 8})
     blocks = [
         block_of(records[start : start + cut], partition, starts[partition] + start)

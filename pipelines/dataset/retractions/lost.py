@@ -15,7 +15,7 @@ from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.history import Holds
 from pipelines.dataset.names import version_of
 from pipelines.dataset.retractions.retractions import REPLAYED
-from pipelines.dataset.trail import scan_trail
+from pipelines.dataset.trail import commit_order, scan_trail
 from schemas.arrow import Outcome
 
 _PLACE = ("topic", "partition", "offset")
@@ -46,7 +46,7 @@ def lost_duplicates(dataset: Dataset, doc_ids: Collection[str]) -> list[Lost]:
     against = (pl.col("outcome") == Outcome.DUPLICATE) & (pl.col("reason") != REPLAYED) & pl.col("duplicate_of").is_in(list(doc_ids))
     others = trail.filter(against & ~pl.col("doc_id").is_in(list(doc_ids))).select("doc_id").unique().collect()["doc_id"].to_list()
     columns = ["doc_id", "duplicate_of", *_PLACE, "reason", "similarity", "outcome", "file"]
-    rows = trail.filter(pl.col("doc_id").is_in(others)).select(columns).collect().sort("doc_id", "file", "partition", "offset")
+    rows = trail.filter(pl.col("doc_id").is_in(others)).select(columns).collect().sort("doc_id", *commit_order("file"))
     by_id = itertools.groupby(rows.to_dicts(), key=lambda row: row["doc_id"])
     newest = (_newest_drop(records) for _, records in by_id)
     found = [lost for lost in newest if lost is not None and lost.duplicate_of in doc_ids]
@@ -71,7 +71,7 @@ def retractions_of(dataset: Dataset, doc_ids: Collection[str]) -> dict[str, list
     """The retractions of these ids in commit order: topic, partition, offset and ``version``."""
     paths = dataset.paths("documents", dataset.versions_with(Holds.RETRACTIONS)) if doc_ids else []
     is_meant = (pl.col("outcome") == Outcome.RETRACTED) & pl.col("reason").is_null() & pl.col("doc_id").is_in(list(doc_ids))
-    rows = scan_trail(paths, "file").filter(is_meant).select("doc_id", *_PLACE, "file").collect().sort("file", "partition", "offset")
+    rows = scan_trail(paths, "file").filter(is_meant).select("doc_id", *_PLACE, "file").collect().sort(commit_order("file"))
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows.to_dicts():
         found.setdefault(row["doc_id"], []).append({name: row[name] for name in _PLACE} | {"version": version_of(row["file"])})
