@@ -14,11 +14,9 @@ def has_cause(error: BaseException | None, kinds: tuple[type[BaseException], ...
 def original(error: BaseException) -> BaseException:
     """The HeadraceError or OSError that a task raised, if that is what happened; of Ray Data's message without the advice that it appends."""
     for each in _chain(error):
-        if isinstance(each, HeadraceError):
-            if each is not error:
+        if isinstance(each, (HeadraceError, OSError)) and not _is_wrapped(each):
+            if isinstance(each, HeadraceError) and each is not error:
                 each.args = (str(each).partition("\n")[0],)
-            return each
-        if isinstance(each, OSError) and not _is_wrapped(each):
             return each
     return error
 
