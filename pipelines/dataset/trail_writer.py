@@ -26,7 +26,7 @@ REPETITIVE = ["topic", "partition", "outcome", "reason", "language", "shard", "s
 
 
 class TrailWriter:
-    """Use it in a ``with`` block: ``add`` rows in commit order, then ``finish``; without ``finish`` only complete files are left."""
+    """Use it in a ``with`` block: ``add`` rows in commit order, then ``finish``. After an error only complete files are left."""
 
     def __init__(self, root: Path, path_of: Callable[[int], str]) -> None:
         """``path_of(number)`` names the files, relative to the root."""
