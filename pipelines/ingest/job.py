@@ -3,7 +3,8 @@
 Two runners give the same rows: ``run_ray`` spreads read -> prepare over a Ray cluster as fused tasks of a few windows of slices each, ``run_local``
 does the same work in this process, for small machines and tests. Text stays in the worker that read it; what comes back are verdicts,
 fingerprints, token ids, and the bytes of dead records. ``run_ray_apart`` leaves the token ids with the workers too: it gives what the committer
-decides by, and a reference to the rest (decisive.py). All are lazy: the local one is never ahead of the committer, and on Ray reading stops while blocks of ``ingest.read_ahead_bytes`` wait for it.
+decides by, and a reference to the rest (decisive.py). All are lazy: the local one is never ahead of the committer, and on Ray reading stops
+while blocks of ``ingest.read_ahead_bytes`` wait for it.
 
 A document on which a step fails is found and dead-lettered (poison.py), also if it ends the process that works on it (quarantine.py).
 """
