@@ -53,6 +53,7 @@ class Host:
         return json.loads(self.run(*arguments, "--json", code=code).stdout)
 
 
+@pytest.mark.slow
 def test_two_hosts_share_a_dataset_through_the_store_alone(
     store: Store, broker: BrokerProcess, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

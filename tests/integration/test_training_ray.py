@@ -137,7 +137,8 @@ def undisturbed(num_workers: int, request: pytest.FixtureRequest, tmp_path: Path
     return root, run_alone(tiny_settings(root, **SETTINGS))
 
 
-@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_killed_worker_leaves_the_curve_of_an_undisturbed_run_and_the_model_is_registered_once(
     num_workers: int, undisturbed: tuple[Path, TrainingRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
