@@ -244,7 +244,7 @@ def test_an_error_that_nobody_thought_of_stops_neither_the_loop_nor_what_runs_be
     root, stop = Path(settings.root), threading.Event()
     make_model(root, version=1)
     log = root / "models" / "log" / "00000001.json"
-    whole = log.read_bytes()
+    whole = log.rename(root / "whole.json")
     log.write_bytes(b"{}")
     quick = settings.model_copy(update={"loop": settings.loop.model_copy(update={"poll_interval_s": 0.01})})
     loop = Turning(quick, events)
@@ -252,7 +252,7 @@ def test_an_error_that_nobody_thought_of_stops_neither_the_loop_nor_what_runs_be
     thread.start()
     try:
         wait_until(lambda: bool(loop.told), "the error is told")
-        log.write_bytes(whole)
+        whole.replace(log)  # at once: the loop reads it at any moment
         wait_until(lambda: loop.log.latest() is not None, "the loop goes on")
     finally:
         stop.set()
