@@ -1,9 +1,12 @@
 """A stream that breaks its promises stops ingest with exit code 1 and a sentence; the committed version stays as it was."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import threading
+import urllib.request
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,17 +15,19 @@ from kafka import TopicPartition
 
 from pipelines.dataset import checkpoints
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
+from pipelines.dataset.verify import verify
 from pipelines.ingest import dead_rows
 from pipelines.ingest.announcer import group_id
 from pipelines.ingest.decisive import only_dead
 from pipelines.ingest.following import Follower, ingest_follow
 from pipelines.ingest.progress import Progress
-from pipelines.ingest.stream import Stream
+from pipelines.ingest.stream import Stream, ingest_once
 from pipelines.kafka.clients import open_admin, open_consumer
 from pipelines.kafka.events import read_events
 from pipelines.kafka.topics import topic_names
+from pipelines.runtime.ports import free_ports
 from schemas.arrow import Outcome, prepared
-from schemas.errors import SettingsError, TokenizerMismatch, TopicMissing
+from schemas.errors import CommitConflict, SettingsError, TokenizerMismatch, TopicMissing, TopicRecreated
 from schemas.settings import Settings
 from tests.broker_process import BrokerProcess, start_broker
 from tests.ingest_harness import Ingest, Record, document, finish, sample_records, state, wait_until, wait_until_stopped
@@ -73,8 +78,19 @@ def test_a_topic_recreated_during_a_run_stops_ingest(ingest: Ingest, has_dataset
     wait_until_stopped(child)
     ingest.recreate_topic()
     child.send_signal(signal.SIGCONT)
-    assert_stopped(finish(child), "was deleted and created again")
+    done = finish(child)
+    assert_stopped(done, "was deleted and created again")
+    assert ("--accept-loss" in done.stderr) is has_dataset, "where no version read it, nothing is lost"
     assert state(ingest.root) == before
+
+
+def test_a_follower_says_that_a_topic_was_recreated_also_when_nothing_is_new(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 20))
+    ingest.once()
+    ingest.recreate_topic()
+    ingest.publish(documents(0, 20))  # it ends where the dataset ends
+    with pytest.raises(TopicRecreated):
+        follow_where_nothing_is_new(ingest)
 
 
 def test_offsets_lost_to_retention_stop_ingest(ingest: Ingest) -> None:
@@ -309,6 +325,71 @@ def test_offsets_below_the_given_ones_are_taken_in_and_no_others(ingest: Ingest)
         assert manifest is not None
         assert [(span.start, span.end) for span in manifest.offsets[ingest.topic].values()] == [(10, 10), (10, 20)]
         assert stream.commit_next({1: 10**9}) is None, "a partition that is not named was not there"
+
+
+@pytest.mark.parametrize(("in_background", "expected"), [(True, 35), (False, 120)])
+def test_only_a_follower_keeps_to_its_pace_and_takes_little_more_than_the_version_before_took(
+    ingest: Ingest, in_background: bool, expected: int
+) -> None:
+    hurried = Ingest(ingest.root, ingest.bootstrap_servers, ingest.prefix, {"ingest.target_commit_s": 0.001})
+    with Stream(hurried.settings, in_background=in_background) as stream:
+        for first, number, taken in ((0, 10, 10), (10, 200, expected)):
+            ingest.publish(documents(first, number))
+            manifest = stream.commit_next()
+            assert manifest is not None and manifest.num_records == taken
+
+
+def test_a_stream_that_was_fenced_takes_the_same_offsets_in_behind_the_other_writers_version(ingest: Ingest) -> None:
+    class Overtaken(Progress):
+        def started(self, version: int, num_records: int) -> None:
+            if version == 1:
+                ingest.once()
+
+    ingest.publish(documents(0, 20))
+    with Stream(ingest.settings, Overtaken()) as stream:
+        with pytest.raises(CommitConflict):
+            stream.commit_next()
+        ingest.publish(documents(20, 10))
+        manifest = stream.commit_next()
+    assert manifest is not None
+    assert (manifest.version, manifest.outcomes[Outcome.KEPT]) == (2, 10)
+    assert verify(ingest.root).problems == []
+
+
+def test_progress_metrics_and_lineage_tell_of_a_version_from_its_plan_to_its_commit(ingest: Ingest) -> None:
+    class Asking(Progress):
+        def started(self, version: int, num_records: int) -> None:
+            told.append((version, num_records))
+            told.append(get("/ready"))
+            waiting.update(line for line in get("/metrics").splitlines() if line.startswith("headrace_ingest_lag_records{"))
+
+        def advanced(self, num_records: int) -> None:
+            told.append(num_records)
+
+    def get(path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as response:
+            return str(response.read().decode())
+
+    told: list[object] = []
+    waiting: set[str] = set()
+    (port,) = free_ports(1)
+    asked = Ingest(ingest.root, ingest.bootstrap_servers, ingest.prefix, {"telemetry.metrics_port": port})
+    ingest.publish(documents(0, 20))
+    ingest_once(asked.settings, Asking())
+    assert told == [(1, 20), "ready\n", 20]
+    assert waiting == {f'headrace_ingest_lag_records{{partition="{partition}",topic="{ingest.topic}"}} 10.0' for partition in (0, 1)}
+    assert {path.stem.rpartition("-")[2] for path in (ingest.root / "lineage").iterdir()} == {"start", "complete"}
+
+
+def test_a_root_that_cannot_hold_a_dataset_is_refused_before_anything_is_read(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    ingest.publish(documents(0, 20))
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(SettingsError, match="has no hard links"):
+        ingest.once()
+    assert list(ingest.root.iterdir()) == []
 
 
 def test_a_batch_that_is_stopped_half_way_leaves_nothing_and_is_taken_in_from_the_beginning(ingest: Ingest) -> None:
