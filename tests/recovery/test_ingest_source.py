@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from kafka import TopicPartition
 
 from pipelines.dataset import checkpoints
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
+from pipelines.dataset.names import documents_path
 from pipelines.dataset.verify import verify
 from pipelines.ingest import dead_rows
 from pipelines.ingest.announcer import group_id
@@ -91,6 +93,21 @@ def test_a_follower_says_that_a_topic_was_recreated_also_when_nothing_is_new(ing
     ingest.publish(documents(0, 20))  # it ends where the dataset ends
     with pytest.raises(TopicRecreated):
         follow_where_nothing_is_new(ingest)
+
+
+def test_a_topic_recreated_while_a_dataset_of_another_topic_begins_to_read_it_stops_ingest(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 20))
+    ingest.once()
+    other = replace(ingest, prefix=f"{ingest.prefix}-other")
+    other.publish([document("new", f"{TEXT} of another topic", 0)])
+
+    class Recreating(Progress):
+        def advanced(self, num_records: int) -> None:
+            other.recreate_topic()
+
+    with pytest.raises(TopicRecreated, match=r"this batch was read from .* Start again$"):
+        ingest_once(other.settings, Recreating())
+    assert latest_version(ingest.root) == 1
 
 
 def test_offsets_lost_to_retention_stop_ingest(ingest: Ingest) -> None:
@@ -208,6 +225,26 @@ def test_a_writer_leaves_checkpoints_of_the_log_behind(ingest: Ingest, monkeypat
         ingest.publish(documents(first, 4))
         ingest.once()
     assert [(found.first, found.last) for found in checkpoints.listed(ingest.root)] == [(1, 2)]
+
+
+def test_what_a_crash_left_of_a_version_is_removed_when_the_stream_that_commits_it_ends(ingest: Ingest) -> None:
+    left = ingest.root / documents_path(1, "f" * 12)
+    left.parent.mkdir(parents=True)
+    left.touch()
+    ingest.publish(documents(0, 4))
+    replace(ingest, overrides={"ingest.gc_grace_s": 0}).once()
+    assert not left.exists()
+
+
+def test_topics_that_ingest_writes_to_are_made_as_the_settings_say_where_they_are_missing(ingest: Ingest) -> None:
+    names = topic_names(ingest.settings)
+    ingest.publish([*documents(0, 4), Record(b"{")])
+    with open_admin(ingest.settings) as admin:
+        admin.delete_topics([names.deadletter])
+        wait_until(lambda: names.deadletter not in admin.list_topics(), "the topic to be gone")
+        replace(ingest, overrides={"kafka.num_partitions": 5}).once()
+        assert len(admin.describe_topics([names.deadletter])[0]["partitions"]) == 5
+    assert len(letters(ingest, 1)) == 1
 
 
 def test_nothing_new_publishes_no_version(ingest: Ingest) -> None:
@@ -339,17 +376,18 @@ def test_only_a_follower_keeps_to_its_pace_and_takes_little_more_than_the_versio
             assert manifest is not None and manifest.num_records == taken
 
 
-def test_a_stream_that_was_fenced_takes_the_same_offsets_in_behind_the_other_writers_version(ingest: Ingest) -> None:
+def test_a_stream_that_was_fenced_changes_no_file_of_the_other_writer_and_goes_on_behind_its_version(ingest: Ingest) -> None:
     class Overtaken(Progress):
         def started(self, version: int, num_records: int) -> None:
             if version == 1:
+                ingest.publish(documents(20, 10))
                 ingest.once()
 
     ingest.publish(documents(0, 20))
     with Stream(ingest.settings, Overtaken()) as stream:
         with pytest.raises(CommitConflict):
             stream.commit_next()
-        ingest.publish(documents(20, 10))
+        ingest.publish(documents(30, 10))
         manifest = stream.commit_next()
     assert manifest is not None
     assert (manifest.version, manifest.outcomes[Outcome.KEPT]) == (2, 10)
