@@ -85,7 +85,7 @@ def test_a_merge_that_was_overtaken_is_dropped_and_its_file_collected(ingest: In
 def test_what_is_known_of_earlier_versions_is_read_once_and_carried_on_also_past_a_merge(
     ingest: Ingest, reference: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = []
+    opened: list[Callable[..., Any]] = []
 
     def noted(kind: Callable[..., Any]) -> Callable[..., Any]:
         def open_noted(*arguments: Any, **named: Any) -> Any:
