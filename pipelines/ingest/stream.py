@@ -230,12 +230,12 @@ class Stream:
         found = topic_ids(self.settings, [self.topic])[self.topic]
         known = expected or (dataset.manifest.topic_ids.get(self.topic) if dataset else None)
         if known not in (None, found):
-            version = f"version {dataset.version}" if dataset else "this batch"
             before = dataset.next_offsets(self.topic) if dataset else {}
-            lost = find_lost(self.settings, self.topic, before, {}, is_recreated=True)
+            reader = f"version {dataset.version}" if dataset and before else "this batch"
+            lost = find_lost(self.settings, self.topic, before, {}, is_recreated=True) if before else []
             raise TopicRecreated(
-                f"topic {self.topic!r} was deleted and created again: its id is {found}, {version} was read from {known}, so offsets do not mean "
-                f"the same any more; nothing was committed. {advice(lost) if dataset else 'Start again'}"
+                f"topic {self.topic!r} was deleted and created again: its id is {found}, {reader} was read from {known}, so offsets do not mean "
+                f"the same any more; nothing was committed. {advice(lost) if lost else 'Start again'}"
             )
         return found
 

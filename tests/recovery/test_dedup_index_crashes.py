@@ -102,6 +102,11 @@ def test_a_base_that_another_writers_compaction_has_passed_is_dropped_and_the_st
         second = stream.commit_next()
         assert second is not None
         assert second.version == 3
+        assert stream.compact_if_due() is None  # the next one has begun
+        wait_until(lambda: "headrace-compaction" not in {thread.name for thread in threading.enumerate()}, "the base to be written")
+        published = stream.compact_if_due()
+        assert published is not None
+        assert published.dedup_base
     assert verify(ingest.root).problems == []
 
 

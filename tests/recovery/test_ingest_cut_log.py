@@ -3,15 +3,19 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from pipelines.dataset.dataset import Dataset
+from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.verify import verify
+from pipelines.ingest.progress import Progress
+from pipelines.ingest.stream import ingest_once
 from pipelines.kafka.planning import plan_ranges
+from pipelines.kafka.topics import topic_names
 from pipelines.runtime.ports import free_ports
-from schemas.errors import BrokerUnavailable, OffsetsLost
+from schemas.errors import BrokerUnavailable, OffsetsLost, SourceError
 from schemas.settings import Settings
 from tests.apache_kafka import running_apache_kafka
 from tests.broker_process import start_broker
@@ -96,6 +100,30 @@ def test_a_log_of_the_embedded_broker_that_was_cut_and_grew_again_stops_ingest_u
     with start_broker(Settings(), listen=listen, root=tmp_path):  # a start that loses nothing is no loss
         assert ingest.once() == []
         assert verify(ingest.root).problems == []
+
+
+def test_a_log_that_is_cut_and_grows_again_while_it_is_read_commits_nothing_and_sends_no_dead_letter(tmp_path: Path) -> None:
+    listen = f"127.0.0.1:{free_ports(1)[0]}"
+    ingest = Ingest(tmp_path / "data", listen, "cut")
+    with ExitStack() as brokers:
+        broker = brokers.enter_context(start_broker(Settings(), listen=listen, root=tmp_path))
+        ingest.publish(documents(0, 10))
+        log = max((tmp_path / "broker" / "topics").glob("*/0/*.log"), key=lambda path: path.stat().st_size)
+        size_bytes = log.stat().st_size
+        ingest.publish([*documents(10, 10), Record(b"{")])
+
+        class Cutting(Progress):
+            def advanced(self, num_records: int) -> None:
+                assert num_records == 21, "all of it was read"
+                broker.kill()
+                os.truncate(log, size_bytes)
+                brokers.enter_context(start_broker(Settings(), listen=listen, root=tmp_path))
+                ingest.publish(documents(20, 15, "anew"))
+
+        with pytest.raises(SourceError, match=r"partitions \[0\] of .* were cut while they were read"):
+            ingest_once(ingest.settings, Cutting())
+        letters = plan_ranges(ingest.settings, topic_names(ingest.settings).deadletter, {}, 100)
+        assert (latest_version(ingest.root), sum(map(len, letters.values()))) == (0, 0)
 
 
 def _ends_at(ingest: Ingest) -> int:

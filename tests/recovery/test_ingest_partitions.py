@@ -8,7 +8,8 @@ import pytest
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.verify import verify
 from pipelines.kafka.clients import open_admin
-from schemas.manifest import DatasetManifest
+from pipelines.kafka.reading import Slice, slices
+from schemas.manifest import DatasetManifest, OffsetRange
 from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, Record, document, finish, wait_until, wait_until_stopped
 
@@ -67,8 +68,17 @@ def test_a_crowded_partition_delays_no_other_and_an_idle_one_holds_nothing_up(in
     assert [manifest.num_records for manifest in manifests] == [120, 120, 120, 45]
 
 
-def test_versions_and_slices_shrink_where_records_are_large(broker: BrokerProcess, topic_prefix: str, tmp_path: Path) -> None:
-    limits = {"ingest.max_batch_bytes": 60_000}
+def test_versions_and_slices_shrink_where_records_are_large(
+    broker: BrokerProcess, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_slices: list[dict[int, int]] = []
+
+    def noted(topic: str, ranges: dict[int, OffsetRange], slice_records: dict[int, int]) -> list[Slice]:
+        whole_slices.append(slice_records)
+        return slices(topic, ranges, slice_records)
+
+    monkeypatch.setattr("pipelines.ingest.stream.slices", noted)
+    limits = {"ingest.max_batch_bytes": 60_000, "ingest.slice_bytes": 20_000}
     ingest = Ingest(tmp_path / "data", broker.bootstrap_servers, topic_prefix, limits)
     ingest.publish([*documents(0, 30, size_words=1_000), *documents(1, 30)])
     manifests = ingest.once()
@@ -77,6 +87,7 @@ def test_versions_and_slices_shrink_where_records_are_large(broker: BrokerProces
     assert second[1] == (7, 30)
     assert 6_000 < manifests[0].record_bytes[ingest.topic][0] < 6_300
     assert second[0][1] - second[0][0] == (60_000 - 23 * manifests[0].record_bytes[ingest.topic][1]) // manifests[0].record_bytes[ingest.topic][0]
+    assert whole_slices[:2] == [{0: 4, 1: 4}, {0: 20_000 // manifests[0].record_bytes[ingest.topic][0], 1: 35}]
     assert sum(manifest.num_records for manifest in manifests) == 60
     assert set(manifests[-1].record_bytes[ingest.topic]) == {0, 1}, "also of the partition that gave nothing any more"
     other = Ingest(tmp_path / "data", broker.bootstrap_servers, f"{topic_prefix}-other", limits)
@@ -84,3 +95,5 @@ def test_versions_and_slices_shrink_where_records_are_large(broker: BrokerProces
     (manifest,) = other.once()
     assert manifest.record_bytes == manifests[-1].record_bytes | {other.topic: manifest.record_bytes[other.topic]}
     assert set(manifest.record_bytes[other.topic]) >= {0}
+    assert manifest.leader_epochs == manifests[-1].leader_epochs | {other.topic: manifest.leader_epochs[other.topic]}
+    assert set(manifest.leader_epochs[other.topic]) == {0}

@@ -1,9 +1,14 @@
 """A stream that breaks its promises stops ingest with exit code 1 and a sentence; the committed version stays as it was."""
 
+import errno
 import json
+import os
+import random
 import signal
 import subprocess
 import threading
+import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,20 +17,23 @@ from kafka import TopicPartition
 
 from pipelines.dataset import checkpoints
 from pipelines.dataset.dataset import Dataset, dataset_log, latest_version
+from pipelines.dataset.names import documents_path
+from pipelines.dataset.verify import verify
 from pipelines.ingest import dead_rows
 from pipelines.ingest.announcer import group_id
 from pipelines.ingest.decisive import only_dead
 from pipelines.ingest.following import Follower, ingest_follow
 from pipelines.ingest.progress import Progress
-from pipelines.ingest.stream import Stream
+from pipelines.ingest.stream import Stream, ingest_once
 from pipelines.kafka.clients import open_admin, open_consumer
 from pipelines.kafka.events import read_events
 from pipelines.kafka.topics import topic_names
+from pipelines.runtime.ports import free_ports
 from schemas.arrow import Outcome, prepared
-from schemas.errors import SettingsError, TokenizerMismatch, TopicMissing
+from schemas.errors import CommitConflict, SettingsError, TokenizerMismatch, TopicMissing, TopicRecreated
 from schemas.settings import Settings
 from tests.broker_process import BrokerProcess, start_broker
-from tests.ingest_harness import Ingest, Record, document, finish, sample_records, state, wait_until, wait_until_stopped
+from tests.ingest_harness import ENGLISH, Ingest, Record, document, finish, sample_records, state, wait_until, wait_until_stopped
 
 TEXT = "water comes down from the hill and the mill turns, so that grain is ground between two stones number"
 
@@ -73,8 +81,34 @@ def test_a_topic_recreated_during_a_run_stops_ingest(ingest: Ingest, has_dataset
     wait_until_stopped(child)
     ingest.recreate_topic()
     child.send_signal(signal.SIGCONT)
-    assert_stopped(finish(child), "was deleted and created again")
+    done = finish(child)
+    assert_stopped(done, "was deleted and created again")
+    assert ("--accept-loss" in done.stderr) is has_dataset, "where no version read it, nothing is lost"
     assert state(ingest.root) == before
+
+
+def test_a_follower_says_that_a_topic_was_recreated_also_when_nothing_is_new(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 20))
+    ingest.once()
+    ingest.recreate_topic()
+    ingest.publish(documents(0, 20))  # it ends where the dataset ends
+    with pytest.raises(TopicRecreated):
+        follow_where_nothing_is_new(ingest)
+
+
+def test_a_topic_recreated_while_a_dataset_of_another_topic_begins_to_read_it_stops_ingest(ingest: Ingest) -> None:
+    ingest.publish(documents(0, 20))
+    ingest.once()
+    other = replace(ingest, prefix=f"{ingest.prefix}-other")
+    other.publish([document("new", f"{TEXT} of another topic", 0)])
+
+    class Recreating(Progress):
+        def advanced(self, num_records: int) -> None:
+            other.recreate_topic()
+
+    with pytest.raises(TopicRecreated, match=r"this batch was read from .* Start again$"):
+        ingest_once(other.settings, Recreating())
+    assert latest_version(ingest.root) == 1
 
 
 def test_offsets_lost_to_retention_stop_ingest(ingest: Ingest) -> None:
@@ -194,6 +228,26 @@ def test_a_writer_leaves_checkpoints_of_the_log_behind(ingest: Ingest, monkeypat
     assert [(found.first, found.last) for found in checkpoints.listed(ingest.root)] == [(1, 2)]
 
 
+def test_what_a_crash_left_of_a_version_is_removed_when_the_stream_that_commits_it_ends(ingest: Ingest) -> None:
+    left = ingest.root / documents_path(1, "f" * 12)
+    left.parent.mkdir(parents=True)
+    left.touch()
+    ingest.publish(documents(0, 4))
+    replace(ingest, overrides={"ingest.gc_grace_s": 0}).once()
+    assert not left.exists()
+
+
+def test_topics_that_ingest_writes_to_are_made_as_the_settings_say_where_they_are_missing(ingest: Ingest) -> None:
+    names = topic_names(ingest.settings)
+    ingest.publish([*documents(0, 4), Record(b"{")])
+    with open_admin(ingest.settings) as admin:
+        admin.delete_topics([names.deadletter])
+        wait_until(lambda: names.deadletter not in admin.list_topics(), "the topic to be gone")
+        replace(ingest, overrides={"kafka.num_partitions": 5}).once()
+        assert len(admin.describe_topics([names.deadletter])[0]["partitions"]) == 5
+    assert len(letters(ingest, 1)) == 1
+
+
 def test_nothing_new_publishes_no_version(ingest: Ingest) -> None:
     ingest.publish(documents(0, 4))
     assert len(ingest.once()) == 1
@@ -309,6 +363,72 @@ def test_offsets_below_the_given_ones_are_taken_in_and_no_others(ingest: Ingest)
         assert manifest is not None
         assert [(span.start, span.end) for span in manifest.offsets[ingest.topic].values()] == [(10, 10), (10, 20)]
         assert stream.commit_next({1: 10**9}) is None, "a partition that is not named was not there"
+
+
+@pytest.mark.parametrize(("in_background", "expected"), [(True, 35), (False, 120)])
+def test_only_a_follower_keeps_to_its_pace_and_takes_little_more_than_the_version_before_took(
+    ingest: Ingest, in_background: bool, expected: int
+) -> None:
+    hurried = Ingest(ingest.root, ingest.bootstrap_servers, ingest.prefix, {"ingest.target_commit_s": 0.001})
+    with Stream(hurried.settings, in_background=in_background) as stream:
+        for first, number, taken in ((0, 10, 10), (10, 200, expected)):
+            ingest.publish(documents(first, number))
+            manifest = stream.commit_next()
+            assert manifest is not None and manifest.num_records == taken
+
+
+def test_a_stream_that_was_fenced_changes_no_file_of_the_other_writer_and_goes_on_behind_its_version(ingest: Ingest) -> None:
+    class Overtaken(Progress):
+        def started(self, version: int, num_records: int) -> None:
+            if version == 1:
+                with Stream(ingest.settings) as faster:
+                    assert faster.commit_next({0: 10}) is not None
+
+    texts = [" ".join(random.Random(index).choices(ENGLISH.split(), k=60)) for index in range(20)]
+    ingest.publish([document(f"doc-{index}", text, index % 2) for index, text in enumerate(texts)])
+    with Stream(ingest.settings, Overtaken()) as stream:
+        with pytest.raises(CommitConflict):
+            stream.commit_next()
+        manifest = stream.commit_next()
+    assert manifest is not None
+    assert (manifest.version, manifest.num_records, manifest.outcomes[Outcome.KEPT]) == (2, 10, 10), "they are no duplicates of themselves"
+    assert verify(ingest.root).problems == []
+
+
+def test_progress_metrics_and_lineage_tell_of_a_version_from_its_plan_to_its_commit(ingest: Ingest) -> None:
+    class Asking(Progress):
+        def started(self, version: int, num_records: int) -> None:
+            told.append((version, num_records))
+            told.append(get("/ready"))
+            waiting.update(line for line in get("/metrics").splitlines() if line.startswith("headrace_ingest_lag_records{"))
+
+        def advanced(self, num_records: int) -> None:
+            told.append(num_records)
+
+    def get(path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as response:
+            return str(response.read().decode())
+
+    told: list[object] = []
+    waiting: set[str] = set()
+    (port,) = free_ports(1)
+    asked = Ingest(ingest.root, ingest.bootstrap_servers, ingest.prefix, {"telemetry.metrics_port": port})
+    ingest.publish(documents(0, 20))
+    ingest_once(asked.settings, Asking())
+    assert told == [(1, 20), "ready\n", 20]
+    assert waiting == {f'headrace_ingest_lag_records{{partition="{partition}",topic="{ingest.topic}"}} 10.0' for partition in (0, 1)}
+    assert {path.stem.rpartition("-")[2] for path in (ingest.root / "lineage").iterdir()} == {"start", "complete"}
+
+
+def test_a_root_that_cannot_hold_a_dataset_is_refused_before_anything_is_read(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    ingest.publish(documents(0, 20))
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(SettingsError, match="has no hard links"):
+        ingest.once()
+    assert list(ingest.root.iterdir()) == []
 
 
 def test_a_batch_that_is_stopped_half_way_leaves_nothing_and_is_taken_in_from_the_beginning(ingest: Ingest) -> None:

@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,12 @@ import pytest
 
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.gc import collect_garbage, orphans
+from pipelines.dataset.retractions.tombstones import Tombstones
 from pipelines.dataset.verify import verify
+from pipelines.dedup.resolve import Resolver
 from pipelines.ingest.following import ingest_follow
+from pipelines.ingest.progress import Progress
+from pipelines.ingest.stream import Stream
 from pipelines.runtime.crash import MERGE_CRASH_POINTS
 from tests.broker_process import BrokerProcess
 from tests.ingest_harness import Ingest, assert_recovered, finish, sample_records, state, wait_until, wait_until_stopped
@@ -74,6 +80,48 @@ def test_a_merge_that_was_overtaken_is_dropped_and_its_file_collected(ingest: In
     assert_recovered(ingest, reference)
     assert {path.split("/")[0] for path in orphans(ingest.root)} == {"shards"}
     assert set(orphans(ingest.root)) <= set(collect_garbage(ingest.root, grace_s=0))
+
+
+def test_what_is_known_of_earlier_versions_is_read_once_and_carried_on_also_past_a_merge(
+    ingest: Ingest, reference: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Callable[..., Any]] = []
+
+    def noted(kind: Callable[..., Any]) -> Callable[..., Any]:
+        def open_noted(*arguments: Any, **named: Any) -> Any:
+            opened.append(kind)
+            return kind(*arguments, **named)
+
+        return open_noted
+
+    monkeypatch.setattr("pipelines.dataset.duplicates.Resolver", noted(Resolver))
+    monkeypatch.setattr("pipelines.dataset.retractions.retractions.Tombstones", noted(Tombstones))
+    ingest.once()
+    assert opened == [Resolver, Tombstones]
+    assert_recovered(ingest, reference)
+
+
+def test_what_a_batch_left_that_failed_is_not_carried_on_past_a_merge(ingest: Ingest, reference: list[dict[str, Any]]) -> None:
+    """Its documents would be duplicates of themselves."""
+
+    class Failing(Progress):
+        def advanced(self, num_records: int) -> None:
+            if is_failing:
+                raise OSError("as a disk does")
+
+    is_failing = False
+    patient = replace(ingest, overrides={**ingest.overrides, "ingest.target_commit_s": 600})
+    with Stream(patient.settings, Failing(), in_background=True) as stream:
+        assert [stream.commit_next() is None for _ in range(2)] == [False, False]
+        is_failing = True
+        with pytest.raises(OSError, match="as a disk does"):
+            stream.commit_next()  # which has begun a merge before
+        wait_until(lambda: "headrace-merge" not in {thread.name for thread in threading.enumerate()}, "the merge to be written")
+        is_failing = False
+        published = stream.compact_if_due()
+        assert published is not None and published.merged
+        assert stream.commit_next() is not None
+    assert_recovered(ingest, reference)
 
 
 def test_a_follower_merges_in_the_background_also_when_no_document_comes_any_more(tmp_path: Path, broker: BrokerProcess) -> None:

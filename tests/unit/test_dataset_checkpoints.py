@@ -110,6 +110,19 @@ def test_a_writer_that_goes_on_keeps_few_files(root: Path) -> None:
         writer = Dataset(root, version, before=writer)
 
 
+def test_a_slower_writer_removes_no_checkpoint_of_a_faster_one(root: Path) -> None:
+    Dataset(root).save_checkpoints()
+    Dataset(root, 2).save_checkpoints()
+    assert saved(root) == [(1, 4), (5, 6)]
+
+
+def test_other_files_beside_the_checkpoints_are_none(root: Path) -> None:
+    Dataset(root).save_checkpoints()
+    for name in ("00000001-00000008.arrow.bak", ".tmp-00000001-00000008.arrow-0123456789ab", "00000001-00000008.arrow\n"):
+        (root / checkpoints.FOLDER / name).touch()
+    assert listed(root) == cover(NUM_VERSIONS)
+
+
 def flipped(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
@@ -169,6 +182,23 @@ def test_checkpoints_of_another_log_are_passed_over(root: Path, tmp_path: Path) 
     shutil.copytree(root / checkpoints.FOLDER, tmp_path / "other" / checkpoints.FOLDER)
     other = Dataset(tmp_path / "other")
     assert (other.version, other.columns.to_pylist()) == (4, expected(tmp_path / "other", 4))
+
+
+def test_checkpoints_of_a_log_that_was_restored_and_went_on_differently_are_passed_over(root: Path) -> None:
+    Dataset(root).save_checkpoints()
+    other = read_manifest(root, 4).model_copy(update={"attempt": "a" * 12})
+    for version in range(4, NUM_VERSIONS + 1):
+        dataset_log(root).path(version).unlink()
+    dataset_log(root).publish(4, other.model_dump_json().encode())
+    assert Dataset(root).columns.to_pylist() == expected(root, 4)
+
+
+def test_a_checkpoint_of_another_format_is_passed_over(root: Path) -> None:
+    log, path, body = dataset_log(root), checkpoint_path(root, Range(1, 4)), b"another format"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(checkpoints._digest(memoryview(body), log, Range(1, 4)).ljust(checkpoints.HEADER_BYTES, b"\0") + body)
+    assert load(root, log, Range(1, 4)) is None
+    assert Dataset(root).columns.to_pylist() == expected(root)
 
 
 @pytest.mark.parametrize("point", [f"{name}:{visit}" for name in CHECKPOINT_CRASH_POINTS for visit in (1, 2)])

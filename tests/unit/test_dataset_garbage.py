@@ -56,7 +56,7 @@ DURABLE_FOLDERS += (
 
 def test_what_crashes_left_beside_the_versions_goes_when_a_person_asks_whatever_the_folder(root: Path) -> None:
     left = [f"{folder}/.tmp-00000002.json-0123456789ab" for folder in DURABLE_FOLDERS] + ["models/.tmp-run-0123456789ab", ".tmp-link-0123456789ab"]
-    files = [*left[:-2], "models/.tmp-run-0123456789ab/model.bin", left[-1]]
+    files = [*left[:-2], "models/.tmp-run-0123456789ab/model.bin", "models/.tmp-run-0123456789ab/.tmp-part-0123456789ab", left[-1]]
     stay = ["quality/notes.txt", "views/fine/00000001.json"]
     for path in (*files, *stay):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +106,13 @@ def test_files_of_a_version_that_may_still_come_stay_also_when_a_person_asks(roo
     assert sorted(collect_garbage(root, grace_s=0)) == sorted(gone)
     assert collect_garbage(root, grace_s=0, by_hand=True) == []
     assert all((root / path).exists() for path in stay)
+
+
+def test_files_of_a_first_version_stay_because_all_of_them_may_still_come(tmp_path: Path) -> None:
+    paths = [base_path(1, "f" * 12), documents_path(1, "f" * 12)]
+    touched(tmp_path, paths)
+    assert sorted(orphans(tmp_path)) == sorted(paths)
+    assert collect_garbage(tmp_path, grace_s=0, by_hand=True) == []
 
 
 def test_a_folder_is_as_young_as_the_youngest_file_in_it(root: Path) -> None:

@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from pipelines.dataset import checkpoints
+from pipelines.dataset.checkpoints import Range, save_checkpoint
 from pipelines.dataset.compaction import (
     GROWTH,
     MANY_ROWS,
@@ -24,7 +27,7 @@ from pipelines.dataset.verify import verify
 from pipelines.dataset.writer import manifest_without_documents, publish
 from pipelines.lineage.lineage import trace
 from pipelines.runtime.background import Background
-from schemas.arrow import Outcome, Split
+from schemas.arrow import VERSIONS, Outcome, Split
 from schemas.errors import CommitConflict, ShardCorrupt
 from schemas.settings import data_fingerprint
 from tests.factories import TOPIC, clock, commit_records, text_settings
@@ -153,6 +156,21 @@ def test_of_two_bases_that_hold_as_much_only_the_first_is_listed(tmp_path: Path)
     assert is_superseded(Dataset(tmp_path), second)
     with pytest.raises(CommitConflict, match="holds as much"):
         publish_base(Dataset(tmp_path), second, settings, now=clock())
+    assert collect_garbage(tmp_path, grace_s=0) == [second.entry.path]
+
+
+def test_a_base_that_a_later_version_lists_stays_also_if_a_checkpoint_says_that_none_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "GROWTH", 2)
+    settings = text_settings(tmp_path)
+    commit_records(tmp_path, [document("d1", story(1))])
+    begun = write_new_base(Dataset(tmp_path), settings.dedup.max_hamming)
+    for number in (2, 3):
+        commit_records(tmp_path, [document(f"d{number}", story(number))])
+    assert publish_base(Dataset(tmp_path), begun, settings, now=clock()).version == 4
+    rows = [row | {"attempt": row["attempt"] + 1} for row in Dataset(tmp_path).columns.to_pylist()]
+    save_checkpoint(tmp_path, dataset_log(tmp_path), Range(1, 4), pa.Table.from_pylist(rows, schema=VERSIONS))
+    assert begun.entry.path in orphans(tmp_path)
+    assert collect_garbage(tmp_path, grace_s=0, by_hand=True) == []
 
 
 def test_a_version_without_documents_goes_on_where_its_parent_ended(tmp_path: Path) -> None:
