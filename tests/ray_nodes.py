@@ -61,6 +61,7 @@ class Nodes:
             "object-store-memory": STORE_BYTES,
             "dashboard-agent-listen-port": agent,
             "metrics-export-port": metrics,
+            "temp-dir": f"{self.folder}/ray",
         }
         environment = os.environ | RAY_ENVIRONMENT | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": f"{grace_s:g}"}
         log = (self.folder / f"node-{len(self.nodes)}.log").open("wb")
@@ -71,7 +72,7 @@ class Nodes:
 
     def logs(self, text: str) -> bool:
         """Whether a process of the cluster has logged this."""
-        return any(text in path.read_text(errors="replace") for path in self.folder.glob("ray/session_2*/logs/worker-*") if path.is_file())
+        return any(text in path.read_text(errors="replace") for path in self.folder.glob("ray/session_2*/logs/**/*") if path.is_file())
 
 
 @contextmanager

@@ -217,4 +217,4 @@ def _metrics_deployment() -> Any:
     from ray import serve
 
     options = {"num_cpus": 0, "resources": {HEAD_NODE: SHARE}}
-    return serve.deployment(MetricsReplica, name="metrics", num_replicas=1, ray_actor_options=options)
+    return serve.deployment(MetricsReplica, name="metrics", num_replicas=1, max_ongoing_requests=MAX_GATEWAY_REQUESTS, ray_actor_options=options)
