@@ -50,12 +50,15 @@ class Nodes:
         self.folder = folder
         self.nodes: list[Node] = []
 
-    def add(self, resources: Mapping[str, float], num_cpus: int = 1, grace_s: float = 30.0) -> Node:
-        """Start one more node; a node that gets SIGTERM has so much time. Does not wait for it."""
+    def add(self, resources: Mapping[str, float], num_cpus: int = 1, grace_s: float = 30.0, host: str | None = None) -> Node:
+        """Start one more node, on a loopback address of its own; one that gets SIGTERM has so much time. Does not wait for it.
+
+        A program joins a node that has its own address, 127.0.0.1: so it must be given to no node that goes while the program runs.
+        """
         agent, metrics = free_ports(2)
         options = {
             "address": self.address,
-            "node-ip-address": "127.0.0.1",
+            "node-ip-address": host or f"127.0.0.{len(self.nodes) + 2}",
             "num-cpus": num_cpus,
             "resources": json.dumps(dict(resources)),
             "object-store-memory": STORE_BYTES,
