@@ -42,7 +42,7 @@ class MetricsSum:
         """The text that Prometheus scrapes."""
         parts = [told.snapshot if now_s - told.at_s <= SILENT_S else _counters(told.snapshot) for told in self._told.values()]
         registry = CollectorRegistry()
-        registry.register(_Fixed(_added([self._gone, *parts])))  # type: ignore[arg-type]  # a collector by its shape
+        registry.register(_Fixed(_added([self._gone, *parts])))
         return generate_latest(registry)
 
 

@@ -28,7 +28,7 @@ from tests.training_runs import curve, run_together, tiny_dataset, tiny_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 REPOSITORY = Path(__file__).parents[2]
-WAIT_S = 240.0
+WAIT_S = 400.0
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:

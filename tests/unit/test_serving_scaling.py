@@ -49,6 +49,38 @@ def test_the_policy_is_what_serve_calls_even_where_our_code_is_not_installed(tmp
     assert "engine_replicas" in named and not any(name.startswith(("pipelines", "schemas")) for name in named)
 
 
+@pytest.mark.parametrize(("sequences", "replicas"), [(3.0, 1), (12.0, 3), (0.0, 1)])
+def test_serve_makes_as_many_replicas_of_it_as_the_bounds_allow(tmp_path: Path, sequences: float, replicas: int) -> None:
+    """Serve's own wrapping, configuration and context; Serve itself applies the bounds."""
+    from ray.serve._private.common import DeploymentID
+    from ray.serve.autoscaling_policy import _apply_autoscaling_config
+    from ray.serve.config import AutoscalingContext
+
+    make_model(tmp_path, version=1)
+    serving = ServingSettings(max_concurrent_sequences=4, max_engine_replicas=3, scale_up_delay_s=0, scale_down_delay_s=0)
+    config = model_application(Settings(root=str(tmp_path), serving=serving), 1).target._bound_deployment._deployment_config.autoscaling_config
+    seen = AutoscalingContext(
+        deployment_id=DeploymentID(name="engine", app_name="a"),
+        deployment_name="engine",
+        app_name="a",
+        current_num_replicas=1,
+        target_num_replicas=1,
+        running_replicas=[],
+        total_num_requests=lambda: 1.0,
+        total_queued_requests=None,
+        aggregated_metrics=lambda: {SEQUENCES: {"one": sequences}},
+        raw_metrics=None,
+        capacity_adjusted_min_replicas=1,
+        capacity_adjusted_max_replicas=3,
+        policy_state={},
+        last_scale_up_time=None,
+        last_scale_down_time=None,
+        current_time=0.0,
+        config=config,
+    )
+    assert _apply_autoscaling_config(config.policy.get_policy())(seen)[0] == replicas
+
+
 def test_an_engine_tells_serve_how_many_sequences_run_and_wait(tmp_path: Path) -> None:
     from ray_apps.serving.deployments import ModelReplica
 
