@@ -96,12 +96,8 @@ class GatewayReplica:
         start_tracing(settings.telemetry, "headrace-gateway")
 
     def __serve_build_asgi_app__(self) -> Any:
-        from ray import serve
+        from ray_apps.serving.gateway import build_gateway
 
-        from ray_apps.serving.gateway import Place, build_gateway
-
-        context = serve.get_replica_context()
-        place = Place(rank=context.rank.rank, most=self._settings.serving.max_gateway_replicas)
         return build_gateway(
             self._settings.serving,
             ServeEngines(application_names(self._settings.root)),
@@ -109,9 +105,17 @@ class GatewayReplica:
             sink=self._sink,
             poll_interval_s=self._settings.loop.poll_interval_s,
             behind_edge=True,
-            place=place,
-            add_up=None if self._metrics is None else partial(self._add_up, context.replica_tag),
+            **({} if self._metrics is None else self._one_of_several()),
         )
+
+    def _one_of_several(self) -> dict[str, Any]:
+        from ray import serve
+
+        from ray_apps.serving.gateway import Place
+
+        context = serve.get_replica_context()
+        place = Place(rank=context.rank.rank, most=self._settings.serving.max_gateway_replicas)
+        return {"place": place, "add_up": partial(self._add_up, context.replica_tag)}
 
     async def _add_up(self, replica: str, snapshot: Snapshot) -> bytes:
         """Tell this gateway's numbers; returns the text that adds up those of all."""
