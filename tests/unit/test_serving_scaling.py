@@ -52,15 +52,16 @@ def test_the_policy_is_what_serve_calls_even_where_our_code_is_not_installed(tmp
 @pytest.mark.parametrize(("sequences", "replicas"), [(3.0, 1), (12.0, 3), (0.0, 1)])
 def test_serve_makes_as_many_replicas_of_it_as_the_bounds_allow(tmp_path: Path, sequences: float, replicas: int) -> None:
     """Serve's own wrapping, configuration and context; Serve itself applies the bounds."""
-    from ray.serve._private.common import DeploymentID
+    from ray.serve._private.common import DeploymentID, ReplicaID
     from ray.serve.autoscaling_policy import _apply_autoscaling_config
     from ray.serve.config import AutoscalingContext
 
     make_model(tmp_path, version=1)
     serving = ServingSettings(max_concurrent_sequences=4, max_engine_replicas=3, scale_up_delay_s=0, scale_down_delay_s=0)
     config = model_application(Settings(root=str(tmp_path), serving=serving), 1).target._bound_deployment._deployment_config.autoscaling_config
+    deployment = DeploymentID(name="engine", app_name="a")
     seen = AutoscalingContext(
-        deployment_id=DeploymentID(name="engine", app_name="a"),
+        deployment_id=deployment,
         deployment_name="engine",
         app_name="a",
         current_num_replicas=1,
@@ -68,7 +69,7 @@ def test_serve_makes_as_many_replicas_of_it_as_the_bounds_allow(tmp_path: Path, 
         running_replicas=[],
         total_num_requests=lambda: 1.0,
         total_queued_requests=None,
-        aggregated_metrics=lambda: {SEQUENCES: {"one": sequences}},
+        aggregated_metrics=lambda: {SEQUENCES: {ReplicaID("one", deployment): sequences}},
         raw_metrics=None,
         capacity_adjusted_min_replicas=1,
         capacity_adjusted_max_replicas=3,
