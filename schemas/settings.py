@@ -173,15 +173,23 @@ class ServingSettings(Section):
     max_engine_replicas: int = Field(1, ge=1)
     """… and the most replicas that Serve may start. Equal numbers: no autoscaling."""
     target_engine_requests: float = Field(0.0, ge=0)
-    """Autoscaling: target number of requests, running and waiting, for each replica. 0: ``max_concurrent_sequences``, so that each runs full."""
+    """Autoscaling: target number of sequences, running and waiting, for each replica; a request for several answers counts as so many.
+    0: ``max_concurrent_sequences``, so that each runs full."""
+    min_gateway_replicas: int = Field(1, ge=1)
+    """Gateways, the processes between the HTTP proxies and the engines …"""
+    max_gateway_replicas: int = Field(1, ge=1)
+    """… and the most that Serve may start. Equal numbers: no autoscaling."""
+    target_gateway_requests: float = Field(100.0, gt=0)
+    """Autoscaling: target number of HTTP requests under way for each gateway."""
     scale_up_delay_s: float = Field(30.0, ge=0)
-    """Autoscaling: seconds with more requests than that before a replica is added."""
+    """Autoscaling of engines and gateways: seconds with more than that before a replica is added."""
     scale_down_delay_s: float = Field(600.0, ge=0)
-    """Autoscaling: seconds with fewer requests than that before a replica is removed."""
+    """Autoscaling of engines and gateways: seconds with less than that before a replica is removed."""
     record_prompts: bool = False
     """Whether ``inference.completed`` events carry prompts and answers. Off: ids, counts and times only."""
     seed: int = Field(0, ge=0)
-    """Requests without a seed get theirs from a series that begins with this one, the same after each start. 0: each gets a random seed."""
+    """Requests without a seed get theirs from a series that begins with this one, the same after each start; each of several gateways has
+    a series of its own. 0: each request gets a random seed."""
 
     @property
     def url(self) -> str:
@@ -199,8 +207,10 @@ class ServingSettings(Section):
         most = self.max_concurrent_sequences + self.max_queued_requests
         if self.target_engine_requests > most:
             raise ValueError(f"target_engine_requests is {self.target_engine_requests:g}, and a replica takes {most} requests at most; lower it")
-        if self.max_engine_replicas < self.min_engine_replicas:
-            raise ValueError(f"max_engine_replicas is {self.max_engine_replicas}, below min_engine_replicas, which is {self.min_engine_replicas}")
+        for part in ("engine", "gateway"):
+            low, high = getattr(self, f"min_{part}_replicas"), getattr(self, f"max_{part}_replicas")
+            if high < low:
+                raise ValueError(f"max_{part}_replicas is {high}, below min_{part}_replicas, which is {low}")
         return self
 
     @model_validator(mode="after")
@@ -268,11 +278,13 @@ class RaySettings(Section):
     """The same: only nodes that have it run training workers."""
     engine_nodes: str = Field("", pattern=_RESOURCE)
     """The same: only nodes that have it run engines."""
+    gateway_nodes: str = Field("", pattern=_RESOURCE)
+    """The same: only nodes that have it run gateways. If the API listens on loopback only, gateways run on the head, whatever this says."""
 
     @model_validator(mode="after")
     def roles_need_a_cluster(self) -> "RaySettings":
         """Refuse the name of a resource that no node of a private Ray has."""
-        named = [f"ray.{name}" for name in ("ingest_nodes", "training_nodes", "engine_nodes") if getattr(self, name)]
+        named = [f"ray.{name}" for name in ("ingest_nodes", "training_nodes", "engine_nodes", "gateway_nodes") if getattr(self, name)]
         if named and self.address == "local":
             raise ValueError(f"{named[0]} names a resource of a cluster's nodes, but ray.address is 'local'; set ray.address=auto, or leave it empty")
         return self

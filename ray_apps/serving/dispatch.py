@@ -1,9 +1,9 @@
 """From a parsed request to an engine's answer: choose versions, send the shadow copy, fail over, keep the time limit.
 
-Invariants: a shadow copy runs in a task of its own, of which at most MAX_SHADOWS exist; it shares nothing with the primary answer but
-the request's values, so it cannot delay, fail or cancel it. As long as nothing has been shown to the client and time is left, the champion
-answers instead of a challenger that fails, refuses (a full queue, a prompt it cannot take), is not healthy before its first token, or gives no
-first token in half of the time. If an engine of the champion dies, another replica of it answers. The recorder gets every answer.
+Invariants: a shadow copy runs in a task of its own, of which at most MAX_SHADOWS exist, in all gateways together. It shares nothing with the
+primary answer but the request's values, so it cannot delay, fail or cancel it. As long as nothing has been shown to the client and time is left,
+the champion answers instead of a challenger that fails, refuses (a full queue, a prompt it cannot take), is not healthy before its first token,
+or gives no first token in half of the time. If an engine of the champion dies, another replica of it answers. The recorder gets every answer.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ MODEL = "headrace"
 SETTLED_INTERVAL_S = 2.0
 """Between two looks at engines of which nothing new is wanted: each costs this process and Serve's controller some 10 ms."""
 MAX_SHADOWS = 32
-"""Copies under way; more are dropped, so that a slow challenger costs bounded memory."""
+"""Copies under way; more are dropped, so that a slow challenger costs bounded memory and its queue is not filled with copies."""
 
 
 class Answer:
@@ -73,11 +73,14 @@ class Job:
 class Dispatcher:
     """Sends jobs to engines."""
 
-    def __init__(self, engines: Engines, follower: RolloutFollower, recorder: Recorder, *, request_timeout_s: float) -> None:
+    def __init__(
+        self, engines: Engines, follower: RolloutFollower, recorder: Recorder, *, request_timeout_s: float, max_shadows: int = MAX_SHADOWS
+    ) -> None:
         self.engines = engines
         self.follower = follower
         self._recorder = recorder
         self._timeout_s = request_timeout_s
+        self._max_shadows = max_shadows
         self._shadows: set[asyncio.Task[None]] = set()
         self._looked_at_s = 0.0
 
@@ -160,7 +163,7 @@ class Dispatcher:
         return self._recorder.observe(chunks, job.request, assignment)
 
     def _send_shadow(self, job: Job, state: RolloutState, version: int) -> None:
-        if version not in self.engines.ready or len(self._shadows) >= MAX_SHADOWS:
+        if version not in self.engines.ready or len(self._shadows) >= self._max_shadows:
             self._recorder.metrics.drop_shadow()
             return
         assignment = _assignment(job, state, version, "challenger", shadow=True)

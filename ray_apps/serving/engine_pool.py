@@ -17,6 +17,10 @@ from schemas.errors import ApiError
 _log = logging.getLogger(__name__)
 ASK_EVERY_S = 5.0
 """Seconds between two health checks while the first token is awaited. A long prompt or a queue may take seconds; the engine is healthy meanwhile."""
+RUNNING, FAILED, DELETING = "RUNNING", "DEPLOY_FAILED", "DELETING"
+"""Serve's words for an application."""
+ANSWERING = ("RUNNING", "PENDING_MIGRATION")
+"""Serve's words for replicas that take requests."""
 MAX_REASON_CHARS = 300
 """Of what Serve says about an engine that could not be started."""
 
@@ -97,7 +101,7 @@ class ServeEngines:
 
     @property
     def ready(self) -> frozenset[int]:
-        """Versions whose application runs."""
+        """Versions of which a replica answers."""
         return self._ready
 
     async def refresh(self) -> None:
@@ -107,8 +111,8 @@ class ServeEngines:
     def see(self, seen: Mapping[int, tuple[str, str]]) -> None:
         """Take in the status of each version's application, and what Serve says about it."""
         self._known = frozenset(seen)
-        self._ready = frozenset(version for version, (status, _) in seen.items() if status == "RUNNING")
-        self._failures |= {version: message for version, (status, message) in seen.items() if status == "DEPLOY_FAILED"}
+        self._ready = frozenset(version for version, (status, _) in seen.items() if status == RUNNING)
+        self._failures |= {version: message for version, (status, message) in seen.items() if status == FAILED}
         self._failures = {version: message for version, message in self._failures.items() if version in self._known - self._ready}
         for version in set(self._handles) - self._ready:
             del self._handles[version]
@@ -164,7 +168,18 @@ def _applications(names: ApplicationNames) -> dict[int, tuple[str, str]]:
     from ray import serve
 
     found = {names.version_of(name): application for name, application in serve.status().applications.items()}
-    return {version: (str(each.status.value), _last_line(each.message)) for version, each in found.items() if version is not None}
+    return {version: (status_of(each), _last_line(each.message)) for version, each in found.items() if version is not None}
+
+
+def status_of(application: Any) -> str:
+    """Serve's word for an engine's application; RUNNING as long as one of its replicas answers.
+
+    Serve calls an application unhealthy, or deploying, while one of several replicas is missing. The others go on, and so does one that is to move
+    away from a node which is drained.
+    """
+    status = str(application.status.value)
+    states = [state for deployment in application.deployments.values() for state, count in deployment.replica_states.items() if count]
+    return RUNNING if status != DELETING and any(state in ANSWERING for state in states) else status
 
 
 def _last_line(text: str) -> str:

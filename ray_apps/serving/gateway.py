@@ -3,15 +3,16 @@
 ``build_gateway`` makes a FastAPI application out of its parts; it runs the same under Ray Serve (app.py) and in one process (tests,
 embedding). Invariants: nothing a client sends ends in anything but an answer or an OpenAI error body; when a client goes away, its
 generation is cancelled; a background task that follows the rollout never dies of one failure; ``/health`` says ok only if the champion's
-engine answers now.
+engine answers now. Several gateways of one root answer alike: what each keeps to itself is in ``Place``, and their numbers are added up.
 """
 
 import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import xxhash
@@ -22,12 +23,12 @@ from pipelines.runtime.tracing import current_traceparent
 from pipelines.runtime.up_note import read_up_note
 from ray_apps.serving.answers import AnswerSoFar, Form, events, whole
 from ray_apps.serving.asgi import App, Receive, Scope, Send, Surroundings, disconnected, error_response, install_error_bodies, read_body
-from ray_apps.serving.dispatch import MODEL, Answer, Dispatcher, Job
+from ray_apps.serving.dispatch import MAX_SHADOWS, MODEL, Answer, Dispatcher, Job
 from ray_apps.serving.edge import Edge
 from ray_apps.serving.engine.interface import GenerationRequest, Message, Sampling
 from ray_apps.serving.engine_pool import Engines, unavailable
 from ray_apps.serving.following import RolloutFollower
-from ray_apps.serving.metrics import CONTENT_TYPE, Metrics
+from ray_apps.serving.metrics import CONTENT_TYPE, Metrics, Snapshot
 from ray_apps.serving.pulse import Pulse
 from ray_apps.serving.record import EventSink, Recorder
 from schemas.errors import ApiError
@@ -38,28 +39,84 @@ _log = logging.getLogger(__name__)
 SESSION_HEADER = "x-headrace-session"
 CLIENT_CLOSED = 499
 """Nobody reads this answer: its client has gone."""
+TELL_INTERVAL_S = 2.0
+"""Between two reports of a gateway's numbers to where those of several are added up."""
+ADD_UP_TIMEOUT_S = 5.0
+
+AddUp = Callable[[Snapshot], Awaitable[bytes]]
+"""Takes a gateway's numbers; returns the text that tells those of all gateways."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Which of several gateways this is."""
+
+    rank: int = 0
+    """From 0; no other one that runs has it."""
+    most: int = 1
+    """How many there may be."""
+
+    @property
+    def max_shadows(self) -> int:
+        """This gateway's part of MAX_SHADOWS."""
+        return max(1, MAX_SHADOWS // self.most)
 
 
 class Gateway:
     """Handlers and their state."""
 
-    def __init__(self, settings: ServingSettings, dispatcher: Dispatcher, *, poll_interval_s: float) -> None:
+    def __init__(
+        self,
+        settings: ServingSettings,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        *,
+        poll_interval_s: float,
+        place: Place,
+        add_up: AddUp | None,
+    ) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
+        self._metrics = metrics
         self._poll_interval_s = poll_interval_s
-        self._started = int(time.time())
+        self._add_up = add_up
+        self._series = f"{settings.seed}" if place.rank == 0 else f"{settings.seed}:{place.rank}"
         self._unseeded = 0
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        """Follow the rollout while the application runs."""
-        task = asyncio.create_task(self._follow())
+        """Follow the rollout, and tell the numbers, while the application runs."""
+        tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tell())]
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await _ended(*tasks)
             await self._dispatcher.close()
+            await self._tell_once()
+
+    async def _tell(self) -> None:
+        while self._add_up is not None:
+            await self._tell_once()
+            await asyncio.sleep(TELL_INTERVAL_S)
+
+    async def _tell_once(self) -> None:
+        if self._add_up is None:
+            return
+        try:
+            async with asyncio.timeout(ADD_UP_TIMEOUT_S):
+                await self._add_up(self._metrics.snapshot())
+        except Exception as error:  # noqa: BLE001  the next report has the same numbers and more
+            _log.info("the numbers of this gateway were not added to those of the others: %s", error)
+
+    async def metrics(self) -> Response:
+        """GET /metrics: of all gateways. Raises ApiError 503 if they cannot be added up: numbers of one alone would look like a reset."""
+        if self._add_up is None:
+            return Response(self._metrics.render(), media_type=CONTENT_TYPE)
+        try:
+            async with asyncio.timeout(ADD_UP_TIMEOUT_S):
+                return Response(await self._add_up(self._metrics.snapshot()), media_type=CONTENT_TYPE)
+        except Exception as error:
+            raise unavailable(f"the numbers of the gateways cannot be added up ({type(error).__name__}); try again", "metrics_unavailable") from error
 
     async def _follow(self) -> None:
         while True:
@@ -115,7 +172,7 @@ class Gateway:
         if self._settings.seed == 0:
             return secrets.randbits(64)
         self._unseeded += 1
-        return xxhash.xxh3_64_intdigest(f"{self._settings.seed}:{self._unseeded}".encode())
+        return xxhash.xxh3_64_intdigest(f"{self._series}:{self._unseeded}".encode())
 
     async def _answer(self, request: Request, parsed: CompletionRequest | ChatRequest, work: GenerationRequest, arrived_s: float) -> Response:
         sticky_key = parsed.user or request.headers.get(SESSION_HEADER) or work.id
@@ -161,7 +218,8 @@ class Gateway:
         state = self._dispatcher.follower.active
         ready = self._dispatcher.engines.ready
         routed = [MODEL] if state is not None and state.champion in ready else []
-        return [ModelCard(id=name, created=self._started) for name in (*routed, *(f"{MODEL}-v{version}" for version in sorted(ready)))]
+        created = 0 if state is None else int(state.created_at.timestamp())  # the same in every gateway
+        return [ModelCard(id=name, created=created) for name in (*routed, *(f"{MODEL}-v{version}" for version in sorted(ready)))]
 
     async def health(self) -> JSONResponse:
         """GET /health: 200 when the champion answers now, else 503 with what is missing. Added: what keeps a challenger from
@@ -267,21 +325,24 @@ def build_gateway(
     sink: EventSink | None,
     poll_interval_s: float,
     behind_edge: bool = False,
+    place: Place | None = None,
+    add_up: AddUp | None = None,
 ) -> App:
     """The ASGI application. ``sink`` takes inference.completed events; None: there is no Kafka to tell.
 
-    ``behind_edge``: an ``Edge`` stands before us already, in Ray Serve's proxy.
+    ``behind_edge``: an ``Edge`` stands before us already, in Ray Serve's proxy. ``place`` and ``add_up`` are for one of several gateways.
     """
+    place = place or Place()
     metrics = Metrics()
     recorder = Recorder(metrics, sink, record_prompts=settings.record_prompts)
-    dispatcher = Dispatcher(Pulse(engines), follower, recorder, request_timeout_s=settings.request_timeout_s)
-    gateway = Gateway(settings, dispatcher, poll_interval_s=poll_interval_s)
+    dispatcher = Dispatcher(Pulse(engines), follower, recorder, request_timeout_s=settings.request_timeout_s, max_shadows=place.max_shadows)
+    gateway = Gateway(settings, dispatcher, metrics, poll_interval_s=poll_interval_s, place=place, add_up=add_up)
     app = FastAPI(title="Headrace", openapi_url=None, lifespan=gateway.lifespan)
     install_error_bodies(app)
     app.post("/v1/completions")(gateway.completions)
     app.post("/v1/chat/completions")(gateway.chat_completions)
-    for path, handler in (("/v1/models", gateway.models), ("/v1/models/{model}", gateway.model), ("/health", gateway.health)):
+    routes = (("/v1/models", gateway.models), ("/v1/models/{model}", gateway.model), ("/health", gateway.health), ("/metrics", gateway.metrics))
+    for path, handler in routes:
         app.api_route(path, methods=["GET", "HEAD"])(handler)
-    app.api_route("/metrics", methods=["GET", "HEAD"])(lambda: Response(metrics.render(), media_type=CONTENT_TYPE))
     surroundings = Surroundings(app, api_keys=settings.api_keys, metrics=metrics)
     return surroundings if behind_edge else Edge(surroundings)

@@ -1,9 +1,29 @@
 """The gateway's own numbers in the Prometheus text format. Counters start at zero with the process, as Prometheus expects."""
 
+from dataclasses import dataclass
+from typing import TypeAlias
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One number, as it travels between processes."""
+
+    family: str
+    documentation: str
+    kind: str
+    """counter, gauge or histogram."""
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    value: float
+
+
+Snapshot: TypeAlias = tuple[Sample, ...]
+"""All numbers of a gateway."""
 
 
 class Metrics:
@@ -47,6 +67,14 @@ class Metrics:
     def drop_shadow(self) -> None:
         """Count a copy that was not sent."""
         self._dropped.inc()
+
+    def snapshot(self) -> Snapshot:
+        """The same numbers as values."""
+        return tuple(
+            Sample(family.name, family.documentation, family.type, sample.name, tuple(sample.labels.items()), sample.value)
+            for family in self.registry.collect()
+            for sample in family.samples
+        )
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -18,6 +18,7 @@ from ray_apps.models.registry import Registry
 from ray_apps.rollout.log import RolloutLog
 from ray_apps.rollout.policy import Author, bootstrap
 from ray_apps.serving.deployments import model_application
+from ray_apps.serving.engine_pool import DELETING, FAILED, RUNNING, status_of
 from ray_apps.serving.following import RolloutFollower, versions_of
 from ray_apps.serving.naming import ApplicationNames, application_names
 from schemas.rollout import RolloutState
@@ -32,8 +33,6 @@ RETRY_S = 30.0
 """Pause before an engine that could not be started (Serve tries three times) or that is gone is started again."""
 BOOTSTRAP_GRACE_S = 10.0
 """A first model that appears while we run is left to the loop for this long; where no loop runs, we put it into service."""
-RUNNING, FAILED, DELETING = "RUNNING", "DEPLOY_FAILED", "DELETING"
-"""Serve's words for an application."""
 
 
 def due(wanted: Iterable[int], statuses: Mapping[int, str], tried_at_s: Mapping[int, float], now_s: float) -> list[int]:
@@ -83,7 +82,7 @@ class ServeApplications:
         """See ``Applications``."""
         from ray import serve
 
-        applications = {name: str(application.status.value) for name, application in serve.status().applications.items()}
+        applications = {name: status_of(application) for name, application in serve.status().applications.items()}
         return versions_by_status(applications, self._names)
 
     def start(self, version: int) -> None:

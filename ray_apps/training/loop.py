@@ -5,6 +5,7 @@ is killed at any moment and started again goes through the same numbers, bit for
 
 (1) build the model, (2) let DDP settle, and evaluate the parent whose weights these still are, once per run, (3) restore the newest good checkpoint,
 (4) cut the loss curve there, (5) step and record, (6) checkpoint, the loss curve forced to disk before it, (7) evaluate and leave the result.
+A node that is about to be taken away costs no step: grace.py.
 """
 
 import math
@@ -24,6 +25,7 @@ from pipelines.storage.durable import replace_durably
 from ray_apps.training.batches import StepBatches
 from ray_apps.training.evaluate import ValidationRows, evaluate
 from ray_apps.training.files import PARENT_FILE, RESULT_FILE
+from ray_apps.training.grace import GraceSaves
 from ray_apps.training.loss_curve import LossCurve, LossRecord
 from ray_apps.training.optimizer import build_optimizer
 from ray_apps.training.parallel import Process, parallelize, prime
@@ -37,6 +39,12 @@ from schemas.manifest import Evaluation
 from schemas.settings import TrainingSettings
 
 OnStep = Callable[[LossRecord], None]
+LeavesAt = Callable[[], float | None]
+"""When the first of the run's nodes is taken away (UNIX time); None if none is."""
+
+
+def never() -> None:
+    """No node is taken away."""
 
 
 class TrainingLoop:
@@ -61,10 +69,13 @@ class TrainingLoop:
             accumulation_steps=run.training.accumulation_steps,
             clip_norm=run.training.clip_norm,
         )
+        self._save_s = 0.0
+        """How long the last checkpoint took."""
         self.batches = StepBatches(root, run.dataset, run.tokenizer, run.training, rank=process.rank, world_size=process.world_size)
 
-    def run(self, on_checkpoint: OnStep | None = None) -> None:
+    def run(self, on_checkpoint: OnStep | None = None, leaves_at: LeavesAt = never) -> None:
         """Train to the last step and leave ``result.json``. ``on_checkpoint`` is called in every process with the step before each checkpoint.
+        ``leaves_at`` is asked after each step.
 
         Raises TrainingDiverged, in every process alike, if the loss or the weights stop being numbers.
         """
@@ -72,6 +83,7 @@ class TrainingLoop:
         parent_evaluation = None if self.spec.parent_model is None else self._evaluate_parent()
         step = self.resume()
         self.loss_module.train()
+        grace = GraceSaves()
         with LossCurve(self.folder, step) if self.process.is_first else nullcontext() as curve:
             while step < self.spec.training.max_steps:
                 record = self._step(step)
@@ -83,6 +95,8 @@ class TrainingLoop:
                     self._checkpoint(step, curve)
                     if on_checkpoint:
                         on_checkpoint(record)
+                elif curve and grace.is_due(leaves_at(), time.time(), record.duration_s + self._save_s):
+                    self._checkpoint(step, curve)
         self._finish(parent_evaluation)
 
     def resume(self) -> int:
@@ -121,8 +135,10 @@ class TrainingLoop:
 
     def _checkpoint(self, next_step: int, curve: LossCurve | None) -> None:
         if curve:
+            started = time.perf_counter()
             curve.sync()
             self.store.save(next_step, self.model, self.optimizer, self.stepper.scaler, self.precision.name)
+            self._save_s = time.perf_counter() - started
 
     def _finish(self, parent_evaluation: Evaluation | None) -> None:
         self._check_weights()

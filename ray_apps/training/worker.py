@@ -4,6 +4,7 @@ Nothing is imported before it is needed: Ray's own controller loads this module 
 transformers.
 """
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ def train_worker(config: dict[str, str]) -> None:
     try:
         device = ray.train.torch.get_device()
         prepare_device(device, run.training.threads_per_worker)
-        TrainingLoop(run, root, joined_process(device)).run(on_checkpoint=_report)
+        TrainingLoop(run, root, joined_process(device)).run(on_checkpoint=_report, leaves_at=_leaves_at)
     except Exception as error:
         lasting = lasting_error(error)
         if lasting is not None:
@@ -42,3 +43,16 @@ def _report(record: "LossRecord") -> None:
     import ray.train
 
     ray.train.report({"step": record.step, "loss": record.loss, "tokens_per_s": record.num_tokens / max(record.duration_s, 1e-9)})
+
+
+def _leaves_at() -> float | None:
+    """When the first of the run's nodes is taken away; infinity if nobody has said when.
+
+    It is read from where Ray keeps it: the public function, ``ray.train.get_preemption_info``, makes all workers wait for each other at each call.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
+    if info is None:
+        return None
+    return math.inf if info.deadline_ms is None else info.deadline_ms / 1000

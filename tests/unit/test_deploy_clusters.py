@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ def test_ray_up_reads_and_takes_to_on_premise_nodes_what_they_install_and_nothin
     needed = [*packages, "pyproject.toml", "requirements.lock", project["project"]["readme"], *project["project"]["license-files"]]
     mounts = load(ON_PREMISE)["file_mounts"]
     assert mounts == {f"/opt/headrace/source/{name}": name for name in needed} | {"~/.ray/auth_token": "~/.ray/auth_token"}
+
+
+def test_spot_nodes_are_asked_for_as_such_for_one_role_and_a_watch_waits_for_the_notice() -> None:
+    config = load(AWS)
+    spot = {name for name, node in config["available_node_types"].items() if "InstanceMarketOptions" in node["node_config"]}
+    assert spot == {"gpu_spot"} and config["head_node_type"] not in spot
+    kind = config["available_node_types"]["gpu_spot"]
+    assert kind["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    others = [node["resources"] for name, node in config["available_node_types"].items() if name not in spot]
+    assert not any(kind["resources"].keys() & has.keys() for has in others), "who does not name it stays on other nodes"
+    (command,) = [command for command in config["worker_start_ray_commands"] if "python -m" in command]
+    module = re.search(r"python -m (\S+)", command)
+    assert module and find_spec(module[1]) is not None and "RAY_AUTH_MODE=token" in command
 
 
 def test_on_premise_workers_are_started_at_all_and_stopped_too() -> None:

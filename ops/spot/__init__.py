@@ -1,0 +1,1 @@
+"""Nodes that may be taken away at short notice."""
