@@ -88,7 +88,8 @@ class KeptIds:
 
     def places(self, rows: _Rows) -> Places:
         """Where the id of each row is."""
-        chunk_of = np.searchsorted(self._ends, rows - self._num_base, side="right")
+        ends = np.array(self._ends, np.int64)
+        chunk_of = np.searchsorted(ends, rows - self._num_base, side="right")
         is_elsewhere = np.array([isinstance(chunk, Elsewhere) for chunk in self._chunks] + [False])
         away = (rows >= self._num_base) & is_elsewhere[chunk_of]
         block, position = np.full(len(rows), -1, np.int32), np.zeros(len(rows), np.int32)
@@ -98,7 +99,7 @@ class KeptIds:
             assert isinstance(chunk, Elsewhere)
             block[chosen], position[chosen] = len(blocks), chunk.positions[rows[chosen] - self._num_base - self._ends[number] + len(chunk)]
             blocks.append(chunk)
-        sizes = np.where(is_elsewhere[:-1], np.diff(self._ends, prepend=0), 0)
+        sizes = np.where(is_elsewhere[:-1], np.diff(ends, prepend=0), 0)
         num_away_before = np.concatenate([[0], np.cumsum(sizes)])[chunk_of]
         return Places(self._here(rows, ~away, num_away_before), blocks, block, position)
 

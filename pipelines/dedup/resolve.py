@@ -34,6 +34,7 @@ from pipelines.dedup.kept import FREE, Columns, append_all, columns_of, empty_ke
 from pipelines.dedup.kept_ids import Elsewhere, KeptIds, Places
 from pipelines.dedup.opening import Delta, base_lookup, read_delta, read_segment
 from pipelines.dedup.tables import Found
+from pipelines.storage.store import local
 from schemas.arrow import CONTENT_HASH_BYTES, SEGMENT, SKETCH_BYTES
 from schemas.settings_dedup import DedupSettings
 
@@ -155,7 +156,7 @@ class Resolver:
     def segment_taken(self, segment: Path | None = None) -> None:
         """What ``new_segment`` gave is written down for good, in this file: it need not be kept for the next one."""
         if any(isinstance(part, KeptApart) for part in self._new_rows) and segment is not None:
-            self._ids.bring(read_segment(segment)["doc_id"].combine_chunks())
+            self._ids.bring(read_segment(local(segment))["doc_id"].combine_chunks())
         self._new_rows = []
 
     def retracted_rows(self) -> tuple[_Rows, pa.Array]:

@@ -59,8 +59,9 @@ MAX_RETRIES = 1
 """How often Ray repeats a task whose process died, before its records are suspected (Ray's default: 3)."""
 MAX_WINDOWS_PER_TASK, LAST_ROUND_WINDOWS = 16, 6
 """Most windows of a task on Ray, and of one of the last tasks: fewer, so that those end at about the same time."""
-LIMITS_INTERVAL_S = 0.05
-"""How often Ray Data asks what the cluster has. The first answer is always "nothing", with which it starts one task, and left alone it waits 1 s."""
+LIMITS_INTERVAL_S, FIRST_LIMITS_INTERVAL_S = 1.0, 0.05
+"""How often Ray Data asks what the cluster has, and until it has prepared a block. The first answer is always "nothing", with which it starts one
+task, and left alone it waits 1 s."""
 
 
 @lru_cache(maxsize=2)
@@ -145,10 +146,11 @@ def _run_ray(parts: Sequence[Slice], settings: Settings, step: Prepare, taken: C
 
     check_reachable(settings.kafka.bootstrap_servers, node_addresses())
     quiet_ray_data()
-    _ask_for_limits_often()
+    _ask_for_limits_every(FIRST_LIMITS_INTERVAL_S)
     num_done = 0
     try:
         for block in taken(_ray_blocks(parts, settings, step)):
+            _ask_for_limits_every(LIMITS_INTERVAL_S)
             num_done += len(block)
             yield block
     except ray.exceptions.RayError as error:
@@ -264,8 +266,8 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def _ask_for_limits_often() -> None:
+def _ask_for_limits_every(seconds: float) -> None:
     """It has no setting of its own."""
     from ray.data._internal.execution.resource_manager import ResourceManager
 
-    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_INTERVAL_S  # type: ignore[assignment]
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = seconds  # type: ignore[assignment]

@@ -66,7 +66,6 @@ from pipelines.runtime.memory import release
 from pipelines.runtime.tracing import Attributes, current_traceparent, span, start_tracing
 from pipelines.steps.pii.ner import check_ner
 from pipelines.storage.durable import check_root
-from pipelines.storage.pinned import check_size
 from schemas.errors import TopicRecreated
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
@@ -167,7 +166,7 @@ class Stream:
             manifest = self._commit(dataset, topic_id, ranges, parts, epochs, 0 if with_little_text else self._min_text_bytes(ranges, waiting))
             times = self._meter.committed(manifest)
             traced.set_attributes({**_told(manifest), **times.attributes})
-        self._duplicates.committed(manifest.version, *(check_size(self.root, entry) for entry in manifest.dedup_segments))
+        self._duplicates.committed(manifest.version, *(self.root / entry.path for entry in manifest.dedup_segments))
         self._retractions.committed(manifest.version)
         if self._pace:
             self._pace.committed(manifest.num_records, times.commit_s)

@@ -84,6 +84,7 @@ class TaskWriter:
         self._trail_pieces: list[Piece] = []
         self._trail_sources: list[Any] = []
         self._trails: list[list[Any]] = []
+        self._tasks: dict[Callable[..., Any], Any] = {}
         self._running: list[Any] = []
         """For each running task the smallest of the values that it returns."""
         self._lines: set[Any] = set()
@@ -193,7 +194,9 @@ class TaskWriter:
     def _started(self, num_returns: int, name: str, task: Callable[..., Any], *arguments: Any) -> Any:
         """References to what the task will return, of which one alone or the last is small; waits while too many others run."""
         self._wait_for(max(0, len(self._running) - self._most_running + 1))
-        found = remote(task).options(num_cpus=0, resources=self._resources, num_returns=num_returns, name=f"ingest: {name}").remote(*arguments)
+        if task not in self._tasks:
+            self._tasks[task] = remote(task).options(num_cpus=0, resources=self._resources, num_returns=num_returns, name=f"ingest: {name}")
+        found = self._tasks[task].remote(*arguments)
         self._running.append(found[-1] if num_returns > 1 else found)
         return found
 

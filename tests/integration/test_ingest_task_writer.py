@@ -20,6 +20,7 @@ from pipelines.ingest.decisive import MadeOf, decisive_of, signed_lengths
 from pipelines.ingest.task_writer import TaskWriter
 from pipelines.runtime.cluster import ray_session
 from pipelines.runtime.ray_errors import has_cause, original
+from pipelines.runtime.roles import nodes_of
 from schemas.arrow import MASKS, SEGMENT, Outcome, Split
 from schemas.errors import BlockChanged, DatasetError
 from schemas.manifest import OffsetRange
@@ -184,3 +185,10 @@ def test_an_error_is_found_behind_others_also_where_the_chain_has_a_circle() -> 
     error.__cause__ = error
     assert original(error) is error
     assert has_cause(error, (OSError,)) and not has_cause(error, (DatasetError,))
+
+
+def test_only_the_nodes_of_a_role_are_counted() -> None:
+    here = nodes_of("")
+    assert here.number == 1 and here.num_cpus >= 1
+    assert nodes_of("CPU") == here
+    assert nodes_of("a resource that no node has") == (0, 0)
