@@ -15,6 +15,7 @@ State: the base (base.py), the segments after it (the kept rows of each dataset 
 of it. Opening the same gives the same answers, with or without a base. Memory per kept document after the base: about 70 bytes and the
 tables (layout.py); ids stay on disk. Documents are decided in chunks, after what the immutable tiers hold near them was looked up for a whole
 chunk, and what the base holds for several chunks at a time: the more are asked together, the fewer cache misses each has (tables.py).
+Others may look documents up in a generation of the immutable part (generations.py), and their ids may stay elsewhere; the verdicts are the same.
 """
 
 from collections.abc import Callable, Sequence
