@@ -95,7 +95,8 @@ def decisive_of(block: pa.Table, generation: Generation | None) -> tuple[Decisiv
     """What decides about a prepared block with sizes, and the ids of its candidates."""
     rows = block.filter(pc.equal(block["outcome"], Outcome.KEPT))
     ids = rows["doc_id"].combine_chunks()
-    columns = {ID_HASH: pa.array(short_hashes(ids)), NUM_TOKENS: signed_lengths(rows)}
+    lengths = pa.array(signed_lengths(rows).to_numpy())  # a bit for each of them is not needed, as none is null
+    columns = {ID_HASH: pa.array(short_hashes(ids)), NUM_TOKENS: lengths}
     arrays = [columns[name] if name in columns else rows[name] for name in CANDIDATES.names]
     candidates = pa.table(arrays, names=CANDIDATES.names).cast(CANDIDATES).combine_chunks()
     acts_on_ids = bool(pc.any(pc.equal(block["outcome"], Outcome.RETRACTED)).as_py()) or rows["replay_of"].null_count < len(rows)
