@@ -100,7 +100,7 @@ def _exact(base: Base | None, columns: Columns) -> npt.NDArray[np.int64]:
 def _near(generation: Generation, base: Base | None, columns: Columns) -> list[Found]:
     """Also for documents with an equal row: whether that one is retracted is not known here."""
     tables = [base.near, *map(_as_built, generation.tiers)] if base else list(map(_as_built, generation.tiers))
-    has_features: npt.NDArray[np.bool_] = columns.sketch.any(axis=1)
+    has_features = np.asarray(columns.sketch.any(axis=1))
     return [find_within(each, generation.max_hamming, columns.fingerprint, has_features) for each in tables]
 
 

@@ -222,7 +222,7 @@ class Resolver:
 
     def _can_be_near(self, columns: Columns, exact: _Rows) -> npt.NDArray[np.bool_]:
         """Which documents are compared with near rows: those with features of which the base has no equal one in force."""
-        has_features: npt.NDArray[np.bool_] = columns.sketch.any(axis=1)
+        has_features: npt.NDArray[np.bool_] = np.asarray(columns.sketch.any(axis=1))
         if len(self._kept.base_retracted):
             has_features &= (exact == FREE) | self._kept.base_retracted[exact]
         return has_features
