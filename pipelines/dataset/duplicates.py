@@ -9,6 +9,7 @@ are compared.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,9 @@ import pyarrow as pa
 from pipelines.dataset.compaction import index_files, is_due
 from pipelines.dataset.dataset import Dataset
 from pipelines.dataset.retractions.masks import retracted_ordinals
+from pipelines.dedup.generations import Generation, LookedUp
 from pipelines.dedup.index_shards import Shards
-from pipelines.dedup.resolve import Resolver
+from pipelines.dedup.resolve import Decided, KeptApart, Resolver
 from pipelines.storage.pinned import check_size, verify_pinned
 from schemas.settings_dedup import DedupSettings
 
@@ -52,6 +54,16 @@ class Duplicates:
         assert self._resolver is not None
         return self._resolver.resolve(rows)
 
+    def generation(self) -> Generation | None:
+        """The immutable part of the index as it is now, for others to look up documents in."""
+        assert self._resolver is not None
+        return self._resolver.generation()
+
+    def resolve_apart(self, documents: pa.Table, looked_up: LookedUp | None, source: Any, fetch: Callable[[Any], pa.Array]) -> Decided:
+        """Verdicts for documents whose ids are elsewhere; see Resolver."""
+        assert self._resolver is not None
+        return self._resolver.resolve_apart(documents, looked_up, source, fetch)
+
     def retracted_rows(self) -> tuple[npt.NDArray[np.int64], pa.Array]:
         """Numbers, counted over all kept documents in commit order, and ids of what retractions took out since the index was opened, in order."""
         assert self._resolver is not None
@@ -67,10 +79,15 @@ class Duplicates:
         assert self._resolver is not None
         return self._resolver.new_segment()
 
-    def committed(self, version: int) -> None:
-        """The batch became that version: its rows belong to the past now."""
+    def new_rows(self) -> list[pa.Table | KeptApart]:
+        """The same in parts, if the ids of some are elsewhere."""
         assert self._resolver is not None
-        self._resolver.segment_taken()
+        return self._resolver.new_rows()
+
+    def committed(self, version: int, segment: Path | None = None) -> None:
+        """The batch became that version: its rows belong to the past now, and stand in this file."""
+        assert self._resolver is not None
+        self._resolver.segment_taken(segment)
         self._clean_at = version
 
     def passed(self, version: int) -> None:

@@ -7,7 +7,7 @@ the file that it writes, each function is pure, so it may run again anywhere. Th
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,9 @@ from pipelines.dataset.packing import Run, spans_of, starts_of
 from pipelines.dataset.shards import Tokens, pack, with_end_of_text, write_shard
 from pipelines.dataset.statistics import Statistics
 from pipelines.dataset.trail_writer import TrailWriter
-from pipelines.dataset.writer import document_rows, outcome_columns, rows_by_split, span_columns
+from pipelines.dataset.writer import document_rows, kept_rows, outcome_columns, rows_by_split, span_columns, write_segment
 from pipelines.dedup.paragraphs import ParagraphCounts
-from schemas.arrow import Outcome, Split
+from schemas.arrow import SEGMENT, Outcome, Split
 from schemas.errors import BlockChanged
 from schemas.manifest import FileEntry, ShardEntry, TokenizerRef
 
@@ -36,17 +36,62 @@ class Layout(NamedTuple):
     sequence_length: int
 
 
-class Decision(NamedTuple):
-    """What the committer decided about a prepared block."""
+CHANGED = pa.schema([pa.field("position", pa.int32()), pa.field("outcome", pa.string()), pa.field("reason", pa.string())])
+"""Rows of a block that the committer decided otherwise than the steps did: a retraction may."""
+DUPLICATES = pa.schema(
+    [
+        pa.field("position", pa.int32()),  # among the candidates of the block
+        pa.field("reason", pa.string()),
+        pa.field("similarity", pa.float32()),
+        pa.field("duplicate_of", pa.string()),  # null where the id stands in a block of this version:
+        pa.field("block", pa.int32()),  # number of its ids among those that the task is given
+        pa.field("block_position", pa.int32()),  # among the candidates of that block
+    ]
+)
 
-    outcomes: pa.Table
-    """Columns outcome and reason: a retraction may have changed those of the block."""
-    verdicts: pa.Table
-    """As VersionWriter.add takes them."""
+
+class Decision(NamedTuple):
+    """What the committer decided about a prepared block: only what the block does not say itself."""
+
+    changed: pa.Table | None
+    """Rows of CHANGED, if there are any."""
+    duplicates: pa.Table
+    """Rows of DUPLICATES. The other candidates are kept."""
     runs: list[list[Run]]
     """Where the kept documents stand, for each split."""
-    num_tokens: list[int]
-    """Tokens of the kept documents of each split, end-of-text tokens included."""
+    lengths: list[npt.NDArray[np.int32]]
+    """Tokens of each kept document of each split, its end-of-text token included."""
+
+
+class DecidedBlock(NamedTuple):
+    """A block whose duplicates are known, and which stays where it was prepared."""
+
+    source: Any
+    """Reference to the block."""
+    num_rows: int
+    num_tokens: npt.NDArray[np.int32]
+    """Of its candidates, without the end-of-text token; of one of the validation split -1 less that number."""
+    duplicates: pa.Table
+    """Rows of DUPLICATES."""
+    names: list[Any]
+    """References to the ids of the candidates of other blocks, which DUPLICATES counts."""
+    changed: pa.Table | None = None
+
+
+def changed_rows(before: pa.Table, after: pa.Table) -> pa.Table | None:
+    """Rows of CHANGED of a block whose outcomes were others before."""
+    rows = np.flatnonzero(pc.not_equal(before["outcome"], after["outcome"]).to_numpy())
+    if not len(rows):
+        return None
+    return pa.table([pa.array(rows), *(after[name].take(pa.array(rows)) for name in CHANGED.names[1:])], names=CHANGED.names).cast(CHANGED)
+
+
+def duplicates_named(verdicts: pa.Table) -> pa.Table:
+    """Rows of DUPLICATES from the verdicts that VersionWriter takes."""
+    rows = pa.array(np.flatnonzero(verdicts["duplicate_of"].is_valid().to_numpy()))
+    found = verdicts.take(rows)
+    nothing = pa.nulls(len(rows), pa.int32())
+    return pa.table([rows, found["reason"], found["similarity"], found["duplicate_of"], nothing, nothing], names=DUPLICATES.names).cast(DUPLICATES)
 
 
 class Packed(NamedTuple):
@@ -71,11 +116,11 @@ Settled = tuple[pa.Table, Packed, Packed, ParagraphCounts]
 """Rows of DOCUMENTS; the kept documents of each split, in the order of Split; the lines of the kept documents."""
 
 
-def settle(block: pa.Table, decision: Decision, layout: Layout) -> Settled:
-    """A prepared block after the committer's decision. The counts are empty where ``dedup.boilerplate`` is off."""
-    for name in decision.outcomes.column_names:
-        block = block.set_column(block.schema.get_field_index(name), block.schema.field(name), decision.outcomes[name])
-    outcomes = outcome_columns(block, decision.verdicts)
+def settle(block: pa.Table, decision: Decision, layout: Layout, names: Sequence[pa.Array] = ()) -> Settled:
+    """A prepared block after the committer's decision; ``names``: ids of other blocks. The counts are empty where ``dedup.boilerplate`` is off."""
+    if decision.changed is not None:
+        block = _with_changes(block, decision.changed)
+    outcomes = outcome_columns(block, _verdicts(decision.duplicates, len(kept_rows(block.select(["outcome"]))), names))
     rows = rows_by_split(block, outcomes["outcome"])
     tokens = block["tokens"].combine_chunks()
     packed = [Packed(*with_end_of_text(tokens, chosen, layout.tokenizer.eos_token_id)) for chosen in rows]
@@ -90,14 +135,40 @@ def settle(block: pa.Table, decision: Decision, layout: Layout) -> Settled:
     return documents, train, validation, ParagraphCounts.of(kept.combine_chunks())
 
 
+def _with_changes(block: pa.Table, changed: pa.Table) -> pa.Table:
+    rows = changed["position"].to_numpy()
+    is_changed = np.zeros(len(block), np.bool_)
+    is_changed[rows] = True
+    for name in CHANGED.names[1:]:
+        values = pc.replace_with_mask(block[name].combine_chunks(), pa.array(is_changed), changed[name].combine_chunks())
+        block = block.set_column(block.schema.get_field_index(name), block.schema.field(name), values)
+    return block
+
+
+def _verdicts(duplicates: pa.Table, num_candidates: int, names: Sequence[pa.Array]) -> pa.Table:
+    """As VersionWriter takes them: one for each candidate."""
+    of = duplicates["duplicate_of"].combine_chunks()
+    if names:
+        firsts = np.cumsum([0, *map(len, names)])
+        places = pc.add(pa.array(firsts).take(duplicates["block"].combine_chunks()), duplicates["block_position"].combine_chunks())
+        of = pc.coalesce(of, pa.concat_arrays(names).take(places))
+    at = np.full(num_candidates, -1, np.int64)
+    at[duplicates["position"].to_numpy()] = np.arange(len(duplicates))
+    places = pa.array(at, mask=at < 0)
+    found = {"duplicate_of": of, "reason": duplicates["reason"].combine_chunks(), "similarity": duplicates["similarity"].combine_chunks()}
+    return pa.table({name: column.take(places) for name, column in found.items()})
+
+
 def _check_unchanged(decision: Decision, packed: Sequence[Packed]) -> None:
     """A block that was lost with its node is prepared once more. Raises BlockChanged if that gave other tokens: all places were computed before."""
-    found = [int(part.lengths.sum()) for part in packed]
-    if found != decision.num_tokens:
-        raise BlockChanged(
-            f"a block of documents was lost and prepared again, and has {sum(found):,} tokens now instead of {sum(decision.num_tokens):,}: a step of "
-            "the pipeline does not give the same result twice (pii.ner, or a step that ran out of time). Nothing was committed; start again"
-        )
+    for expected, part in zip(decision.lengths, packed, strict=True):
+        if not np.array_equal(expected, part.lengths):
+            raise BlockChanged(
+                "a block of documents was lost and prepared again, and its documents have other numbers of tokens now "
+                f"({len(part.lengths):,} documents with {part.lengths.sum():,} tokens; before {len(expected):,} with {expected.sum():,}): "
+                "a step of the pipeline does not give the "
+                "same result twice (pii.ner, or a step that ran out of time). Nothing was committed; start again"
+            )
 
 
 def write_shard_of(layout: Layout, split: Split, number: int, pieces: Sequence[Piece], packed: Sequence[Packed]) -> ShardEntry:
@@ -119,6 +190,17 @@ def write_trail_file(layout: Layout, number: int, pieces: Sequence[Piece], block
             trail.add(rows)
         (entry,) = trail.finish()
     return entry, statistics
+
+
+def write_segment_of(layout: Layout, parts: Sequence[pa.Table]) -> list[FileEntry]:
+    """Write the fingerprints of the version's kept documents, durably: rows of SEGMENT in commit order. No file if there are none."""
+    return write_segment(Path(layout.root), layout.version, layout.attempt, pa.concat_tables([SEGMENT.empty_table(), *parts]))
+
+
+def segment_rows(candidates: pa.Table, ids: pa.Array, positions: npt.NDArray[np.int64]) -> pa.Table:
+    """Rows of SEGMENT for some candidates of a block."""
+    rows = candidates.append_column("doc_id", ids).select(SEGMENT.names).take(pa.array(positions))
+    return rows.cast(SEGMENT)
 
 
 def _tokens(piece: Piece, packed: Packed) -> Tokens:

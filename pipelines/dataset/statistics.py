@@ -128,11 +128,6 @@ class Statistics:
         numbers = np.array([self._sources.number(name) for name in later._sources.known], np.int64)
         self._seconds += [(numbers[sources], seconds, counts) for sources, seconds, counts in later._seconds]
 
-    @property
-    def outcomes(self) -> Counts:
-        """Records by outcome, so far."""
-        return _summed(chain.from_iterable(bag["outcomes"].items() for bag in self._bags.values()))
-
     def finish(self, committed_at: datetime) -> VersionStatistics:
         """The statistics of a version that was committed then (freshness is measured to that moment)."""
         commit_s = int(committed_at.timestamp())

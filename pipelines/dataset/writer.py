@@ -37,11 +37,9 @@ class ResolvedBlock(NamedTuple):
     """A prepared block whose duplicates are known."""
 
     rows: pa.Table
-    """All columns of schemas.arrow.prepared; for ingest's TaskWriter only those that it needs (ingest/decisive.py)."""
+    """All columns of schemas.arrow.prepared."""
     verdicts: pa.Table
     """One verdict (duplicate_of, reason, similarity) for each of its ``kept_rows``, in order."""
-    source: Any = None
-    """Where the whole block is, if ``rows`` are not all of it."""
 
 
 class Writer(Protocol):
@@ -54,14 +52,17 @@ class Writer(Protocol):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
-    def add(self, resolved: ResolvedBlock) -> None:
-        """The next block in commit order."""
+    def add(self, block: Any) -> None:
+        """The next block in commit order: a ResolvedBlock, or settling.DecidedBlock."""
 
     def finish_shards(self) -> list[ShardEntry]:
         """The version's shards, durable; train shards first."""
 
     def finish_trail(self) -> list[FileEntry]:
         """The files of its audit trail, durable, in order."""
+
+    def write_segment(self, segment: Any) -> list[FileEntry]:
+        """The fingerprints of the kept documents, durable: a table, or what a TaskWriter makes one of."""
 
 
 MakeWriter = Callable[[Path, "VersionPlan", Settings, Boilerplate], Writer]
@@ -167,15 +168,15 @@ class VersionWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._trail.__exit__(kind, error, trace)
 
-    def add(self, resolved: ResolvedBlock) -> None:
+    def add(self, block: ResolvedBlock) -> None:
         """Pack the kept documents of a prepared block and record the outcome of each of its rows."""
-        block = resolved.rows
-        outcomes = outcome_columns(block, resolved.verdicts)
-        rows, tokens = rows_by_split(block, outcomes["outcome"]), _combined(block["tokens"])
+        prepared = block.rows
+        outcomes = outcome_columns(prepared, block.verdicts)
+        rows, tokens = rows_by_split(prepared, outcomes["outcome"]), _combined(prepared["tokens"])
         spans = [writer.add(tokens, chosen) for writer, chosen in zip(self._shards.values(), rows, strict=True)]
-        documents = document_rows(block, outcomes, span_columns(rows, spans, len(block)))
+        documents = document_rows(prepared, outcomes, span_columns(rows, spans, len(prepared)))
         self.statistics.add(documents)
-        self._boilerplate.add(block, outcomes["outcome"])
+        self._boilerplate.add(prepared, outcomes["outcome"])
         self._trail.add(documents)
 
     def finish_shards(self) -> list[ShardEntry]:
@@ -189,6 +190,10 @@ class VersionWriter:
     def finish_trail(self) -> list[FileEntry]:
         """Write what is left of the audit trail."""
         return self._trail.finish()
+
+    def write_segment(self, segment: pa.Table) -> list[FileEntry]:
+        """Write a table of SEGMENT."""
+        return write_segment(self.root, self.plan.version, self.plan.attempt, segment)
 
     def _shard_writer(self, split: Split, settings: Settings) -> ShardWriter:
         plan, packing = self.plan, settings.packing
@@ -206,16 +211,16 @@ def write_version(
     root: Path,
     plan: VersionPlan,
     settings: Settings,
-    resolved: Iterable[ResolvedBlock],
-    segment: Callable[[], pa.Table],
+    resolved: Iterable[Any],
+    segment: Callable[[], Any],
     masks: FindMasks,
     boilerplate: Boilerplate | None = None,
     make_writer: MakeWriter = VersionWriter,
 ) -> VersionFiles:
     """Write every file of a version, durably.
 
-    ``resolved`` yields blocks in commit order with their duplicate verdicts; ``masks`` and ``segment`` are asked after the last one,
-    for what was retracted and for the kept fingerprints. ``boilerplate`` has been opened; without it no lines are counted. ``make_writer``:
+    ``resolved`` yields blocks in commit order with their duplicate verdicts, as the writer takes them; ``masks`` and ``segment`` are asked after the
+    last one, for what was retracted and for the kept fingerprints. ``boilerplate`` has been opened; without it no lines are counted. ``make_writer``:
     what writes shards and trail.
     """
     boilerplate = boilerplate or Boilerplate(settings.dedup.model_copy(update={"boilerplate": False}))
@@ -230,15 +235,16 @@ def write_version(
     masked = write_masks(root, plan.version, plan.attempt, masks([root / entry.path for entry in documents]))
     crash_point("masks_written")
     lines = boilerplate.write(root, plan.attempt)
-    segments = _write_segment(root, plan, segment())
+    segments = writer.write_segment(segment())
     crash_point("segment_written")
     return VersionFiles(shards, documents, segments, writer.statistics, masked, lines)
 
 
-def _write_segment(root: Path, plan: VersionPlan, segment: pa.Table) -> list[FileEntry]:
+def write_segment(root: Path, version: int, attempt: str, segment: pa.Table) -> list[FileEntry]:
+    """Write rows of SEGMENT durably; no file if there are none."""
     if not len(segment):
         return []
-    path = root / segment_path(plan.version, plan.attempt)
+    path = root / segment_path(version, attempt)
     with durable_file(path) as file, pa.ipc.new_file(file, segment.schema) as writer:
         writer.write_table(segment.combine_chunks())
     return [file_entry(root, path, len(segment))]

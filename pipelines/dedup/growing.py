@@ -13,8 +13,8 @@ import numpy.typing as npt
 from pipelines.dedup.layout import choose_layout
 from pipelines.dedup.tables import Tables, hamming, is_reported_by, tables_over, with_room
 
-GROWING_ROWS = 16_384
-"""Beyond this many rows they become an immutable tier."""
+GROWING_ROWS = 2_048
+"""Beyond this many rows they become an immutable tier, which is asked for many documents at a time."""
 NO_ENTRY = -1
 
 

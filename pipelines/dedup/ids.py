@@ -29,6 +29,11 @@ def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
     return hashes
 
 
+def short_hashes(ids: pa.Array) -> npt.NDArray[np.uint32]:
+    """The first 32 bits of each hash."""
+    return (hash_ids(ids) >> np.uint64(32)).astype(np.uint32)
+
+
 @numba.njit(cache=True, nogil=True)
 def _hash_all(offsets, data, hashes):  # type: ignore[no-untyped-def]
     for row in range(len(hashes)):

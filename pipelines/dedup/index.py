@@ -8,6 +8,7 @@ are few of them, and a fingerprint is sorted again only a logarithmic number of 
 Answers depend on what is stored, not on how it came in. Layouts, memory and cost of a query: layout.py.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,6 +19,8 @@ from pipelines.dedup.layout import choose_layout
 from pipelines.dedup.tables import Found, Tables, build_tables, find_within, stored
 
 MERGE_RATIO = 4
+LARGE_TIER_ROWS = 8_192
+"""A smaller tier changes soon, and takes less time to ask than to send."""
 Lookup = Callable[[npt.NDArray[np.uint64], npt.NDArray[np.bool_]], Found]
 """(queries, which of them are wanted) -> what a tier holds within the distance."""
 
@@ -55,9 +58,18 @@ class FingerprintIndex:
         """What the base holds."""
         return merge_found([self._base(queries, wanted)] if self._base else [], len(queries))
 
-    def find_in_tiers(self, queries: npt.NDArray[np.uint64], wanted: npt.NDArray[np.bool_]) -> Found:
-        """What the immutable tiers in memory hold."""
-        return merge_found([find_within(tier, self.max_hamming, queries, wanted) for tier in self._tiers], len(queries))
+    def find_in_tiers(self, queries: npt.NDArray[np.uint64], wanted: npt.NDArray[np.bool_], first_row: int = 0) -> Found:
+        """What the immutable tiers in memory hold, from row ``first_row`` on."""
+        parts = []
+        for tier in self._tiers:
+            if _end(tier) > first_row:
+                found = find_within(tier, self.max_hamming, queries, wanted)
+                parts.append(_from_row(found, first_row) if tier.first_row < first_row else found)
+        return merge_found(parts, len(queries))
+
+    def large_tiers(self) -> tuple[Tables, ...]:
+        """The immutable tiers that are worth a copy for others, in row order: the sizes descend, so these are the first ones."""
+        return tuple(itertools.takewhile(lambda tier: tier.num_rows >= LARGE_TIER_ROWS, self._tiers))
 
     def query(self, fingerprints: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """All pairs (query position, stored row) within the distance, sorted by position, then row."""
@@ -76,6 +88,21 @@ class FingerprintIndex:
         fingerprints, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
         self._tiers.append(_build(self.max_hamming, fingerprints, rows))
         self.growing = empty_growing(self.max_hamming, 0)
+
+
+def end_of(tiers: Sequence[Tables], first_row: int) -> int:
+    """The row after the last one of these tiers, which follow ``first_row``."""
+    return _end(tiers[-1]) if tiers else first_row
+
+
+def _end(tier: Tables) -> int:
+    return tier.first_row + len(tier.fingerprints)
+
+
+def _from_row(found: Found, first_row: int) -> Found:
+    """Without rows below ``first_row``."""
+    later = found.rows >= first_row
+    return Found(np.concatenate([[0], np.cumsum(later)])[found.starts], found.rows[later])
 
 
 def found_by(found: Found, queries: slice) -> Found:

@@ -45,7 +45,7 @@ class Delta:
 
 def read_delta(segments: Sequence[Path], base: Base | None) -> Delta:
     """Read segments (Arrow IPC files of SEGMENT), in version order; ids stay in the mapped files."""
-    tables = [_read_segment(path) for path in segments]
+    tables = [read_segment(path) for path in segments]
     columns = [columns_of(table) for table in tables]
     not_compared = _not_compared(columns, base)
     parts, first = [], 0
@@ -71,7 +71,8 @@ def base_lookup(base: Base | None, max_hamming: int, shards: Lookup | None) -> L
     return partial(find_within, tables, max_hamming)
 
 
-def _read_segment(path: Path) -> pa.Table:
+def read_segment(path: Path) -> pa.Table:
+    """Its rows, mapped."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all().select(SEGMENT.names)
 

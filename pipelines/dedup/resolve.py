@@ -15,93 +15,56 @@ State: the base (base.py), the segments after it (the kept rows of each dataset 
 of it. Opening the same gives the same answers, with or without a base. Memory per kept document after the base: about 70 bytes and the
 tables (layout.py); ids stay on disk. Documents are decided in chunks, after what the immutable tiers hold near them was looked up for a whole
 chunk, and what the base holds for several chunks at a time: the more are asked together, the fewer cache misses each has (tables.py).
+Others may look documents up in a generation of the immutable part (generations.py), and their ids may stay elsewhere; the verdicts are the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dedup.base import Base, open_base
-from pipelines.dedup.growing import Growing, find_in_growing, insert
-from pipelines.dedup.index import FingerprintIndex, Lookup, found_by, merge_found
-from pipelines.dedup.kept import (
-    FREE,
-    Columns,
-    Kept,
-    append,
-    append_all,
-    columns_of,
-    empty_kept,
-    find_exact,
-    is_retracted,
-    retract,
-    retract_all,
-    with_room,
-)
-from pipelines.dedup.kept_ids import KeptIds
-from pipelines.dedup.opening import MAX_SAME_FINGERPRINT, Delta, base_lookup, read_delta
-from pipelines.dedup.sketch import sketch_similarity
+from pipelines.dedup.deciding import KEPT, RETRACTION, Known, Limits, Retractions, State, Verdicts, empty_verdicts, no_retractions, resolve_rows
+from pipelines.dedup.generations import Generation, LookedUp, spread
+from pipelines.dedup.index import FingerprintIndex, Lookup, end_of, found_by, merge_found
+from pipelines.dedup.kept import FREE, Columns, append_all, columns_of, empty_kept, is_retracted, retract_all, with_room
+from pipelines.dedup.kept_ids import Elsewhere, KeptIds, Places
+from pipelines.dedup.opening import Delta, base_lookup, read_delta, read_segment
 from pipelines.dedup.tables import Found
+from pipelines.storage.store import local
 from schemas.arrow import CONTENT_HASH_BYTES, SEGMENT, SKETCH_BYTES
 from schemas.settings_dedup import DedupSettings
 
 RESOLUTION = pa.schema([pa.field("duplicate_of", pa.string()), pa.field("reason", pa.string()), pa.field("similarity", pa.float32())])
 """All null for a kept document, and for a retraction."""
+ID_HASH = "id_hash"
+"""Column of documents whose ids are elsewhere: ``ids.short_hashes``."""
 IS_RETRACTION = "is_retraction"
 CHUNK_ROWS = 8_192
 BASE_LOOKUP_ROWS = 65_536
-KEPT, EXACT, NEAR, RETRACTION = 0, 1, 2, 3
 REASONS = pa.array([None, "exact", "near", None], pa.string())
 _Rows = npt.NDArray[np.int64]
 
 
-class Verdicts(NamedTuple):
-    """One verdict per row of a chunk."""
+class Decided(NamedTuple):
+    """Verdicts of documents whose ids are elsewhere."""
 
-    row: npt.NDArray[np.int64]  # kept row that this one duplicates; undefined for KEPT
-    reason: npt.NDArray[np.uint8]  # KEPT, EXACT, NEAR or RETRACTION
-    similarity: npt.NDArray[np.float32]
-
-
-class Limits(NamedTuple):
-    """The settings, as the kernel takes them."""
-
-    near: bool
-    max_hamming: int
-    min_similarity: np.float32
+    is_kept: npt.NDArray[np.bool_]  # [n]
+    duplicates: npt.NDArray[np.int64]  # [d] positions of those that are not
+    reason: npt.NDArray[np.uint8]  # [d] EXACT or NEAR
+    similarity: npt.NDArray[np.float32]  # [d]
+    duplicate_of: Places  # [d]
 
 
-class State(NamedTuple):
-    """What a chunk is decided against, and what it adds to."""
+class KeptApart(NamedTuple):
+    """Kept documents of one block, of which a segment gets its rows."""
 
-    kept: Kept
-    growing: Growing
-    limits: Limits
-
-
-class Known(NamedTuple):
-    """What was looked up for some rows before the first of them is decided."""
-
-    exact: _Rows  # latest row of the base with the same content hash, or FREE
-    can_be_near: npt.NDArray[np.bool_]  # whether near rows were looked for
-    near: Found  # rows within the distance: of the base, or of the immutable tiers too
-
-
-class Retractions(NamedTuple):
-    """The retractions of a chunk of q rows with c distinct ids. Without retractions all arrays are empty."""
-
-    is_retraction: npt.NDArray[np.bool_]  # [q]
-    codes: npt.NDArray[np.int64]  # [q] which id
-    earlier: Found  # by code: the rows kept before the chunk that have a retracted id
-    heads: npt.NDArray[np.int64]  # [c] position of the latest row of the chunk that was kept with this id, or FREE
-    links: npt.NDArray[np.int64]  # [q] the one before it
-    kept_rows: npt.NDArray[np.int64]  # [q] row number of each kept position
+    source: Any
+    positions: npt.NDArray[np.int64]  # among the candidates of the block
 
 
 class Resolver:
@@ -130,7 +93,9 @@ class Resolver:
         retract_all(self._kept, np.empty(0, np.int64) if retracted is None else retracted.astype(np.int64))
         self._ids = KeptIds(self._base, [part.doc_ids for part in delta.parts])
         self._index = self._open_index(delta, shards)
-        self._new_rows: list[pa.Table] = []
+        self._new_rows: list[pa.Table | KeptApart] = []
+        self._generation = Generation(0, 0, None, settings.near, settings.max_hamming)
+        self._looks_up_base = shards is None and (self._base is None or settings.max_hamming <= self._base.max_hamming)
         self._newly_retracted = [np.empty(0, np.int64)]
 
     @property
@@ -149,12 +114,50 @@ class Resolver:
             parts += self._resolve_after_lookup(rows.slice(start, BASE_LOOKUP_ROWS), is_retraction[start : start + BASE_LOOKUP_ROWS])
         return pa.concat_tables(parts)
 
+    def generation(self) -> Generation | None:
+        """The immutable part as it is now, for others to look up documents in; None if there is nothing yet, or if only this process can."""
+        first_row, tiers = len(self._kept.base_retracted), self._index.large_tiers()
+        if not self._looks_up_base or not (first_row or tiers):
+            return None
+        end, base = end_of(tiers, first_row), self._base.path if self._base else None
+        last = self._generation
+        if (end, base) != (last.num_rows, last.base) or [*map(id, tiers)] != [*map(id, last.tiers)]:
+            self._generation = last._replace(name=last.name + 1, num_rows=end, base=base, tiers=tiers)
+        return self._generation
+
+    def resolve_apart(self, documents: pa.Table, looked_up: LookedUp | None, source: Any, fetch: Callable[[Any], pa.Array]) -> Decided:
+        """Decide documents of one block whose ids are elsewhere: columns of SEGMENT but ``doc_id``, and ID_HASH; no retraction is among them.
+
+        ``looked_up``: what some generation of this index, or of one that was open before, holds of them. ``fetch(source)`` gives their ids.
+        """
+        columns, parts = columns_of(documents), []
+        for first in range(0, len(documents), CHUNK_ROWS):
+            part = slice(first, min(first + CHUNK_ROWS, len(documents)))
+            chunk = Columns(*(column[part] for column in columns))
+            known, below = self._known(chunk, looked_up, part)
+            parts.append(self._decide(chunk, known, below, no_retractions()))
+        verdicts = Verdicts(*map(np.concatenate, zip(*parts, strict=True))) if parts else empty_verdicts(0)
+        is_kept = verdicts.reason == KEPT
+        positions = np.flatnonzero(is_kept)
+        self._ids.append(Elsewhere(source, fetch, positions, documents[ID_HASH].to_numpy()[positions]))
+        if len(positions):
+            self._new_rows.append(KeptApart(source, positions))
+        duplicates = np.flatnonzero(~is_kept)
+        places = self._ids.places(verdicts.row[duplicates])
+        return Decided(is_kept, duplicates, verdicts.reason[duplicates], verdicts.similarity[duplicates], places)
+
     def new_segment(self) -> pa.Table:
-        """The rows kept since this resolver was opened, or since the last segment was taken, as the next segment."""
+        """The rows kept since this resolver was opened, or since the last segment was taken, as the next segment; none of them is elsewhere."""
         return pa.concat_tables([SEGMENT.empty_table(), *self._new_rows]).combine_chunks()
 
-    def segment_taken(self) -> None:
-        """What ``new_segment`` gave is written down for good: it need not be kept for the next one."""
+    def new_rows(self) -> list[pa.Table | KeptApart]:
+        """The same in parts, in order, if some are elsewhere."""
+        return self._new_rows
+
+    def segment_taken(self, segment: Path | None = None) -> None:
+        """What ``new_segment`` gave is written down for good, in this file: it need not be kept for the next one."""
+        if any(isinstance(part, KeptApart) for part in self._new_rows) and segment is not None:
+            self._ids.bring(read_segment(local(segment))["doc_id"].combine_chunks())
         self._new_rows = []
 
     def retracted_rows(self) -> tuple[_Rows, pa.Array]:
@@ -185,32 +188,48 @@ class Resolver:
         return parts
 
     def _resolve_chunk(self, chunk: pa.Table, is_retraction: npt.NDArray[np.bool_], in_base: Known) -> pa.Table:
-        num_rows = len(chunk)
-        columns = columns_of(chunk)
-        self._kept = with_room(self._kept, num_rows)
-        self._index.reserve(num_rows)
-        verdicts = Verdicts(np.zeros(num_rows, np.int64), np.zeros(num_rows, np.uint8), np.zeros(num_rows, np.float32))
-        in_tiers = self._index.find_in_tiers(columns.fingerprint, in_base.can_be_near)
-        known = in_base._replace(near=merge_found([in_base.near, in_tiers], num_rows))
-        retractions = self._retractions(chunk["doc_id"], is_retraction)
-        retracted = _resolve_rows(columns, State(self._kept, self._index.growing, self._limits), known, retractions, verdicts)
-        self._newly_retracted.append(retracted)
+        verdicts = self._decide(columns_of(chunk), in_base, 0, self._retractions(chunk["doc_id"], is_retraction))
         kept = chunk.filter(pa.array(verdicts.reason == KEPT))
-        self._ids.append(kept["doc_id"])
+        for ids in kept["doc_id"].chunks:
+            self._ids.append(ids)
         self._new_rows.append(kept)
         return self._resolution(verdicts)
 
+    def _decide(self, columns: Columns, known: Known, first_row: int, retractions: Retractions) -> Verdicts:
+        """Verdicts of a chunk; what the immutable tiers hold below ``first_row`` is known already."""
+        num_rows = len(columns.fingerprint)
+        self._kept = with_room(self._kept, num_rows)
+        self._index.reserve(num_rows)
+        verdicts = empty_verdicts(num_rows)
+        in_tiers = self._index.find_in_tiers(columns.fingerprint, known.can_be_near, first_row)
+        known = known._replace(near=merge_found([known.near, in_tiers], num_rows))
+        retracted = resolve_rows(columns, State(self._kept, self._index.growing, self._limits), known, retractions, verdicts)
+        self._newly_retracted.append(retracted)
+        return verdicts
+
+    def _known(self, columns: Columns, looked_up: LookedUp | None, part: slice) -> tuple[Known, int]:
+        """What was looked up for a part of a block, by others or now by this process; and the row up to which that is everything."""
+        if looked_up is None or looked_up.base_rows != len(self._kept.base_retracted):
+            return self._look_up_base(columns, np.zeros(len(columns.fingerprint), bool)), 0
+        found = spread(looked_up, part.start, part.stop)
+        return Known(found.exact, self._can_be_near(columns, found.exact), found.near), looked_up.below
+
     def _look_up_base(self, columns: Columns, is_retraction: npt.NDArray[np.bool_]) -> Known:
         exact = self._base.rows_by_content(columns.content_hash) if self._base else np.full(len(is_retraction), FREE, np.int64)
-        can_be_near = columns.sketch.any(axis=1) & ~is_retraction
-        if not is_retraction.any():  # else an exact duplicate may be none any more when its turn comes
-            can_be_near &= (exact == FREE) | self._kept.base_retracted[exact] if len(self._kept.base_retracted) else True
+        # Behind a retraction an exact duplicate may be none any more.
+        can_be_near = columns.sketch.any(axis=1) & ~is_retraction if is_retraction.any() else self._can_be_near(columns, exact)
         return Known(exact, can_be_near, self._index.find_in_base(columns.fingerprint, can_be_near))
 
+    def _can_be_near(self, columns: Columns, exact: _Rows) -> npt.NDArray[np.bool_]:
+        """Which documents are compared with near rows: those with features of which the base has no equal one in force."""
+        has_features: npt.NDArray[np.bool_] = np.asarray(columns.sketch.any(axis=1))
+        if len(self._kept.base_retracted):
+            has_features &= (exact == FREE) | self._kept.base_retracted[exact]
+        return has_features
+
     def _retractions(self, doc_ids: pa.ChunkedArray, is_retraction: npt.NDArray[np.bool_]) -> Retractions:
-        nothing = np.empty(0, np.int64)
         if not is_retraction.any():
-            return Retractions(is_retraction[:0], nothing, Found(nothing, nothing), nothing, nothing, nothing)
+            return no_retractions()
         encoded = doc_ids.combine_chunks().dictionary_encode()
         codes = encoded.indices.to_numpy().astype(np.int64)
         wanted = np.unique(codes[is_retraction])
@@ -223,7 +242,7 @@ class Resolver:
         return Retractions(is_retraction, codes, earlier, free, np.empty(len(codes), np.int64), np.empty(len(codes), np.int64))
 
     def _resolution(self, verdicts: Verdicts) -> pa.Table:
-        is_duplicate = (verdicts.reason == EXACT) | (verdicts.reason == NEAR)
+        is_duplicate = (verdicts.reason != KEPT) & (verdicts.reason != RETRACTION)
         named = self._ids.take(verdicts.row[is_duplicate])
         duplicate_of = pa.nulls(len(is_duplicate), pa.string())
         if len(named):
@@ -250,108 +269,3 @@ def _zeros(width: int) -> pa.Scalar:
 
 def _if_else(condition: pa.ChunkedArray, left: pa.Scalar, right: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(condition, left, right.cast(left.type))
-
-
-@numba.njit(cache=True, nogil=True)
-def _resolve_rows(rows, state, known, retractions, verdicts):  # type: ignore[no-untyped-def]
-    """Fill in the verdicts; returns the rows that retractions took out of the index."""
-    kept, growing, limits = state.kept, state.growing, state.limits
-    found = np.empty(64, np.int64)
-    retracted = np.empty(16, np.int64)
-    num_retracted = 0
-    has_retractions = len(retractions.is_retraction) > 0
-    for index in range(len(rows.fingerprint)):
-        if has_retractions and retractions.is_retraction[index]:
-            verdicts.reason[index] = RETRACTION
-            num_retracted, retracted = _retract_id(kept, retractions, retractions.codes[index], retracted, num_retracted)
-            continue
-        row = _exact(kept, known.exact[index], rows.content_hash[index, 0], rows.content_hash[index, 1])
-        if row != FREE:
-            verdicts.row[index], verdicts.reason[index], verdicts.similarity[index] = row, EXACT, np.float32(1)
-            continue
-        can_be_near = limits.near and rows.sketch[index].any()
-        num_same = 0
-        if can_be_near:
-            count, found = _copy_found(known.near, index, found)
-            count, found = find_in_growing(growing, limits.max_hamming, rows.fingerprint[index], found, count)
-            best, similarity, num_same = _best_of(found[:count], rows.fingerprint[index], rows.sketch[index], kept)
-            if best != FREE and similarity >= limits.min_similarity:
-                verdicts.row[index], verdicts.reason[index], verdicts.similarity[index] = best, NEAR, similarity
-                continue
-        row = append(kept, rows, index)
-        if has_retractions:
-            _link(retractions, index, row)
-        if can_be_near and num_same < MAX_SAME_FINGERPRINT:
-            insert(growing, rows.fingerprint[index], row)
-    return retracted[:num_retracted]
-
-
-@numba.njit(cache=True, nogil=True)
-def _exact(kept, in_base, high, low):  # type: ignore[no-untyped-def]
-    """The row in force with this content hash, or FREE."""
-    position = kept.slots[find_exact(kept.slots, kept.columns.content_hash, high, low)]
-    if position != FREE and not kept.retracted[position]:
-        return len(kept.base_retracted) + np.int64(position)
-    if in_base != FREE and not kept.base_retracted[in_base]:
-        return in_base
-    return np.int64(FREE)
-
-
-@numba.njit(cache=True, nogil=True)
-def _copy_found(near, index, found):  # type: ignore[no-untyped-def]
-    """(how many, the array, a longer one if need be) of the rows that were looked up."""
-    start, end = near.starts[index], near.starts[index + 1]
-    if end - start > len(found):
-        found = np.empty(2 * (end - start), np.int64)
-    found[: end - start] = near.rows[start:end]
-    return end - start, found
-
-
-@numba.njit(cache=True, nogil=True)
-def _best_of(candidates, fingerprint, sketch, kept):  # type: ignore[no-untyped-def]
-    """(row, similarity, number with the very same fingerprint): the most similar candidate in force, of equals the earliest; FREE if none is."""
-    best = np.int64(FREE)
-    best_similarity = np.float32(-1)
-    num_same = 0
-    num_base = len(kept.base_retracted)
-    for row in candidates:
-        in_base, place = row < num_base, row - num_base  # not one variable for both: arrays of the base are read-only, another type to Numba
-        num_same += (kept.base.fingerprint[row] if in_base else kept.columns.fingerprint[place]) == fingerprint
-        if is_retracted(kept, row):
-            continue
-        similarity = sketch_similarity(sketch, kept.base.sketch[row]) if in_base else sketch_similarity(sketch, kept.columns.sketch[place])
-        if similarity > best_similarity or (similarity == best_similarity and row < best):
-            best, best_similarity = row, similarity
-    return best, best_similarity, num_same
-
-
-@numba.njit(cache=True, nogil=True)
-def _link(retractions, index, row):  # type: ignore[no-untyped-def]
-    """Remember that this row of the chunk was kept."""
-    code = retractions.codes[index]
-    retractions.kept_rows[index] = row
-    retractions.links[index] = retractions.heads[code]
-    retractions.heads[code] = index
-
-
-@numba.njit(cache=True, nogil=True)
-def _retract_id(kept, retractions, code, retracted, count):  # type: ignore[no-untyped-def]
-    """Take all rows with the id out of the index: earlier ones, then those of this chunk; appends the rows to ``retracted``."""
-    for position in range(retractions.earlier.starts[code], retractions.earlier.starts[code + 1]):
-        count, retracted = _retract_row(kept, retractions.earlier.rows[position], retracted, count)
-    position = retractions.heads[code]
-    while position != FREE:
-        count, retracted = _retract_row(kept, retractions.kept_rows[position], retracted, count)
-        position = retractions.links[position]
-    retractions.heads[code] = FREE
-    return count, retracted
-
-
-@numba.njit(cache=True, nogil=True)
-def _retract_row(kept, row, retracted, count):  # type: ignore[no-untyped-def]
-    if not retract(kept, row):
-        return count, retracted
-    if count == len(retracted):
-        retracted = np.concatenate((retracted, np.empty(len(retracted), np.int64)))
-    retracted[count] = row
-    return count + 1, retracted

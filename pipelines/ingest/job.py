@@ -15,9 +15,8 @@ import math
 import os
 import pickle
 import warnings
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,17 +25,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.dedup.paragraphs import EMPTY
-from pipelines.ingest.decisive import PreparedBlock, decisive_rows, only_dead
+from pipelines.ingest.apart import NewestGeneration, blocks_apart
+from pipelines.ingest.block_counts import SIZE
+from pipelines.ingest.decisive import BlockApart
 from pipelines.ingest.isolation.poison import Step, isolated
 from pipelines.ingest.isolation.quarantine import DeathMark, Quarantine, quarantine
 from pipelines.ingest.portions import in_portions
 from pipelines.kafka.reading import BLOCK_BYTES, EXPECTED_RECORD_BYTES, Slice, read_slices, windows
 from pipelines.kafka.sizes import sizes_of
 from pipelines.kernels.ingest import ensure_compiled
-from pipelines.runtime.cluster import is_own_machine, node_addresses, num_nodes
+from pipelines.runtime.cluster import is_own_machine, node_addresses
 from pipelines.runtime.memory import few_arenas, release
 from pipelines.runtime.ray_errors import has_cause, original, original_errors
-from pipelines.runtime.roles import node_resources
+from pipelines.runtime.roles import node_resources, nodes_of
 from pipelines.steps.prepare import prepare
 from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
 from schemas.errors import SettingsError
@@ -53,17 +54,14 @@ Lines = npt.NDArray[np.uint64]
 """Hashes of the lines that are known as boilerplate, ascending: 8 bytes each, so they go to the workers with the step itself."""
 Runner = Callable[[Sequence[Slice], Settings, TokenizerRef, Lines], Iterator[pa.Table]]
 """Prepared blocks (schemas.arrow.prepared, and ``SIZE``) in the order of the slices and their offsets; every offset of the slices is in one row."""
-Taken = TypeVar("Taken", pa.Table, PreparedBlock)
-LOOK_AHEAD_BLOCKS = 2
-"""Blocks whose decisive rows are asked for while those of the block before them are used."""
+Taken = TypeVar("Taken", pa.Table, BlockApart)
 MAX_RETRIES = 1
 """How often Ray repeats a task whose process died, before its records are suspected (Ray's default: 3)."""
 MAX_WINDOWS_PER_TASK, LAST_ROUND_WINDOWS = 16, 6
 """Most windows of a task on Ray, and of one of the last tasks: fewer, so that those end at about the same time."""
-LIMITS_INTERVAL_S = 0.05
-"""How often Ray Data asks what the cluster has. The first answer is always "nothing", with which it starts one task, and left alone it waits 1 s."""
-SIZE = "size_bytes"
-"""A column of its own behind the prepared ones: bytes of each record (kafka/sizes.py)."""
+LIMITS_INTERVAL_S, FIRST_LIMITS_INTERVAL_S = 1.0, 0.05
+"""How often Ray Data asks what the cluster has, and until it has prepared a block. The first answer is always "nothing", with which it starts one
+task, and left alone it waits 1 s."""
 
 
 @lru_cache(maxsize=2)
@@ -124,9 +122,18 @@ def run_ray(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef,
     return _run_ray(parts, settings, Prepare(settings, tokenizer, known), _whole_blocks)
 
 
-def run_ray_apart(parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines = EMPTY.hashes) -> Iterator[PreparedBlock]:
-    """The same, but a block stays on the node that prepared it: only its ``decisive_rows`` come here, and a reference to the rest."""
-    return _run_ray(parts, settings, Prepare(settings, tokenizer, known), partial(_blocks_apart, ingest_resources(settings)))
+def run_ray_apart(
+    parts: Sequence[Slice], settings: Settings, tokenizer: TokenizerRef, known: Lines, newest: NewestGeneration
+) -> Iterator[BlockApart]:
+    """The same, but a block stays on the node that prepared it: only what decides comes here, and a reference to the rest. ``newest``: in what
+    duplicates are looked up there."""
+    resources = ingest_resources(settings)
+
+    def taken(blocks: "ray.data.Dataset") -> Iterator[BlockApart]:
+        sources = itertools.chain.from_iterable(bundle.block_refs for bundle in blocks.iter_internal_ref_bundles())
+        return blocks_apart(sources, newest, resources)
+
+    return _run_ray(parts, settings, Prepare(settings, tokenizer, known), taken)
 
 
 def ingest_resources(settings: Settings) -> dict[str, float]:
@@ -139,10 +146,11 @@ def _run_ray(parts: Sequence[Slice], settings: Settings, step: Prepare, taken: C
 
     check_reachable(settings.kafka.bootstrap_servers, node_addresses())
     quiet_ray_data()
-    _ask_for_limits_often()
+    _ask_for_limits_every(FIRST_LIMITS_INTERVAL_S)
     num_done = 0
     try:
         for block in taken(_ray_blocks(parts, settings, step)):
+            _ask_for_limits_every(LIMITS_INTERVAL_S)
             num_done += len(block)
             yield block
     except ray.exceptions.RayError as error:
@@ -171,47 +179,13 @@ def _whole_blocks(blocks: "ray.data.Dataset") -> Iterator[pa.Table]:
     return iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
 
 
-def _blocks_apart(resources: dict[str, float], blocks: "ray.data.Dataset") -> Iterator[PreparedBlock]:
-
-    # These tasks take no CPU, because reading may hold all of them.
-    look = _remote_decisive().options(num_cpus=0, resources=resources, num_returns=2, name="ingest: decisive rows")
-    waiting: deque[tuple[Any, list[Any]]] = deque()
-    for source in itertools.chain.from_iterable(bundle.block_refs for bundle in blocks.iter_internal_ref_bundles()):
-        waiting.append((source, look.remote(source)))
-        if len(waiting) > LOOK_AHEAD_BLOCKS:
-            yield from _looked_at(*waiting.popleft())
-    for source, found in waiting:
-        yield from _looked_at(source, found)
-
-
-@cache
-def _remote_decisive() -> Any:
-    """One for each process: Ray keeps every one that is made in its head's memory."""
-    import ray
-
-    return ray.remote(_decisive)
-
-
-def _decisive(block: pa.Table) -> tuple[pa.Table, pa.Table] | tuple[None, None]:
-    """The decisive rows and the dead rows of a block; None for a block without rows, which has no columns."""
-    return (decisive_rows(block, SIZE), only_dead(block)) if len(block) else (None, None)
-
-
-def _looked_at(source: Any, found: list[Any]) -> Iterator[PreparedBlock]:
-    import ray
-
-    rows, dead = ray.get(found)
-    if rows is not None:
-        yield PreparedBlock(rows, dead, source)
-
-
 def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.Table], Iterator[pa.Table]]) -> "ray.data.Dataset":
     import ray
 
     from pipelines.kafka.datasource import KafkaDatasource
 
-    at_once = tasks_at_once()
-    groups = grouped(parts, at_once or max(1, int(ray.cluster_resources().get("CPU", 1))), settings.ingest)  # type: ignore[no-untyped-call]
+    at_once, nodes = tasks_at_once(), nodes_of(settings.ray.ingest_nodes)
+    groups = grouped(parts, at_once or max(1, nodes.num_cpus), settings.ingest)
     at_once = at_once and min(at_once, max(1, len(groups)))  # for more, Ray would warn
     options: dict[str, Any] = {"max_retries": MAX_RETRIES, "resources": ingest_resources(settings)}
     # Equal options let both steps run as one task. Without the override Ray would split the slices' output again where it has more CPUs than slices.
@@ -222,7 +196,7 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
         records.context.target_max_block_size = BLOCK_BYTES  # up to which Ray joins a task's blocks
         execution = records.context.execution_options
         execution.preserve_order = True
-        execution.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes * num_nodes())
+        execution.resource_limits = ray.data.ExecutionResources(object_store_memory=settings.ingest.read_ahead_bytes * max(1, nodes.number))
         blocks: ray.data.Dataset = records.map_batches(
             step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, concurrency=at_once, **options
         )
@@ -292,8 +266,8 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def _ask_for_limits_often() -> None:
+def _ask_for_limits_every(seconds: float) -> None:
     """It has no setting of its own."""
     from ray.data._internal.execution.resource_manager import ResourceManager
 
-    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_INTERVAL_S  # type: ignore[assignment]
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = seconds  # type: ignore[assignment]

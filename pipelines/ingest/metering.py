@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines.ingest.block_counts import SIZE, BlockCounts, counted
 from pipelines.ingest.freshness import Ages, LagWatch, VersionTimes
-from pipelines.ingest.job import SIZE
 from pipelines.ingest.metrics import IngestMetrics
 from schemas.manifest import DatasetManifest, OffsetRange
 
@@ -45,24 +44,16 @@ class Meter:
     def read(self, block: pa.Table) -> pa.Table:
         """Count a block; returns it without its sizes, which nobody else asks for."""
         if len(block):
-            partitions, places = np.unique(block["partition"].to_numpy(), return_inverse=True)
-            sizes = block[SIZE].to_numpy() + block["outside_bytes"].fill_null(0).to_numpy()
-            for partition, size in zip(partitions.tolist(), np.bincount(places, weights=sizes).tolist(), strict=True):
-                self.size_bytes[partition] += int(size)
-            self._note_timestamps(partitions, places, block["timestamp_ms"])
+            self.add(counted(block))
         return block.drop_columns([SIZE])
 
-    def _note_timestamps(self, partitions: npt.NDArray[np.int32], places: npt.NDArray[np.intp], column: pa.ChunkedArray) -> None:
-        known = column.is_valid().to_numpy()
-        timestamps = column.drop_null().to_numpy().astype(np.float64)
-        if not len(timestamps):
-            return
-        self._timestamps_ms.append(timestamps)
-        newest = np.full(len(partitions), -np.inf)
-        np.maximum.at(newest, places[known], timestamps / 1000)
-        for partition, newest_s in zip(partitions.tolist(), newest.tolist(), strict=True):
-            if newest_s > -np.inf:
-                self._newest_s[partition] = max(newest_s, self._newest_s.get(partition, 0.0))
+    def add(self, counts: BlockCounts) -> None:
+        """Take in a block that was counted elsewhere."""
+        self.size_bytes.update(counts.size_bytes)
+        if len(counts.timestamps_ms):
+            self._timestamps_ms.append(np.repeat(counts.timestamps_ms, counts.num_records))
+        for partition, newest_s in counts.newest_s.items():
+            self._newest_s[partition] = max(newest_s, self._newest_s.get(partition, 0.0))
 
     def committed(self, manifest: DatasetManifest) -> VersionTimes:
         """The version under way is visible."""

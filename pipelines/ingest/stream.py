@@ -34,19 +34,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import pyarrow as pa
+
 from pipelines.dataset.boilerplate import Boilerplate
 from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.duplicates import Duplicates
 from pipelines.dataset.gc import collect_garbage
 from pipelines.dataset.retractions.retractions import Retractions
-from pipelines.dataset.writer import MakeWriter, ResolvedBlock, VersionFiles, VersionPlan, VersionWriter, build_manifest, publish, write_version
+from pipelines.dataset.settling import DecidedBlock
+from pipelines.dataset.writer import ResolvedBlock, VersionFiles, VersionPlan, build_manifest, publish, write_version
 from pipelines.dedup.index_shards import Shards
 from pipelines.ingest.announcer import Announcer
 from pipelines.ingest.batching import Limits, Pace, new_record_bytes, plan_batch, slice_records
 from pipelines.ingest.bootstrap import check_unchanged, create_tokenizer, with_what_is_fixed
 from pipelines.ingest.dead_rows import DeadRows
-from pipelines.ingest.decisive import PreparedBlock, only_dead
-from pipelines.ingest.job import run_local, run_ray, run_ray_apart
+from pipelines.ingest.deciding import decided
+from pipelines.ingest.decisive import BlockApart, only_dead
+from pipelines.ingest.job import ingest_resources, run_local, run_ray, run_ray_apart
 from pipelines.ingest.metering import Meter
 from pipelines.ingest.metrics import served
 from pipelines.ingest.progress import Progress
@@ -162,7 +166,7 @@ class Stream:
             manifest = self._commit(dataset, topic_id, ranges, parts, epochs, 0 if with_little_text else self._min_text_bytes(ranges, waiting))
             times = self._meter.committed(manifest)
             traced.set_attributes({**_told(manifest), **times.attributes})
-        self._duplicates.committed(manifest.version)
+        self._duplicates.committed(manifest.version, *(self.root / entry.path for entry in manifest.dedup_segments))
         self._retractions.committed(manifest.version)
         if self._pace:
             self._pace.committed(manifest.num_records, times.commit_s)
@@ -276,29 +280,39 @@ class Stream:
         self._duplicates.open(dataset)
         self._retractions.open(dataset)
         self._boilerplate.open(dataset)
-        in_tasks = self._writes_in_tasks()  # asked once: nodes may come and go
-        resolved = self._resolved(plan, self._run(plan, parts, in_tasks=in_tasks), dead)
-        new_segment, masks = self._duplicates.new_segment, self._retractions.masks
-        make_writer: MakeWriter = TaskWriter if in_tasks else VersionWriter
-        return write_version(self.root, plan, self.settings, resolved, new_segment, masks, self._boilerplate, make_writer)
+        arguments = (parts, self.settings, plan.tokenizer, self._boilerplate.known)
+        masks, lines = self._retractions.masks, self._boilerplate
+        if self._writes_in_tasks():  # asked once: nodes may come and go
+            decided = self._decided(plan, run_ray_apart(*arguments, self._duplicates.generation), dead)
+            return write_version(self.root, plan, self.settings, decided, self._duplicates.new_rows, masks, lines, TaskWriter)
+        runner = run_local if self.settings.ingest.runner == "local" else run_ray
+        resolved = self._resolved(plan, runner(*arguments), dead)
+        return write_version(self.root, plan, self.settings, resolved, self._duplicates.new_segment, masks, lines)
 
-    def _resolved(self, plan: VersionPlan, blocks: Iterator[PreparedBlock], dead: DeadRows) -> Iterator[ResolvedBlock]:
+    def _resolved(self, plan: VersionPlan, blocks: Iterator[pa.Table], dead: DeadRows) -> Iterator[ResolvedBlock]:
         for prepared in blocks:
-            block = self._meter.read(prepared.rows)
-            if self._stop.is_set():
-                raise Abandoned(f"version {plan.version} was given up half-way; the next start takes it in from the beginning")
-            dead.put(prepared.dead)
+            block = self._meter.read(prepared)
+            self._check_not_stopped(plan)
+            dead.put(only_dead(block))
             block = self._retractions.admit(block)  # what was published before its retraction is no candidate any more
-            yield ResolvedBlock(block, self._retractions.resolve(block, self._duplicates), prepared.source)
+            yield ResolvedBlock(block, self._retractions.resolve(block, self._duplicates))
             release()
             self._progress.advanced(len(block))
 
-    def _run(self, plan: VersionPlan, parts: list[Slice], *, in_tasks: bool) -> Iterator[PreparedBlock]:
-        arguments = (parts, self.settings, plan.tokenizer, self._boilerplate.known)
-        if in_tasks:
-            return run_ray_apart(*arguments)
-        runner = run_local if self.settings.ingest.runner == "local" else run_ray
-        return (PreparedBlock(block, only_dead(block)) for block in runner(*arguments))
+    def _decided(self, plan: VersionPlan, blocks: Iterator[BlockApart], dead: DeadRows) -> Iterator[DecidedBlock]:
+        """The same of blocks that stay where they were prepared."""
+        resources = ingest_resources(self.settings)
+        for block in blocks:
+            self._meter.add(block.decisive.counts)
+            self._check_not_stopped(plan)
+            if block.decisive.dead is not None:
+                dead.put(block.decisive.dead)
+            yield decided(block, self._retractions, self._duplicates, resources)
+            self._progress.advanced(len(block))
+
+    def _check_not_stopped(self, plan: VersionPlan) -> None:
+        if self._stop.is_set():
+            raise Abandoned(f"version {plan.version} was given up half-way; the next start takes it in from the beginning")
 
     def _writes_in_tasks(self) -> bool:
         """Whether blocks stay where they were prepared. On one machine they are in shared memory, and one writer is cheapest."""

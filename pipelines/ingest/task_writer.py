@@ -7,28 +7,41 @@ The tasks take none of Ray's CPUs, because reading may hold all of them while it
 bounded. Less than one shard of each split and one file of the trail waits in Ray's object store.
 """
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.dataset.boilerplate import Boilerplate
 from pipelines.dataset.packing import Packing
-from pipelines.dataset.settling import Decision, Layout, Packed, Piece, Settled, settle, write_shard_of, write_trail_file
+from pipelines.dataset.settling import (
+    DecidedBlock,
+    Decision,
+    Layout,
+    Packed,
+    Piece,
+    Settled,
+    segment_rows,
+    settle,
+    write_segment_of,
+    write_shard_of,
+    write_trail_file,
+)
 from pipelines.dataset.statistics import Statistics
 from pipelines.dataset.trail_writer import TRAIL_FILE_ROWS
-from pipelines.dataset.writer import ResolvedBlock, VersionPlan, outcomes_of, rows_by_split
-from pipelines.ingest.decisive import NUM_TOKENS
+from pipelines.dataset.writer import VersionPlan
+from pipelines.dedup.resolve import KeptApart
+from pipelines.ingest.apart import remote
+from pipelines.ingest.decisive import Decisive
 from pipelines.kernels.ingest import ensure_compiled
 from pipelines.runtime.crash import crash_point
 from pipelines.runtime.ray_errors import original_errors
-from pipelines.runtime.roles import node_resources
+from pipelines.runtime.roles import node_resources, nodes_of
 from schemas.arrow import Split
 from schemas.manifest import FileEntry, ShardEntry
 from schemas.settings import Settings
@@ -36,6 +49,7 @@ from schemas.settings import Settings
 CPUS_PER_TASK = 4
 """One task may settle or write for so many CPUs of the cluster: preparing the same rows takes ten times the work."""
 MIN_TASKS = 2
+Positions = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -70,9 +84,12 @@ class TaskWriter:
         self._trail_pieces: list[Piece] = []
         self._trail_sources: list[Any] = []
         self._trails: list[list[Any]] = []
-        self._lines: list[Any] = []
-        self._running: deque[Any] = deque()
-        self._most_running = _most_running()
+        self._tasks: dict[Callable[..., Any], Any] = {}
+        self._running: list[Any] = []
+        """For each running task the smallest of the values that it returns."""
+        self._lines: set[Any] = set()
+        """Those of them that are counts of lines."""
+        self._most_running = max(MIN_TASKS, nodes_of(settings.ray.ingest_nodes).num_cpus // CPUS_PER_TASK)
         self._resources = node_resources(settings.ray.ingest_nodes, "ray.ingest_nodes")
 
     def __enter__(self) -> Self:
@@ -82,25 +99,25 @@ class TaskWriter:
         """Forget what was not written; running tasks end by themselves."""
         self._running.clear()
 
-    def add(self, resolved: ResolvedBlock) -> None:
-        """Say where the kept documents of a block stand, and have it settled."""
-        outcomes = outcomes_of(resolved.rows, resolved.verdicts)
-        lengths = resolved.rows[NUM_TOKENS].to_numpy()
-        chosen = [(lengths[rows] + 1).astype(np.int64) for rows in rows_by_split(resolved.rows, outcomes)]
-        runs = [shards.packing.place(of_split) for shards, of_split in zip(self._shards, chosen, strict=True)]
-        outcome, verdicts = resolved.rows.select(["outcome", "reason"]).combine_chunks(), resolved.verdicts.combine_chunks()
-        decision = Decision(outcome, verdicts, runs, [int(of_split.sum()) for of_split in chosen])
-        documents, *packed, lines = self._started(4, "settle", _settle, self._layout, decision, resolved.source)
+    def add(self, block: DecidedBlock) -> None:
+        """Say where the kept documents of a block stand, and have it settled. Raises what a task raised that began before."""
+        is_kept = np.ones(len(block.num_tokens), np.bool_)
+        is_kept[block.duplicates["position"].to_numpy()] = False
+        is_validation = block.num_tokens < 0
+        lengths = np.where(is_validation, -block.num_tokens, block.num_tokens + 1)
+        chosen = [lengths[is_kept & (is_validation == (split == Split.VALIDATION))] for split in Split]
+        runs = [shards.packing.place(of_split.astype(np.int64)) for shards, of_split in zip(self._shards, chosen, strict=True)]
+        decision = Decision(block.changed, block.duplicates, runs, chosen)
+        documents, *packed, lines = self._started(4, "settle", _settle, self._layout, decision, block.source, *block.names)
+        if self._boilerplate.is_counting:
+            self._lines.add(lines)
         for shards, of_split, source in zip(self._shards, runs, packed, strict=True):
             for run in of_split:
                 if run.shard > shards.number:
                     shards.close()
                 shards.pieces.append(Piece(run.first, run.stop, run.start))
                 shards.sources.append(source)
-        if self._boilerplate.is_counting:
-            self._lines.append(lines)
-            self._take_in_lines(timeout_s=0)
-        self._add_to_trail(documents, len(resolved.rows))
+        self._add_to_trail(documents, block.num_rows)
 
     def finish_shards(self) -> list[ShardEntry]:
         """Wait for all shards; train shards first."""
@@ -120,21 +137,40 @@ class TaskWriter:
 
         if self._trail_pieces or not self._trails:
             self._write_trail()
+        self._wait_for(len(self._running))
         with original_errors():
-            self._take_in_lines(timeout_s=None)
             written = [ray.get(returns) for returns in self._trails]
         for _, statistics in written:
             self.statistics.join(statistics)
         return [entry for entry, _ in written]
 
-    def _take_in_lines(self, timeout_s: float | None) -> None:
-        """Add up the lines that have been counted, in whatever order."""
+    def write_segment(self, segment: list[pa.Table | KeptApart]) -> list[FileEntry]:
+        """Write the kept documents' fingerprints; rows that are elsewhere are put together by a task."""
         import ray
 
-        if self._lines:
-            ready, self._lines = ray.wait(self._lines, num_returns=len(self._lines), timeout=timeout_s)
-            for counts in ray.get(ready):
-                self._boilerplate.add_counts(counts)
+        parts, made = [], []
+        for part in segment:
+            parts.append(part.positions if isinstance(part, KeptApart) else part)
+            made += [*part.source] if isinstance(part, KeptApart) else []
+        with original_errors():
+            found: list[FileEntry] = ray.get(self._started(1, "write fingerprints", _write_segment, self._layout, parts, *made))
+        return found
+
+    def _wait_for(self, number: int) -> None:
+        """Wait until so many of the running tasks have ended, and take in what they say. Raises what one of them raised."""
+        import ray
+
+        if not self._running:
+            return
+        if number:
+            ray.wait(self._running, num_returns=number, fetch_local=False)
+        ended, self._running = ray.wait(self._running, num_returns=len(self._running), timeout=0, fetch_local=False)
+        with original_errors():
+            said = ray.get(ended)
+        for reference, value in zip(ended, said, strict=True):
+            if reference in self._lines:
+                self._lines.remove(reference)
+                self._boilerplate.add_counts(value)
 
     def _add_to_trail(self, documents: Any, num_rows: int) -> None:
         first = 0
@@ -156,28 +192,18 @@ class TaskWriter:
         return self._started(1, "write shard", _write_shard, self._layout, split, number, pieces, *sources)
 
     def _started(self, num_returns: int, name: str, task: Callable[..., Any], *arguments: Any) -> Any:
-        """References to what the task will return; waits while too many others run."""
-        import ray
-
-        while len(self._running) >= self._most_running:
-            _, running = ray.wait(list(self._running), fetch_local=False)
-            self._running = deque(running)
-        found = _remote(task).options(num_cpus=0, resources=self._resources, num_returns=num_returns, name=f"ingest: {name}").remote(*arguments)
-        self._running.append(found[0] if num_returns > 1 else found)
+        """References to what the task will return, of which one alone or the last is small; waits while too many others run."""
+        self._wait_for(max(0, len(self._running) - self._most_running + 1))
+        if task not in self._tasks:
+            self._tasks[task] = remote(task).options(num_cpus=0, resources=self._resources, num_returns=num_returns, name=f"ingest: {name}")
+        found = self._tasks[task].remote(*arguments)
+        self._running.append(found[-1] if num_returns > 1 else found)
         return found
 
 
-@cache
-def _remote(task: Callable[..., Any]) -> Any:
-    """One for each function and process: Ray keeps every one that is made in its head's memory."""
-    import ray
-
-    return ray.remote(task)
-
-
-def _settle(layout: Layout, decision: Decision, block: pa.Table) -> Settled:
+def _settle(layout: Layout, decision: Decision, block: pa.Table, *names: pa.Array) -> Settled:
     ensure_compiled()
-    return settle(block, decision, layout)
+    return settle(block, decision, layout, names)
 
 
 def _write_shard(layout: Layout, split: Split, number: int, pieces: list[Piece], *packed: Packed) -> ShardEntry:
@@ -188,7 +214,12 @@ def _write_trail(layout: Layout, number: int, pieces: list[Piece], *blocks: pa.T
     return write_trail_file(layout, number, pieces, blocks)
 
 
-def _most_running() -> int:
-    import ray
+def _write_segment(layout: Layout, parts: list[pa.Table | Positions], *made: Any) -> list[FileEntry]:
+    """``made``: for each part that is positions, what decides about its block and the ids of that block's candidates."""
+    blocks: Iterator[tuple[Decisive, pa.Array]] = zip(made[::2], made[1::2], strict=True)
+    tables = [part if isinstance(part, pa.Table) else _rows_at(part, *next(blocks)) for part in parts]
+    return write_segment_of(layout, tables)
 
-    return max(MIN_TASKS, int(ray.cluster_resources().get("CPU", 1)) // CPUS_PER_TASK)  # type: ignore[no-untyped-call]
+
+def _rows_at(positions: Positions, decisive: Decisive, ids: pa.Array) -> pa.Table:
+    return segment_rows(decisive.candidates, ids, positions)

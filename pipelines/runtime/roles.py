@@ -5,12 +5,29 @@ gets the resource from its type in ``cluster.yaml`` or from ``ray start --resour
 """
 
 import logging
+from typing import NamedTuple
 
 _log = logging.getLogger(__name__)
 SHARE = 0.001
 """How much of the resource a task takes: so little that only CPUs and GPUs limit the number of tasks."""
 _missing: set[str] = set()
 """Names of which this process has warned."""
+
+
+class Nodes(NamedTuple):
+    """The nodes of a role that are there now."""
+
+    number: int
+    num_cpus: int
+
+
+def nodes_of(name: str) -> Nodes:
+    """The living nodes that have the resource ``name``; all of them for an empty one. Ray must be running."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    chosen = [resources for resources in nodes if not name or name in resources]
+    return Nodes(len(chosen), int(sum(resources.get("CPU", 0) for resources in chosen)))
 
 
 def node_resources(name: str, setting: str) -> dict[str, float]:

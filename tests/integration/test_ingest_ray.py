@@ -16,10 +16,12 @@ import pytest
 import ray
 from ray.data._internal.stats import get_or_create_stats_actor
 
-from pipelines.dataset.dataset import latest_version
+from pipelines.dataset.dataset import Dataset, latest_version
 from pipelines.dataset.verify import verify
+from pipelines.dedup import index
 from pipelines.ingest.bootstrap import create_tokenizer
 from pipelines.ingest.job import grouped, run_local, run_ray, tasks_at_once
+from pipelines.ingest.stream import Stream
 from pipelines.kafka.planning import plan_ranges
 from pipelines.kafka.reading import Slice, slices
 from pipelines.runtime.cluster import ray_session
@@ -68,6 +70,33 @@ def test_ray_gives_the_rows_of_a_local_run_in_the_order_of_the_slices_and_raises
     assert pa.concat_tables(blocks).equals(pa.concat_tables(run_local(parts, settings, tokenizer)))
     seen: Any = ray.get(get_or_create_stats_actor().get_datasets.remote())
     assert len(seen) == 1  # Ray never forgets the figures of a dataset, and a stream makes thousands of versions
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_tasks_write_after_looking_duplicates_up_is_the_dataset_of_a_local_run(
+    source: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With retractions, dead letters and duplicates within a version and across versions, a compaction, and a stream that is opened again."""
+    monkeypatch.setattr(index, "GROWING_ROWS", 10)
+    monkeypatch.setattr(index, "LARGE_TIER_ROWS", 1)
+    alone = Ingest(tmp_path / "alone", source.bootstrap_servers, source.prefix, {"dedup.compact_segments": 2})
+    tasks = Ingest(tmp_path / "tasks", source.bootstrap_servers, source.prefix, {**alone.overrides, **ON_RAY, "ingest.writer": "tasks"})
+    with Stream(tasks.settings) as stream:
+        assert stream.commit_next() is not None
+    for ingest in (alone, tasks):
+        ingest.once()
+    assert state(tasks.root) == state(alone.root)
+    assert hashes_of_fingerprints(tasks.root) == hashes_of_fingerprints(alone.root)
+    assert verify(tasks.root).problems == []
+
+
+def hashes_of_fingerprints(root: Path) -> list[list[str]]:
+    """SHA-256 of the segments and bases of all versions: no name of an attempt stands in them."""
+    newest = latest_version(root)
+    assert newest is not None
+    versions = [Dataset(root, newest).read(version) for version in range(1, newest + 1)]
+    assert any(version.dedup_base for version in versions)
+    return [[entry.sha256 for entry in [*version.dedup_segments, *version.dedup_base]] for version in versions]
 
 
 @pytest.mark.usefixtures("cluster")

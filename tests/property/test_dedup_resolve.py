@@ -2,6 +2,7 @@
 
 import itertools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.dedup.base import write_base
+from pipelines.dedup.deciding import EXACT
+from pipelines.dedup.generations import Generation, look_up
+from pipelines.dedup.ids import short_hashes
 from pipelines.dedup.kept import MIN_CAPACITY
 from pipelines.dedup.opening import MAX_SAME_FINGERPRINT, kept_parts
-from pipelines.dedup.resolve import RESOLUTION, Resolver
+from pipelines.dedup.resolve import RESOLUTION, KeptApart, Resolver
 from schemas.arrow import SEGMENT
 from schemas.settings_dedup import DedupSettings
 
@@ -107,7 +111,12 @@ class Versions:
         rows, ids = self.resolver.retracted_rows()
         assert len(rows) == len(ids) == len(set(rows.tolist()))
         self.retracted = np.concatenate([self.retracted, rows])
-        self.segments.append(write_segment(self.folder, len(list(self.folder.iterdir())), self.resolver.new_segment()))
+        rows = [part if isinstance(part, pa.Table) else self.taken(part) for part in self.resolver.new_rows()]
+        segment = pa.concat_tables([SEGMENT.empty_table(), *rows])
+        self.segments.append(write_segment(self.folder, len(list(self.folder.iterdir())), segment))
+
+    def taken(self, part: KeptApart) -> pa.Table:
+        return part.source.take(pa.array(part.positions))
 
     def compact(self, max_hamming: int) -> None:
         path = self.folder / f"{len(list(self.folder.iterdir()))}.base"
@@ -183,6 +192,57 @@ def test_retractions_compactions_and_reopenings_anywhere_leave_the_verdicts_of_t
             verdict["reason"] is None and not event.get("is_retraction")
             for verdict, event in zip(expected(table, options), table.to_pylist(), strict=True)
         )
+
+
+STEPS = st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["batch", "batch", "reopen", "compact"]), st.integers(0, 9)), max_size=8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(EVENTS, OPTIONS, STEPS, st.sampled_from([2, 5]), st.booleans())
+def test_verdicts_are_the_same_when_others_look_up_the_immutable_tiers_however_old_these_are(
+    events: list[Event], options: DedupSettings, steps: list[tuple[int, str, int]], growing_rows: int, hash_is_constant: bool
+) -> None:
+    """A batch without retractions is decided apart: its ids are elsewhere, and it was looked up in some generation that there ever was, or in none.
+    A reopening is what a crash leaves. Where all ids have one hash, each is compared itself.
+    """
+    table = table_of_events(events)
+    hashes = (lambda ids: np.zeros(len(ids), np.uint32)) if hash_is_constant else short_hashes
+    small = patch.multiple("pipelines.dedup.index", GROWING_ROWS=growing_rows, LARGE_TIER_ROWS=1)
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name, small, patch("pipelines.dedup.kept_ids.short_hashes", hashes):
+        versions, generations, start = Versions(Path(name), options), [None], 0
+        for cut, what, age in [*sorted(steps), (len(events), "batch", 0)]:
+            end = max(start, min(cut, len(events)))
+            batch = table.slice(start, end - start)
+            start = end
+            generations.append(versions.resolver.generation())
+            found += decided(versions.resolver, batch, generations[max(0, len(generations) - 1 - age)], hashes)
+            if what != "batch":
+                versions.close()
+                if what == "compact" and versions.resolver.num_kept:
+                    versions.compact(options.max_hamming)
+                versions.reopen()
+    assert found == expected(table, options)
+
+
+def decided(resolver: Resolver, batch: pa.Table, generation: Generation | None, hashes: Callable[[pa.Array], Any]) -> list[dict[str, Any]]:
+    """The verdicts of a batch: apart, unless it has retractions."""
+    if batch["is_retraction"].to_numpy().any():
+        return list(resolver.resolve(batch).to_pylist())
+    ids = batch["doc_id"].combine_chunks()
+    documents = batch.select(SEGMENT.names[:-1]).append_column("id_hash", pa.array(hashes(ids)))
+    rows = batch.select(SEGMENT.names).cast(SEGMENT)
+    looked_up = look_up(generation, documents) if generation else None
+    answer = resolver.resolve_apart(documents, looked_up, rows, lambda source: source["doc_id"].combine_chunks())
+    verdicts = [NEITHER] * len(batch)
+    places = answer.duplicate_of
+    names = [
+        here or places.blocks[block].source["doc_id"][position].as_py()
+        for here, block, position in zip(places.ids.to_pylist(), places.block.tolist(), places.position.tolist(), strict=True)
+    ]
+    for at, reason, similarity, of in zip(answer.duplicates.tolist(), answer.reason.tolist(), answer.similarity.tolist(), names, strict=True):
+        verdicts[at] = {"duplicate_of": of, "reason": "exact" if reason == EXACT else "near", "similarity": similarity}
+    return verdicts
 
 
 def test_after_its_retraction_a_document_may_come_again_and_a_copy_before_stays_a_duplicate() -> None:

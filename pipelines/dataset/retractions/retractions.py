@@ -123,6 +123,14 @@ class Retractions:
             block = block.set_column(place, block.schema.field(name), replaced)
         return block
 
+    def may_concern(self, id_hashes: npt.NDArray[np.uint32]) -> bool:
+        """Whether ``admit`` may change anything of a block without retractions whose documents have these hashes of ids (dedup/ids.short_hashes)."""
+        return self._tombstones.may_concern(id_hashes)
+
+    def kept(self, number: int) -> None:
+        """So many documents were kept of a block that concerns nobody's retraction and was resolved without ``resolve``."""
+        self._num_kept += number
+
     def resolve(self, block: pa.Table, index: Index) -> pa.Table:
         """One verdict for each candidate (rows with outcome kept) of the block, in order."""
         retraction = pc.equal(block["outcome"], Outcome.RETRACTED)

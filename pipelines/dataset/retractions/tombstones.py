@@ -49,6 +49,11 @@ class Tombstones:
         if pc.any(is_retraction).as_py():
             self._append(_frame(block.select([*_COLUMNS, "outcome"]).filter(is_retraction)).select(_COLUMNS))
 
+    def may_concern(self, hashes: npt.NDArray[np.uint32]) -> bool:
+        """Whether an id with one of these ``short_hashes`` may be one whose retraction was seen."""
+        seen = (self._hashes >> np.uint64(32)).astype(np.uint32)
+        return bool(len(seen)) and bool((seen[np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)] == hashes).any())
+
     def late(self, block: pa.Table) -> npt.NDArray[np.bool_]:
         """Which rows are candidates that were published, in another partition, before a retraction of theirs that was seen already."""
         late = np.zeros(len(block), dtype=np.bool_)
