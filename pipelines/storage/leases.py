@@ -215,7 +215,8 @@ def take(folder: Path, refusal: Callable[[Holder], HeadraceError], on_lost: Call
         with contextlib.suppress(CommitConflict):  # another one was faster, or the holder lives after all
             _publish(log, newest + 1, entry)
             if before is not None:
-                remove(_renewal(folder, before.held_since))
+                with contextlib.suppress(StoreUnavailable):  # nobody reads it any more
+                    remove(_renewal(folder, before.held_since))
             return Lease(folder, newest + 1, entry, on_lost)
 
 
@@ -229,7 +230,7 @@ def join(folder: Path, number: int) -> Lease:
         newest = log.latest(number)
         entry = _read(log, newest)
         lease = Lease(folder, newest, entry)
-        if entry.held_since != number:
+        if entry.held_since != number or entry.holder is None:
             lease._lose(entry)
         try:
             lease.commit(entry.state)

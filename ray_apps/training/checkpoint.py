@@ -116,8 +116,8 @@ class CheckpointStore:
         files = self.folder / f"{step:08d}-{secrets.token_hex(6)}"
         try:
             manifest = self._publish(step, files, model, optimizer, scaler, precision)
-        except (LeaseLost, StoreUnavailable):
-            with suppress(StoreUnavailable):
+        except LeaseLost:
+            with suppress(StoreUnavailable):  # where the store does not answer, nobody knows whether a manifest lists the files
                 self._forget(step, files)
             raise
         except (OSError, SafetensorError) as error:
