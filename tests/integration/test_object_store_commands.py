@@ -12,7 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
+from pipelines.kafka.events import read_events
+from pipelines.kafka.topics import topic_names
 from pipelines.runtime.bound import bound
+from schemas.events import Event
+from schemas.settings_sources import load_settings
 from tests.broker_process import BrokerProcess
 from tests.commands import run_command
 from tests.ingest_harness import SMALL, Ingest, document, sample_records, state
@@ -169,6 +173,16 @@ def _first_document(child: "subprocess.Popen[str]", host: Host, command: str) ->
     raise AssertionError(host.said(command)[-3_000:])
 
 
+def _events(broker: BrokerProcess, prefix: str) -> list[Event]:
+    """All that were published up to now."""
+    settings = load_settings("", {}, {"kafka.bootstrap_servers": broker.bootstrap_servers, "kafka.topic_prefix": prefix})
+    found: list[Event] = []
+    with read_events(settings, topic_names(settings).events) as reader:
+        while events := reader.poll(2.0):
+            found += events
+    return found
+
+
 def answer(url: str, timeout_s: float = 120.0) -> dict[str, Any]:
     """What the model makes of a prompt, once it answers."""
     deadline = time.monotonic() + timeout_s
@@ -197,7 +211,9 @@ def test_a_model_that_one_host_trains_is_served_by_another(
     assert first.json("rollout", "show")["champion"] == 1
     with started(third, "serve", *flags({"serving.port": 0, "ray.object_store_bytes": 100 * 2**20})) as (_, addresses):
         assert answer(addresses["url"])["choices"]
-    assert SECRET not in third.said("serve") + _everything(store, topic_prefix, tmp_path, monkeypatch)
+    told = _events(broker, topic_prefix)
+    assert {event.type for event in told} >= {"dataset.committed", "training.started", "training.finished", "model.registered"}
+    assert SECRET not in third.said("serve") + _everything(store, topic_prefix, tmp_path, monkeypatch) + repr(told)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,18 @@ from pipelines.runtime.crash import VARIABLE
 from pipelines.storage import leases, objects
 from pipelines.storage.mirror import root_folder, url_of
 from pipelines.storage.store import is_there, names
+from ray_apps.loop.disk import LEASE, Disk
+from ray_apps.loop.plan import TrainingOrder
 from ray_apps.models.registry import REGISTRATION_CRASH_POINTS, Registry
+from ray_apps.rollout.controller import by_hand, new_salt
+from ray_apps.rollout.log import RolloutLog
+from ray_apps.rollout.policy import bootstrap
 from ray_apps.serving.deployments import load_engine
 from ray_apps.training.checkpoint import CRASH_POINTS
 from ray_apps.training.run import TrainingRun, plan_run
-from schemas.errors import StoreUnavailable
+from schemas.errors import LeaseLost, ServiceFailed, StoreUnavailable
 from schemas.manifest import FileEntry, ModelManifest
+from schemas.rollout import RolloutState
 from schemas.settings import ServingSettings
 from tests.ingest_harness import wait_until_stopped
 from tests.model_factory import make_model
@@ -227,6 +234,44 @@ def attempt(root: Path, template: ModelManifest, run_id: str) -> ModelManifest:
         return template.model_copy(update={"version": version, "files": files, "training": training})
 
     return registry.register(staging, build)
+
+
+def test_a_loop_that_another_host_has_overtaken_gives_no_order(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "EXPIRES_S", 1.0)
+    root = root_folder(store.url(tmp_path.name), str(tmp_path / "first"))
+    order, next_order = (TrainingOrder(dataset_version=version, parent_model=None) for version in (1, 2))
+    loop = Disk(root, lease=leases.take(root / LEASE, refused))
+    loop.give_order(order)
+    there = elsewhere(root)
+    other = Disk(there, lease=leases.take(there / LEASE, refused))
+    assert other.view().order == order
+    with pytest.raises(LeaseLost):
+        loop.give_order(next_order)
+    assert Disk(elsewhere(root, "third")).view().order == order
+    other.give_up(order, "it was refused", datetime.now(UTC), is_refusal=True)
+    assert Disk(elsewhere(root, "third")).view().order is None
+    other.forget_refusal()
+    assert other.view().order == order
+
+
+def refused(holder: leases.Holder) -> ServiceFailed:
+    return ServiceFailed(f"{holder} runs")
+
+
+def test_transitions_of_the_rollout_from_several_hosts_are_each_decided_on_their_predecessor(store: Store, tmp_path: Path) -> None:
+    roots = [root_folder(store.url(tmp_path.name), str(tmp_path / f"host{number}")) for number in range(4)]
+    logs = [RolloutLog(root) for root in roots]
+
+    def decide(state: RolloutState | None) -> RolloutState:
+        return bootstrap(state, 1, by_hand(), new_salt()) if state is None else state.model_copy(update={"number": state.number + 1})
+
+    threads = [threading.Thread(target=log.transition, args=(decide,)) for log in logs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [state.number for state in logs[0].after(0)] == [1, 2, 3, 4]
+    assert Registry(elsewhere(roots[0])).aliases() == {"champion": 1}
 
 
 def test_no_secret_is_in_what_training_and_registration_write(root: Path) -> None:
