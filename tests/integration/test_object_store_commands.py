@@ -3,20 +3,12 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from pipelines.kafka.events import read_events
-from pipelines.kafka.topics import topic_names
-from pipelines.runtime.bound import bound
-from schemas.events import Event
-from schemas.settings_sources import load_settings
 from tests.broker_process import BrokerProcess
 from tests.commands import run_command
 from tests.ingest_harness import SMALL, Ingest, document, sample_records, state
@@ -43,22 +35,10 @@ class Host:
         self._flags += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
         self._environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), **store.environment}
 
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        """The command in an interpreter of its own, because Ray's workers start from nothing; its standard error goes to a file."""
-        command, piped = [sys.executable, "-P", "-m", "ops.cli.main", *arguments, *self._flags], subprocess.PIPE
-        with (self.folder / f"{arguments[0]}.err").open("a") as log:
-            return subprocess.Popen(bound(command), cwd=self.folder, env=self._environment, stdout=piped, stderr=log, text=True)
-
-    def said(self, command: str) -> str:
-        """Standard error of what was started."""
-        text = (self.folder / f"{command}.err").read_text()
-        assert SECRET not in text
-        return text
-
     def run(self, *arguments: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
         """The command; nothing that it says holds the secret."""
         command = [*arguments, *self._flags]
-        if "ingest.runner=ray" in command or arguments[0] == "train":  # Ray's workers start from nothing
+        if "ingest.runner=ray" in command:  # Ray's workers start from nothing
             ray = [sys.executable, "-P", "-m", "ops.cli.main", *command]
             done = subprocess.run(ray, check=False, cwd=self.folder, env=self._environment, capture_output=True, text=True, timeout=600)
         else:
@@ -96,7 +76,8 @@ def test_two_hosts_share_a_dataset_through_the_store_alone(
     assert second.json("ingest", "--once")["versions"][0]["num_masked_documents"] == 1
     assert "retracted" in first.run("trace", kept).stdout
     assert first.json("gc", "--grace-s", "0")["removed"] == []
-    assert "headrace demo needs a folder as root" in first.run("demo", code=2).stderr
+    for command in ("up", "train", "serve", "demo"):
+        assert f"headrace {command} needs a folder as root" in first.run(command, code=2).stderr
     assert SECRET not in _everything(store, topic_prefix, tmp_path, monkeypatch)
 
 
@@ -131,116 +112,6 @@ def test_ray_tasks_write_the_same_dataset_to_the_store(store: Store, broker: Bro
         [shard[-1] for shard in version["shards"]] for version in state(local.root)
     ]
     assert ray.json("datasets", "verify")["problems"] == []
-
-
-TRAINING = {
-    "training.max_steps": 6,
-    "training.num_workers": 1,
-    "training.global_batch_rows": 4,
-    "training.checkpoint_every_steps": 3,
-    "training.evaluate_rows": 4,
-    "ray.object_store_bytes": 100 * 2**20,
-}
-
-
-def flags(settings: dict[str, Any]) -> list[str]:
-    """On a command line."""
-    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-
-
-@contextmanager
-def started(host: Host, *arguments: str) -> "Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]":
-    """A service of the host, and what it prints when it is ready; stopped in order at the end."""
-    child = host.start(*arguments, "--json")
-    try:
-        yield child, _first_document(child, host, arguments[0])
-        child.terminate()
-        assert child.wait(120) == 0, host.said(arguments[0])
-    finally:
-        child.kill()
-        child.wait()
-        assert child.stdout is not None
-        child.stdout.close()
-
-
-def _first_document(child: "subprocess.Popen[str]", host: Host, command: str) -> dict[str, Any]:
-    assert child.stdout is not None
-    text = ""
-    while line := child.stdout.readline():
-        text += line
-        if line == "}\n":
-            return dict(json.loads(text))
-    raise AssertionError(host.said(command)[-3_000:])
-
-
-def _events(broker: BrokerProcess, prefix: str) -> list[Event]:
-    """All that were published up to now."""
-    settings = load_settings("", {}, {"kafka.bootstrap_servers": broker.bootstrap_servers, "kafka.topic_prefix": prefix})
-    found: list[Event] = []
-    with read_events(settings, topic_names(settings).events) as reader:
-        while events := reader.poll(2.0):
-            found += events
-    return found
-
-
-def answer(url: str, timeout_s: float = 120.0) -> dict[str, Any]:
-    """What the model makes of a prompt, once it answers."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        response = httpx.post(f"{url}/v1/completions", json={"model": "headrace", "prompt": "the mill", "max_tokens": 4}, timeout=60)
-        if response.status_code == 200:
-            return dict(response.json())
-        assert time.monotonic() < deadline, response.text
-        time.sleep(0.5)
-
-
-@pytest.mark.slow
-def test_a_model_that_one_host_trains_is_served_by_another(
-    store: Store, broker: BrokerProcess, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Ingest(tmp_path / "local", broker.bootstrap_servers, topic_prefix).publish(sample_records(220))
-    first, second, third = (Host(store, broker, topic_prefix, tmp_path / name) for name in ("first", "second", "third"))
-    first.json("ingest", "--once")
-    model = second.json("train", *flags(TRAINING))
-    assert model["training"]["steps"] == 6
-    assert second.json("train", *flags(TRAINING)) == model, "it is not trained again"
-    assert first.json("models", "list")["models"] == [model]
-    assert first.json("models", "lineage")["dataset"]["matches"]
-    assert first.json("models", "evaluate", "--set", "training.evaluate_rows=4")["loss"] == pytest.approx(model["evaluation"]["loss"], rel=1e-5)
-    third.json("rollout", "set", "--champion", "1")
-    assert first.json("rollout", "show")["champion"] == 1
-    with started(third, "serve", *flags({"serving.port": 0, "ray.object_store_bytes": 100 * 2**20})) as (_, addresses):
-        assert answer(addresses["url"])["choices"]
-    told = _events(broker, topic_prefix)
-    assert {event.type for event in told} >= {"dataset.committed", "training.started", "training.finished", "model.registered"}
-    assert SECRET not in third.said("serve") + _everything(store, topic_prefix, tmp_path, monkeypatch) + repr(told)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1_200)
-def test_up_makes_a_model_of_new_documents_on_one_host_and_another_host_takes_it_over(
-    store: Store, broker: BrokerProcess, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = (Host(store, broker, topic_prefix, tmp_path / name) for name in ("first", "second"))
-    settings = flags({**TRAINING, "loop.min_new_tokens": 1_000, "serving.port": 0})
-    with started(first, "up", *settings) as (_, addresses):
-        assert addresses["root"] == first.url
-        refused = second.run("up", *settings, code=1)
-        assert "runs `headrace up` under s3://bucket/" in refused.stderr
-        Ingest(tmp_path / "local", broker.bootstrap_servers, topic_prefix).publish(sample_records(220))
-        assert answer(addresses["api"], 600)["choices"]
-        assert second.json("models", "list")["aliases"]["champion"] == 1
-    with started(second, "up", *settings) as (_, addresses):
-        assert answer(addresses["api"], 300)["choices"]
-    assert SECRET not in first.said("up") + second.said("up") + _everything(store, topic_prefix, tmp_path, monkeypatch)
-
-
-def test_up_without_a_kafka_of_its_own_is_refused_before_anything_starts(
-    store: Store, broker: BrokerProcess, topic_prefix: str, tmp_path: Path
-) -> None:
-    host = Host(store, broker, topic_prefix, tmp_path / "host")
-    host._flags[2:4] = []
-    assert "the embedded broker, which is used where no Kafka is named (--bootstrap-servers), needs a folder as root" in host.run("up", code=2).stderr
 
 
 def test_what_is_wrong_with_a_root_is_told_in_one_line(store: Store, broker: BrokerProcess, topic_prefix: str, tmp_path: Path) -> None:
