@@ -27,6 +27,7 @@
     ├── BlockChanged             a block that was prepared again on another node has other tokens than at first
     ├── BlockTooLarge            the data that a block's records refer to does not fit into memory; the job handles it
     ├── StepFailed               a step of the pipeline fails on so many records that the step is at fault
+    ├── LeaseLost                another process took over what this one held on the object store; what it does is not committed
     ├── TrainingError
     │   ├── TrainingDiverged     loss or weights of a run stopped being numbers           (exit code 3)
     │   ├── CheckpointCorrupt    a checkpoint is incomplete or belongs to another run
@@ -164,6 +165,10 @@ class BlockTooLarge(HeadraceError):
 
 class StepFailed(HeadraceError):
     """A step of the pipeline fails on so many records that the step is at fault. Nothing is committed or dead-lettered."""
+
+
+class LeaseLost(HeadraceError):
+    """Another process took over what this one held on the object store. Nothing that this one does is committed any more."""
 
 
 class TrainingError(HeadraceError):

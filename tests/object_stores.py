@@ -26,6 +26,7 @@ from typing import Any, Literal
 import pytest
 
 from pipelines.runtime.bound import bound
+from pipelines.storage.mirror import mirror_of
 
 Kind = Literal["moto", "alocals3"]
 KINDS: tuple[Kind, ...] = ("moto", "alocals3")
@@ -192,6 +193,12 @@ class Store:
             "AWS_REGION": "us-east-1",
         }
 
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> "Store":
+        """For this process, and those that it starts."""
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+        return self
+
     def url(self, prefix: str) -> str:
         """A root."""
         return f"s3://bucket/{prefix}"
@@ -237,3 +244,12 @@ def _make_bucket(url: str, server: "subprocess.Popen[bytes]") -> None:
             time.sleep(0.05)
         else:
             return
+
+
+def put_root(folder: Path, root: Path) -> None:
+    """Copy a root in a folder to one on an object store, as a person would."""
+    mirror = mirror_of(root)
+    assert mirror is not None
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            mirror.objects.put(path.relative_to(folder).as_posix(), path)

@@ -30,8 +30,8 @@ GROUPS = {
     "operate": ("broker", "gc"),
 }
 """Modules of ops.cli, in the order in which ``headrace --help`` lists them."""
-NEEDS_FOLDER = frozenset({"demo", "up", "train", "models", "serve", "rollout", "broker"})
-"""Commands that do not work with a root on an object store yet."""
+NEEDS_FOLDER = frozenset({"demo", "broker", "up", "serve", "train"})
+"""Commands that do not work with a root on an object store yet; `demo` and `broker` keep the embedded broker's log in a folder."""
 DEFAULT_CONFIG = "headrace.toml"
 
 

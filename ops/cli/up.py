@@ -6,9 +6,11 @@ import signal
 import sys
 import threading
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ops.cli.output import print_json, say
+from pipelines.storage.mirror import host_folder, is_mirror, url_of
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -79,4 +81,7 @@ def summary(stack: "Stack") -> list[str]:
             f"  Ray         {stack.dashboard_url}   (it asks for the token that `ray get-auth-token` prints)",
             f"  Ray jobs    RAY_AUTH_MODE=token ray job submit --address {stack.dashboard_url} -- COMMAND",
         ]
-    return [*lines, f"  data, logs  {stack.settings.root}"]
+    root = Path(stack.settings.root)
+    if is_mirror(root):
+        return [*lines, f"  data        {url_of(root)}", f"  logs        {host_folder(root)}"]
+    return [*lines, f"  data, logs  {root}"]

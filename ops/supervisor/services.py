@@ -11,6 +11,7 @@ from ops.supervisor.ray_head import RayPorts, choose_ports, head_command, head_e
 from ops.supervisor.supervisor import Service
 from pipelines.ingest.progress import FOLLOWING, WAITING
 from pipelines.runtime.ports import free_ports
+from pipelines.storage.store import needs_folder
 from ray_apps.loop.commands import child_environment, headrace
 from schemas.settings import Settings
 
@@ -49,6 +50,7 @@ def build_stack(settings: Settings) -> Stack:
     settings = settings.model_copy(update={"root": str(Path(settings.root).resolve())})
     services: list[Service] = []
     if not settings.kafka.bootstrap_servers:
+        needs_folder(Path(settings.root), "the embedded broker, which is used where no Kafka is named (--bootstrap-servers),")
         settings, broker = _embedded_broker(settings)
         services.append(broker)
     ports = None

@@ -13,13 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from ops.supervisor.ray_head import AUTHENTICATED, head_folder, prepare
-from ops.supervisor.root_lock import root_lock
+from ops.supervisor.root_lock import lease_of_up, root_lock
 from ops.supervisor.services import Stack, build_stack
 from ops.supervisor.supervisor import Status, Supervisor
 from pipelines.kafka.events import EventProducer
 from pipelines.kafka.topics import ensure_topics
 from pipelines.runtime.tracing import start_tracing
 from pipelines.runtime.up_note import UpNote
+from pipelines.storage.leases import Lease
+from pipelines.storage.mirror import host_folder
 from ray_apps.loop.controller import LoopController
 from schemas.settings import Settings
 
@@ -32,7 +34,7 @@ OnReady = Callable[[Stack, Supervisor], None]
 def run_up(settings: Settings, stop: threading.Event, tell: Tell, on_ready: OnReady) -> None:
     """Run everything until ``stop`` is set. Raises ServiceFailed if a part does not start or refuses its settings."""
     # Step 1: the only one under this root.
-    with root_lock(Path(settings.root)) as lock:
+    with root_lock(Path(settings.root)) as lock, lease_of_up(Path(settings.root), stop.set) as lease:
         stack = build_stack(settings)
         note = UpNote(str(os.getpid()), stack.settings.kafka.bootstrap_servers)
         note.write(lock)
@@ -43,24 +45,33 @@ def run_up(settings: Settings, stop: threading.Event, tell: Tell, on_ready: OnRe
         def write_down_services(names: tuple[str, ...]) -> None:
             replace(note, down=names).write(lock)
 
-        _Up(stack, stop, tell, on_ready, write_down_services).run()
+        _Up(stack, stop, tell, on_ready, write_down_services, lease).run()
+        if lease is not None:
+            lease.check()
 
 
 class _Up:
     """One run of the stack."""
 
     def __init__(
-        self, stack: Stack, stop: threading.Event, tell: Tell, on_ready: OnReady, write_down_services: Callable[[tuple[str, ...]], None]
+        self,
+        stack: Stack,
+        stop: threading.Event,
+        tell: Tell,
+        on_ready: OnReady,
+        write_down_services: Callable[[tuple[str, ...]], None],
+        lease: Lease | None,
     ) -> None:
         self._stack = stack
         self._stop = stop
         self._tell = tell
         self._on_ready = on_ready
         self._write_down_services = write_down_services
+        self._lease = lease
         self._down: tuple[str, ...] = ()
         self._told_ready = False
         self._controller: LoopController | None = None
-        logs = Path(stack.settings.root) / "logs"
+        logs = host_folder(Path(stack.settings.root)) / "logs"
         self._supervisor = Supervisor(stack.services, logs, stack.settings.loop.restart_backoff_s, self._changed)
 
     def run(self) -> None:
@@ -76,7 +87,7 @@ class _Up:
             start_tracing(self._stack.settings.telemetry, "headrace-loop")
             # Step 4 and 5: the loop, until the end.
             with EventProducer(self._stack.settings) as events:
-                self._controller = LoopController(self._stack.settings, events, self._tell, self._has_ray)
+                self._controller = LoopController(self._stack.settings, events, self._tell, self._has_ray, self._lease)
                 self._controller.run(self._stop)
         finally:
             # Step 6: the services.

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from pipelines.storage.holds import TEMPORARY_PREFIX, hold
-from pipelines.storage.mirror import Mirror, keep_copy, make_private, mirror_of
+from pipelines.storage.mirror import Mirror, host_folder, keep_copy, make_private, mirror_of
 from schemas.errors import DatasetError, SettingsError
 from schemas.manifest import FileEntry
 
@@ -76,6 +76,19 @@ def durable_file(path: Path) -> Iterator[IO[bytes]]:
             if not _is_at(path, file):
                 raise
     sync_folder(path.parent)
+
+
+def send(file: Path, path: Path) -> None:
+    """Make the bytes of a local file, which nobody writes to any more, the object at ``path``; it is also the copy of it on this host."""
+    mirror = mirror_of(path)
+    assert mirror is not None
+    make_private(path.parent)
+    temporary = _temporary(path)
+    os.link(file, temporary)
+    try:
+        _send(mirror, temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _send(mirror: Mirror, temporary: Path, path: Path) -> None:
@@ -153,6 +166,7 @@ def check_root(root: Path) -> None:
     probe = root / f"{TEMPORARY_PREFIX}link-{secrets.token_hex(6)}"
     if (mirror := mirror_of(root)) is not None:
         make_private(root)
+        make_private(host_folder(root))
         _check_store(mirror, mirror.key(probe))
         return
     try:

@@ -27,6 +27,7 @@ from pipelines.storage.holds import TEMPORARY_PREFIX, hold, remove_unheld
 from pipelines.storage.objects import Objects
 
 MIRRORS = "headrace-mirrors"
+HOST_FOLDERS = "headrace-hosts"
 _MARK = f"/{MIRRORS}/"
 _PATH = re.compile(rf"/[^\s'\"()]*{_MARK}([^/\s,;:'\"()]+)")
 SPARED_S = 60.0
@@ -81,6 +82,19 @@ def _mirror(root: str) -> Mirror:
     return Mirror(Path(root), Objects(url_of(Path(root))))
 
 
+def named_root(root: str) -> str:
+    """The root as a person names it: a folder, or a URL."""
+    return url_of(Path(root)) if is_mirror(Path(root)) else root
+
+
+def host_folder(root: Path) -> Path:
+    """Where logs and the like lie, which only people of this host read: the root itself if it is a folder, else a folder of the cache."""
+    if not is_mirror(root):
+        return root
+    before, _, after = str(root).partition(_MARK)
+    return Path(before, HOST_FOLDERS, after)
+
+
 def is_mirror(root: Path) -> bool:
     """Whether the root lies on an object store."""
     return _MARK in str(root)
@@ -102,6 +116,14 @@ def make_private(folder: Path) -> None:
         if folder.parent != folder:
             make_private(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def replace_on_host(path: Path, data: bytes) -> None:
+    """Write a file that only this host needs, as a new file: whoever has the old one open goes on with that."""
+    make_private(path.parent)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(6)}"
+    temporary.write_bytes(data)
+    temporary.replace(path)
 
 
 @contextmanager
@@ -186,8 +208,10 @@ def _was_looked_at(path: Path) -> float:
 
 def _copies(mirrors: Path) -> Iterator[tuple[float, int, str]]:
     """(last use, bytes, path) of every copy."""
-    for parent, _, names in os.walk(mirrors):
-        for name in names:
+    for parent, folders, names in os.walk(mirrors):
+        temporary = [name for name in folders if name.startswith(TEMPORARY_PREFIX)]
+        folders[:] = [name for name in folders if name not in temporary]
+        for name in (*temporary, *names):
             path = Path(parent, name)
             with suppress(FileNotFoundError):
                 found = path.stat()

@@ -42,6 +42,8 @@ MAX_PARTS = 9_000
 """S3 takes 10,000."""
 PARTS_AT_ONCE = 4
 _TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_NO_PARTS = frozenset({405, 501})
+"""What a store without uploads in parts answers when one is begun."""
 _STATUS = re.compile(r"status code:? (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _METADATA_SERVICE = ("169.254.169.254", "metadata.google.internal")
@@ -68,6 +70,7 @@ class Objects:
     def __init__(self, url: str) -> None:
         self.url = url
         self._store = _open(url)
+        self._takes_parts = True
 
     def create(self, key: str, data: bytes) -> None:
         """Make the object if there is none. Raises FileExistsError if another writer was first, StoreUnavailable if nobody knows."""
@@ -112,9 +115,23 @@ class Objects:
             data = source if isinstance(source, bytes) else source.read_bytes()
             self._in_bucket(lambda: self._try("write", key, lambda: self._obstore.put(self._store, key, data, use_multipart=False)))
         else:
+            self._in_bucket(lambda: self._try("write", key, lambda: self._put_large(key, source, size)))
+
+    def _put_large(self, key: str, source: bytes | Path, size: int) -> None:
+        """In parts, or with one request where the store has no uploads in parts."""
+        from obstore.exceptions import BaseError
+
+        if self._takes_parts:
             part = max(PART_BYTES, -(-size // MAX_PARTS))
-            options: dict[str, Any] = {"use_multipart": True, "chunk_size": part, "max_concurrency": PARTS_AT_ONCE}
-            self._in_bucket(lambda: self._try("write", key, lambda: self._obstore.put(self._store, key, source, **options)))
+            try:
+                self._obstore.put(self._store, key, source, use_multipart=True, chunk_size=part, max_concurrency=PARTS_AT_ONCE)
+            except BaseError as error:
+                if _status_of(error) not in _NO_PARTS:
+                    raise
+                self._takes_parts = False
+            else:
+                return
+        self._obstore.put(self._store, key, source, use_multipart=False)
 
     def get(self, key: str) -> bytes:
         """Bytes of the object. Raises FileNotFoundError."""
@@ -231,7 +248,7 @@ class Objects:
         return SettingsError(f"there is no bucket for the root {self.url}: create it, or name another --root")
 
     def _unavailable(self, what: str, key: str, error: BaseException, tries: int) -> StoreUnavailable | SettingsError:
-        if (status := _STATUS.search(str(error))) and status[1] == "404":
+        if _status_of(error) == 404:
             return self._no_bucket()
         if _asks_for_credentials(error):
             return SettingsError(
@@ -261,8 +278,14 @@ def _found(meta: Any) -> Found:
 
 def _is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: no answer came, or one that says so."""
-    status = _STATUS.search(str(error))
-    return status is None or int(status[1]) in _TRANSIENT
+    status = _status_of(error)
+    return status is None or status in _TRANSIENT
+
+
+def _status_of(error: BaseException) -> int | None:
+    """The HTTP status of the answer, if there was one."""
+    found = _STATUS.search(str(error))
+    return int(found[1]) if found else None
 
 
 def _asks_for_credentials(error: BaseException) -> bool:

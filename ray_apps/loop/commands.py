@@ -9,13 +9,14 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
+from pipelines.storage.mirror import named_root
 from schemas.settings import Settings
 from schemas.settings_sources import ENV_PREFIX, ENV_ROOT
 
 
 def headrace(settings: Settings, command: str, *arguments: str) -> tuple[str, ...]:
     """Command line of ``headrace COMMAND`` for these settings. ``-P``: the working folder must not shadow our packages."""
-    where = ["--root", settings.root]
+    where = ["--root", named_root(settings.root)]
     if command != "broker":
         where += ["--bootstrap-servers", settings.kafka.bootstrap_servers, "--set", f"ray.address={settings.ray.address}"]
     return (sys.executable, "-P", "-m", "ops.cli.main", command, *arguments, *where)
@@ -23,7 +24,7 @@ def headrace(settings: Settings, command: str, *arguments: str) -> tuple[str, ..
 
 def child_environment(settings: Settings) -> dict[str, str]:
     """Environment that makes a child read exactly these settings, whatever ``headrace.toml`` says."""
-    environment = {ENV_ROOT: settings.root}
+    environment = {ENV_ROOT: named_root(settings.root)}
     for section, values in settings:
         if isinstance(values, BaseModel):
             named = {f"{ENV_PREFIX}{section}__{key}".upper(): value for key, value in values if value is not None}

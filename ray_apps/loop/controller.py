@@ -19,6 +19,7 @@ from typing import Literal
 from pipelines.kafka.events import EventProducer
 from pipelines.runtime.backoff import pause_s
 from pipelines.runtime.child import tail
+from pipelines.storage.leases import Lease
 from ray_apps.loop.disk import Disk
 from ray_apps.loop.evaluations import Evaluations
 from ray_apps.loop.jobs import MAX_EVALUATION_ATTEMPTS, Job, parse_evaluation, train_arguments
@@ -42,14 +43,24 @@ MAX_PAUSE_S = 30.0
 
 
 class LoopController:
-    """``tell`` is called with one line about everything that happens; ``can_compute`` says whether Ray is there to train on."""
+    """``tell`` is called with one line about everything that happens; ``can_compute`` says whether Ray is there to train on.
 
-    def __init__(self, settings: Settings, events: EventProducer, tell: Callable[[str], None], can_compute: Callable[[], bool]) -> None:
+    ``lease``: of `up`, where the root is on an object store.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        events: EventProducer,
+        tell: Callable[[str], None],
+        can_compute: Callable[[], bool],
+        lease: Lease | None = None,
+    ) -> None:
         self._settings = settings
         self._events = events
         self._tell = tell
         self._can_compute = can_compute
-        self._disk = Disk(Path(settings.root), settings.drift, settings.loop.view, fingerprint(settings, MODEL_SECTIONS))
+        self._disk = Disk(Path(settings.root), settings.drift, settings.loop.view, fingerprint(settings, MODEL_SECTIONS), lease)
         self._evaluations = Evaluations(Path(settings.root), settings.training.evaluate_rows)
         self._rollout = RolloutController(settings, self._disk.rollouts, self._evaluations.validation)
         self._training = Job(settings, "train")

@@ -3,7 +3,8 @@
 ``<root>/loop/training.json`` is replaced durably before a training run starts, so that a restarted loop repeats exactly that order
 and the run resumes from its checkpoints, also when newer dataset versions were committed meanwhile. ``<root>/loop/given_up.json`` is the last
 order that failed for good. Manifests never change, so each is read once; a tick costs three listings of folders, none of which
-grows with the dataset's log, and two small files.
+grows with the dataset's log, and two small files. On an object store both are committed under the lease of `up` (pipelines/storage/leases.py), in
+``<root>/loop/log``: a loop that was overtaken by one on another host gives no order.
 """
 
 import contextlib
@@ -14,6 +15,8 @@ from pipelines.dataset.dataset import latest_version, read_manifest
 from pipelines.drift.watch import Watch
 from pipelines.storage.durable import replace_durably
 from pipelines.storage.entries import parse_entry
+from pipelines.storage.leases import Lease, committed
+from pipelines.storage.store import is_local
 from pipelines.views.store import parse_label, read_view
 from ray_apps.loop.plan import GivenUp, LoopFacts, TrainingOrder
 from ray_apps.models.registry import Registry
@@ -22,16 +25,23 @@ from schemas.errors import DatasetError, ManifestCorrupt
 from schemas.manifest import DatasetManifest, ModelManifest
 from schemas.settings_drift import DriftSettings
 
+LEASE = "loop/log"
+"""On an object store: the lease of `up`, and what the loop commits under it."""
+
 
 class Disk:
     """The root as the loop sees it."""
 
-    def __init__(self, root: Path, drift: DriftSettings | None = None, view: str = "", training_fingerprint: str = "") -> None:
+    def __init__(
+        self, root: Path, drift: DriftSettings | None = None, view: str = "", training_fingerprint: str = "", lease: Lease | None = None
+    ) -> None:
         """``drift`` says whether drift holds training back; without it that does not. ``view`` is ``loop.view``.
 
         ``training_fingerprint``: of the settings that decide a model's weights; an order that was given up under others is not held against them.
+        ``lease``: under which orders are committed, where the root is on an object store.
         """
         self._root = root
+        self._lease = lease
         self._view_label = view
         self._watch = Watch(root, drift) if drift is not None else None
         self.registry = Registry(root)
@@ -90,7 +100,7 @@ class Disk:
 
     def give_order(self, order: TrainingOrder) -> None:
         """Remember an order; it stands until its model is registered."""
-        replace_durably(self._order_path, order.model_dump_json(indent=2).encode())
+        self._keep(self._order_path, order.model_dump_json(indent=2).encode())
 
     def give_up(self, order: TrainingOrder, reason: str, now: datetime, *, is_refusal: bool) -> None:
         """Remember that an order cannot be carried out as things are."""
@@ -103,21 +113,21 @@ class Disk:
             given_up_at=now,
             is_refusal=is_refusal,
         )
-        replace_durably(self._given_up_path, given_up.model_dump_json(indent=2).encode())
+        self._keep(self._given_up_path, given_up.model_dump_json(indent=2).encode())
 
     def forget_refusal(self) -> None:
         """Forget an order that was refused. Called when a loop starts: settings or files that no fingerprint covers may have been corrected."""
         with contextlib.suppress(ManifestCorrupt):  # ``view`` raises it too, in a round of the loop
             given_up = self.given_up()
             if given_up is not None and given_up.is_refusal:
-                self._given_up_path.unlink(missing_ok=True)
+                self._keep(self._given_up_path, None)
 
     def given_up(self) -> GivenUp | None:
         """The last order that was given up, unless its model was registered since. Raises ManifestCorrupt."""
-        try:
-            given_up = parse_entry(GivenUp, self._given_up_path.read_bytes(), self._given_up_path, "order that was given up", "remove it")
-        except FileNotFoundError:
+        data = self._kept(self._given_up_path)
+        if data is None:
             return None
+        given_up = parse_entry(GivenUp, data, self._given_up_path, "order that was given up", "remove it")
         newest = self._newest_model()
         return None if newest is not None and newest.dataset.version >= given_up.order.dataset_version else given_up
 
@@ -127,12 +137,29 @@ class Disk:
         return given_up if given_up is not None and given_up.settings_fingerprint == self._training_fingerprint else None
 
     def _open_order(self, newest: ModelManifest | None, given_up: GivenUp | None) -> TrainingOrder | None:
-        try:
-            order = parse_entry(TrainingOrder, self._order_path.read_bytes(), self._order_path, "order to train", "remove it")
-        except FileNotFoundError:
+        data = self._kept(self._order_path)
+        if data is None:
             return None
+        order = parse_entry(TrainingOrder, data, self._order_path, "order to train", "remove it")
         done = newest is not None and newest.dataset.version >= order.dataset_version
         return None if done or (given_up is not None and given_up.order == order) else order
+
+    def _keep(self, path: Path, data: bytes | None) -> None:
+        """Replace the file, or remove it; on an object store, what is committed under its name. Raises LeaseLost there."""
+        if not is_local(path):
+            assert self._lease is not None
+            self._lease.commit({**self._lease.state, path.name: None if data is None else data.decode()})
+        elif data is None:
+            path.unlink(missing_ok=True)
+        else:
+            replace_durably(path, data)
+
+    def _kept(self, path: Path) -> bytes | None:
+        """What ``_keep`` has left."""
+        if is_local(path):
+            return path.read_bytes() if path.is_file() else None
+        text = (self._lease.state if self._lease is not None else committed(self._root / LEASE)).get(path.name)
+        return None if text is None else str(text).encode()
 
     def _newest_model(self) -> ModelManifest | None:
         version = self.registry.log.latest()

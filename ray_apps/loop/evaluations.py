@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipelines.storage.durable import replace_durably
+from pipelines.storage.store import is_there, read_bytes
 from ray_apps.models.registry import Registry
 from ray_apps.rollout.evidence import LossComparison
 from schemas.errors import ManifestCorrupt
@@ -55,7 +56,7 @@ class Evaluations:
         if comparable:
             return None
         absent = [version for version, entry in zip(pair, found, strict=True) if entry is None]
-        outdated = [version for version in pair if not self._path(version, evaluation.dataset_version).is_file()]
+        outdated = [version for version in pair if not is_there(self._path(version, evaluation.dataset_version))]
         missing = absent or outdated
         return (missing[0], evaluation.dataset_version) if missing else None
 
@@ -76,7 +77,7 @@ class Evaluations:
         """The computed one, else the model's own."""
         path = self._path(model_version, dataset_version)
         try:
-            return Evaluation.model_validate_json(path.read_bytes())
+            return Evaluation.model_validate_json(read_bytes(path))
         except FileNotFoundError:
             own = self._registry.manifest(model_version).evaluation
             return own if own and own.dataset_version == dataset_version else None

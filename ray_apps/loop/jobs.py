@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pipelines.runtime.backoff import pause_s
 from pipelines.runtime.child import Child, tail
+from pipelines.storage.mirror import host_folder
 from ray_apps.loop.commands import child_environment, headrace
 from ray_apps.loop.plan import TrainingOrder
 from schemas.errors import LASTING_FAILURES
@@ -29,7 +30,7 @@ class Job:
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
-        self.log = Path(settings.root) / "logs" / f"{name}.log"
+        self.log = host_folder(Path(settings.root)) / "logs" / f"{name}.log"
         self._child: Child | None = None
         self._not_before = 0.0
         self.failures = 0

@@ -9,8 +9,10 @@ returned as it is; (4) train, unless the last step is done; (5) register.
 
 import importlib
 import logging
+import os
 import secrets
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,14 +24,16 @@ from pipelines.runtime.cluster import ray_session
 from pipelines.runtime.roles import node_resources
 from pipelines.runtime.tracing import Attributes, current_traceparent, span, start_tracing
 from pipelines.storage.durable import check_root, replace_durably
+from pipelines.storage.leases import Lease
+from pipelines.storage.store import is_local, remove
 from ray_apps.models.registry import Registry
 from ray_apps.training import announce
 from ray_apps.training.failure import read_failure
 from ray_apps.training.files import FAILURE_FILE, RUN_FILE
-from ray_apps.training.loss_curve import LossFollower, LossRecord
+from ray_apps.training.loss_curve import LossFollower, LossRecord, StoredLosses
 from ray_apps.training.run import TrainingRun, is_complete, plan_run, run_lock
 from ray_apps.training.worker import train_worker
-from schemas.errors import SettingsError, TrainingError
+from schemas.errors import LeaseLost, SettingsError, TrainingError
 from schemas.manifest import ModelManifest
 from schemas.settings import Settings
 
@@ -66,13 +70,14 @@ def train(
     run = plan_run(settings, dataset_version, parent_model, view=view)
     # Step 2: nobody else does it.
     check_root(root)
-    with run_lock(run.folder(root)):
+    with run_lock(run.folder(root)) as lease:
         # Step 3: perhaps it is done.
-        made = Registry(root).find_run(run.run_id)
-        if made is not None:
+        registry = Registry(root)
+        if (made := registry.find_run(run.run_id)) is not None:
+            registry.remove_other_attempts(made)
             return made
         with announce.announcer(settings) as say, span("training.run", _planned(run), parent=_trace_of_the_data(run, root)) as traced:
-            manifest = _train_and_register(run, settings, say, on_progress)
+            manifest = _train_and_register(run, settings, say, on_progress, lease)
             traced.set_attributes(_trained(manifest))
             return manifest
 
@@ -95,15 +100,21 @@ def _trained(manifest: ModelManifest) -> Attributes:
     return counts | {"headrace.model_version": manifest.version, "headrace.parameters": manifest.num_parameters}
 
 
-def _train_and_register(run: TrainingRun, settings: Settings, say: announce.Announce, on_progress: OnProgress | None) -> ModelManifest:
+def _train_and_register(
+    run: TrainingRun, settings: Settings, say: announce.Announce, on_progress: OnProgress | None, lease: Lease | None
+) -> ModelManifest:
     root = Path(settings.root)
     try:
         # Step 4: every step, and the evaluation.
         if not is_complete(run, root):
             say(announce.started(run), run.run_id)
-            _train_on_ray(run, settings, on_progress)
+            _train_on_ray(run, settings, on_progress, lease)
         # Step 5: the model exists.
+        if lease is not None:
+            lease.look()
         manifest = _register(run, root)
+    except LeaseLost:
+        raise  # the other one goes on with the run
     except Exception as error:
         say(announce.failed(run, error), run.run_id)
         raise
@@ -118,26 +129,36 @@ def _register(run: TrainingRun, root: Path) -> ModelManifest:
     return register_run(run, root, lambda: datetime.now(UTC), current_traceparent())
 
 
-def _train_on_ray(run: TrainingRun, settings: Settings, on_progress: OnProgress | None) -> None:
-    folder = run.folder(Path(settings.root))
-    shutil.rmtree(folder / RAY_FOLDER, ignore_errors=True)
-    (folder / FAILURE_FILE).unlink(missing_ok=True)
+def _train_on_ray(run: TrainingRun, settings: Settings, on_progress: OnProgress | None, lease: Lease | None) -> None:
+    folder, ray_folder = run.folder(Path(settings.root)), _ray_folder(run, settings)
+    shutil.rmtree(ray_folder, ignore_errors=True)
+    remove(folder / FAILURE_FILE)
     replace_durably(folder / RUN_FILE, run.model_dump_json(indent=2).encode())
     _check_resources(settings)
     with ray_session(settings.ray):
-        fit = _Fit(run, settings)
+        fit = _Fit(run, settings, lease.number if lease else 0)
         fit.start()
-        follower = LossFollower(folder)
+        follower = LossFollower(folder) if lease is None else StoredLosses(run.checkpoints(Path(settings.root), lease))
         loading = threading.Thread(target=importlib.import_module, args=(EXPORT,), name="load-export", daemon=True)
         while fit.is_alive():
             fit.join(PROGRESS_INTERVAL_S)
+            if lease is not None:
+                lease.check()
             records = follower.poll()
             if records and loading.ident is None:
                 loading.start()
             if records and on_progress:
                 on_progress(run, records[-1])
         fit.check()
-    shutil.rmtree(folder / RAY_FOLDER, ignore_errors=True)
+    shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def _ray_folder(run: TrainingRun, settings: Settings) -> Path:
+    """Where Ray Train's controller writes its own files; beside the run's, or on an object store for this host alone."""
+    folder = run.folder(Path(settings.root))
+    if is_local(folder):
+        return folder / RAY_FOLDER
+    return Path(tempfile.gettempdir(), f"headrace-train-{os.getuid()}", f"{run.run_id}-{os.getpid()}")
 
 
 def _check_resources(settings: Settings) -> None:
@@ -153,8 +174,9 @@ def _check_resources(settings: Settings) -> None:
 class _Fit(threading.Thread):
     """Runs Ray Train beside the main thread, which stays free to show progress and to be interrupted (Ray would take SIGINT over)."""
 
-    def __init__(self, run: TrainingRun, settings: Settings) -> None:
+    def __init__(self, run: TrainingRun, settings: Settings, lease_number: int) -> None:
         super().__init__(name="ray-train", daemon=True)
+        self._lease_number = lease_number
         self._run_spec = run
         self._settings = settings
         self._error: Exception | None = None
@@ -162,13 +184,13 @@ class _Fit(threading.Thread):
     def run(self) -> None:
         """Run the trainer to its end."""
         try:
-            _trainer(self._run_spec, self._settings).fit()
+            _trainer(self._run_spec, self._settings, self._lease_number).fit()
         except Exception as error:  # noqa: BLE001 - handed to the main thread
             self._error = error
 
     def check(self) -> None:
         """Raise what the workers found that cannot succeed, or TrainingError if Ray gave up."""
-        failure = read_failure(self._run_spec.folder(Path(self._settings.root)))
+        failure = read_failure(self._run_spec.folder(Path(self._settings.root)), self._lease_number)
         if failure is not None:
             raise failure.exception() from self._error
         if self._error is not None:
@@ -177,7 +199,7 @@ class _Fit(threading.Thread):
             raise TrainingError(f"run {name} was given up: {reason[0]}; `headrace train` goes on from its newest checkpoint") from self._error
 
 
-def _trainer(run: TrainingRun, settings: Settings) -> Any:
+def _trainer(run: TrainingRun, settings: Settings, lease_number: int) -> Any:
     """The TorchTrainer of one attempt. Its name is new each time: Ray would otherwise restore its own idea of the run."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -187,12 +209,12 @@ def _trainer(run: TrainingRun, settings: Settings) -> Any:
     resources |= node_resources(settings.ray.training_nodes, "ray.training_nodes")
     return TorchTrainer(
         train_worker,
-        train_loop_config={"root": settings.root, "run": run.model_dump_json()},
+        train_loop_config={"root": settings.root, "run": run.model_dump_json(), "lease": str(lease_number)},
         scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray's older class
             name=f"{run.run_id}-{secrets.token_hex(4)}",
-            storage_path=str(run.folder(Path(settings.root)) / RAY_FOLDER),
+            storage_path=str(_ray_folder(run, settings)),
             failure_config=FailureConfig(max_failures=training.max_failures),
             logging_config=LoggingConfig(log_level=_log_level(settings)),
         ),

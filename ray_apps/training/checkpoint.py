@@ -6,7 +6,8 @@
 A checkpoint exists when its manifest does: (1) files written and flushed in a folder with a unique name, (2) the folder flushed,
 (3) the manifest published by rename, (4) older checkpoints removed, manifest first. Weights and optimizer state are safetensors and
 the rest is JSON: nothing here can execute code when it is read. Random numbers are a function of (seed, step, rank), so there is no
-generator state to keep. "Step 40" means: steps 0..39 are done. Costs three times the model's bytes per checkpoint.
+generator state to keep. "Step 40" means: steps 0..39 are done. Costs three times the model's bytes per checkpoint. On an object store the manifests
+are elsewhere: ray_apps/training/stored.py.
 """
 
 import logging
@@ -14,6 +15,8 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +27,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipelines.dataset.loader import LoaderState
+from pipelines.runtime.crash import crash_point
 from pipelines.storage.durable import make_folder, replace_durably, sha256_file, sync_folder
-from schemas.errors import CheckpointCorrupt, TrainingError
+from pipelines.storage.store import all_local, refetch
+from ray_apps.training.loss_curve import FILE_NAME, LossRecord, read_losses
+from schemas.errors import CheckpointCorrupt, LeaseLost, StoreUnavailable, TrainingError
 from schemas.manifest import FORMAT
 from schemas.record import Record
 
@@ -33,6 +39,11 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 MODEL_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
+CRASH_POINTS = (
+    "run_checkpoint_written",  # its files are there, no manifest says so
+    "run_checkpoint_published",  # those that it replaces are still there
+)
+"""Every step of a checkpoint, in its order; the recovery tests kill the process there."""
 _MANIFEST = re.compile(r"^(\d{8})\.json\Z")
 _FILES = re.compile(r"^(\d{8})-[0-9a-f]{12}\Z")
 
@@ -83,9 +94,14 @@ class CheckpointStore:
     """The checkpoints of one run; ``keep`` of them are kept."""
 
     def __init__(self, run_folder: Path, binding: Binding, keep: int) -> None:
+        self.run_folder = run_folder
         self.folder = run_folder / FOLDER
         self.binding = binding
         self.keep = keep
+
+    def losses(self, step: int) -> list[LossRecord]:
+        """The loss curve up to a checkpoint's step, not included."""
+        return [record for record in read_losses(self.run_folder / FILE_NAME) if record.step < step]
 
     def steps(self) -> list[int]:
         """Steps that have a manifest, ascending; whether their bytes are good is not looked at."""
@@ -100,14 +116,18 @@ class CheckpointStore:
         files = self.folder / f"{step:08d}-{secrets.token_hex(6)}"
         try:
             manifest = self._publish(step, files, model, optimizer, scaler, precision)
+        except LeaseLost:
+            with suppress(StoreUnavailable):  # where the store does not answer, nobody knows whether a manifest lists the files
+                self._forget(step, files)
+            raise
         except (OSError, SafetensorError) as error:
-            self._path(step).unlink(missing_ok=True)
-            shutil.rmtree(files, ignore_errors=True)
+            self._forget(step, files)
             before = self.steps()
             going_on = f"goes on from step {before[-1]}" if before else "starts again"
             raise TrainingError(
                 f"the checkpoint of step {step} cannot be written to {self.folder}: {error}; free some space, then `headrace train` {going_on}"
             ) from error
+        crash_point("run_checkpoint_published")
         # Step 4: what is older than the kept ones goes.
         self._prune()
         return manifest
@@ -115,14 +135,14 @@ class CheckpointStore:
     def _publish(
         self, step: int, files: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, precision: str | None
     ) -> CheckpointManifest:
-        make_folder(files)
-        # Step 1: the files, each forced to disk.
-        hashes = {
-            MODEL_FILE: _write_tensors(files / MODEL_FILE, model_tensors(model)),
-            OPTIMIZER_FILE: _write_tensors(files / OPTIMIZER_FILE, optimizer_tensors(model, optimizer)),
-        }
-        # Step 2: their names.
-        sync_folder(files)
+        # Step 1 and 2: the files, each forced to disk, and their names.
+        with self._written(files) as place:
+            hashes = {
+                MODEL_FILE: _write_tensors(place / MODEL_FILE, model_tensors(model)),
+                OPTIMIZER_FILE: _write_tensors(place / OPTIMIZER_FILE, optimizer_tensors(model, optimizer)),
+                **self._write_more(place),
+            }
+        crash_point("run_checkpoint_written")
         # Step 3: the manifest makes them a checkpoint.
         manifest = CheckpointManifest(
             step=step,
@@ -134,8 +154,27 @@ class CheckpointStore:
             scaler=dict(scaler.state_dict()),
             precision=precision,
         )
-        replace_durably(self._path(step), manifest.model_dump_json(indent=2).encode())
+        self._commit(manifest)
         return manifest
+
+    @contextmanager
+    def _written(self, files: Path) -> Iterator[Path]:
+        """Where to write what is to lie in ``files`` at the end of the block."""
+        make_folder(files)
+        yield files
+        sync_folder(files)
+
+    def _write_more(self, place: Path) -> dict[str, str]:  # noqa: ARG002
+        """Whatever else belongs to a checkpoint: name and SHA-256."""
+        return {}
+
+    def _commit(self, manifest: CheckpointManifest) -> None:
+        replace_durably(self._path(manifest.step), manifest.model_dump_json(indent=2).encode())
+
+    def _forget(self, step: int, files: Path) -> None:
+        """Remove what a checkpoint that was not published has left."""
+        self._path(step).unlink(missing_ok=True)
+        shutil.rmtree(files, ignore_errors=True)
 
     def newest(self) -> CheckpointManifest | None:
         """The newest checkpoint whose bytes are those that were written; damaged ones are skipped with a warning.
@@ -175,13 +214,19 @@ class CheckpointStore:
 
     def _verified(self, step: int) -> CheckpointManifest:
         manifest = self.manifest(step)
-        for name, sha256 in manifest.files.items():
-            path = self.folder / manifest.folder / name
-            if not path.is_file():
-                raise CheckpointCorrupt(f"checkpoint file {path} is missing")
-            if sha256_file(path) != sha256:
-                raise CheckpointCorrupt(f"checkpoint file {path} does not have the bytes that were written")
+        self._verify(manifest)
         return manifest
+
+    def _verify(self, manifest: CheckpointManifest) -> None:
+        """Raise CheckpointCorrupt unless the files are those that were written."""
+        paths = {self.folder / manifest.folder / name: sha256 for name, sha256 in manifest.files.items()}
+        try:
+            all_local(paths)
+            for path, sha256 in paths.items():
+                if sha256_file(path) != sha256 and not (refetch(path) and sha256_file(path) == sha256):
+                    raise CheckpointCorrupt(f"checkpoint file {path} does not have the bytes that were written")
+        except FileNotFoundError as error:
+            raise CheckpointCorrupt(f"checkpoint file {error.filename} is missing") from error
 
     def _prune(self) -> None:
         steps = self.steps()

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from transformers import LlamaForCausalLM
 
+from pipelines.storage.store import is_local, local, local_folder, remove_folder, write_bytes
 from pipelines.storage.version import code_version
 from pipelines.tokenizers.tokenizer import TOKENIZER_FILE, TURN_END, load_tokenizer
 from ray_apps.models.registry import Registry
 from ray_apps.training.checkpoint import FOLDER as CHECKPOINT_FOLDER
 from ray_apps.training.files import RESULT_FILE
-from ray_apps.training.loss_curve import FILE_NAME, read_losses
-from ray_apps.training.run import RunResult, TrainingRun
+from ray_apps.training.loss_curve import FILE_NAME
+from ray_apps.training.run import RunResult, TrainingRun, read_result
 from ray_apps.training.weights import build_model, hide_progress_bars
 from schemas.errors import TrainingError
 from schemas.manifest import FileEntry, ModelManifest, TokenizerRef, TrainingSummary
@@ -26,7 +27,7 @@ from schemas.manifest import FileEntry, ModelManifest, TokenizerRef, TrainingSum
 
 def summarize(run: TrainingRun, root: Path) -> TrainingSummary:
     """What the loss curve says about the run. Raises TrainingError if steps are missing from it."""
-    records = read_losses(run.folder(root) / FILE_NAME)
+    records = run.checkpoints(root).losses(run.training.max_steps)
     if [record.step for record in records] != list(range(run.training.max_steps)):
         raise TrainingError(f"{run.folder(root) / FILE_NAME} has {len(records)} of {run.training.max_steps} steps; remove the folder to train again")
     return TrainingSummary(
@@ -56,7 +57,7 @@ def register_run(run: TrainingRun, root: Path, now: Callable[[], datetime], trac
     """Export the finished run as the next model version and drop its checkpoints. ``now`` gives UTC-aware times, ``traceparent`` is the run's."""
     hide_progress_bars()
     registry = Registry(root)
-    result = RunResult.model_validate_json((run.folder(root) / RESULT_FILE).read_bytes())
+    result = _result(run, root)
     summary = summarize(run, root).model_copy(update={"precision": result.precision})
     model = trained_model(run, root)
     model.generation_config.pad_token_id = run.tokenizer.pad_token_id
@@ -85,13 +86,22 @@ def register_run(run: TrainingRun, root: Path, now: Callable[[], datetime], trac
         )
 
     manifest = registry.register(staging, build_manifest)
-    shutil.rmtree(run.folder(root) / CHECKPOINT_FOLDER, ignore_errors=True)
+    if not is_local(root):  # the curve goes with the checkpoints
+        write_bytes(run.folder(root) / FILE_NAME, "".join(record.line() for record in run.checkpoints(root).losses(summary.steps)).encode())
+    remove_folder(run.folder(root) / CHECKPOINT_FOLDER)
     return manifest
+
+
+def _result(run: TrainingRun, root: Path) -> RunResult:
+    data = read_result(run.folder(root) / RESULT_FILE)
+    if data is None:
+        raise TrainingError(f"run {run.run_id} has no result yet; run `headrace train` again")
+    return RunResult.model_validate_json(data)
 
 
 def end_tokens(root: Path, tokenizer: TokenizerRef) -> list[int]:
     """Ids that end an answer: the end of a text, and the end of a turn where the tokenizer has a special token for it."""
-    value = json.loads((root / tokenizer.path / TOKENIZER_FILE).read_bytes())
+    value = json.loads(local(root / tokenizer.path / TOKENIZER_FILE).read_bytes())
     turn_ends = [int(token["id"]) for token in value.get("added_tokens") or () if token["content"] == TURN_END and token["special"]]
     return [tokenizer.eos_token_id, *turn_ends]
 
@@ -99,5 +109,5 @@ def end_tokens(root: Path, tokenizer: TokenizerRef) -> list[int]:
 def _copy_tokenizer(root: Path, tokenizer: TokenizerRef, staging: Path) -> None:
     """Raises TokenizerMismatch if the tokenizer's file is not the one that made the ids."""
     load_tokenizer(root, tokenizer)
-    for path in sorted((root / tokenizer.path).iterdir()):
+    for path in sorted(local_folder(root / tokenizer.path).iterdir()):
         shutil.copyfile(path, staging / path.name)

@@ -6,14 +6,16 @@ it. A new ``headrace train`` removes the file and tries anew. One failure is kep
 """
 
 import errno
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from pipelines.storage.durable import create_durably
-from ray_apps.training.files import FAILURE_FILE
+from pipelines.storage.store import read_bytes
+from ray_apps.training.files import failure_file
 from schemas import errors
-from schemas.errors import HeadraceError, TrainingError
+from schemas.errors import HeadraceError, LeaseLost, StoreUnavailable, TrainingError
 from schemas.record import Record
 
 _LASTING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR})
@@ -40,6 +42,8 @@ class Failure(Record):
 
 def lasting_error(error: Exception) -> HeadraceError | None:
     """The error to stop the run with; None where the same step may succeed in another attempt, because a worker or a device was lost."""
+    if isinstance(error, StoreUnavailable | LeaseLost):
+        return None  # the store may answer by then; and who was overtaken says nothing about the run
     if isinstance(error, HeadraceError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
@@ -51,19 +55,17 @@ def lasting_error(error: Exception) -> HeadraceError | None:
     return None  # RuntimeError, torch's word for a peer that is gone and a device that is lost, and what Ray raises
 
 
-def record_failure(folder: Path, error: HeadraceError) -> None:
-    """Leave the failure in the run's folder; the first one stays. A disk that is too full for it costs Ray's attempts, nothing else."""
+def record_failure(folder: Path, error: HeadraceError, lease_number: int = 0) -> None:
+    """Leave the failure in the run's folder; the first one stays. If it cannot be written, that costs Ray's attempts, nothing else."""
     failure = Failure(error=type(error).__name__, message=str(error))
-    try:
-        create_durably(folder / FAILURE_FILE, failure.model_dump_json(indent=2).encode())
-    except OSError:
-        return
+    with suppress(OSError, StoreUnavailable):
+        create_durably(folder / failure_file(lease_number), failure.model_dump_json(indent=2).encode())
 
 
-def read_failure(folder: Path) -> Failure | None:
+def read_failure(folder: Path, lease_number: int = 0) -> Failure | None:
     """The failure that a worker has left; None if there is none."""
     try:
-        return Failure.model_validate_json((folder / FAILURE_FILE).read_bytes())
+        return Failure.model_validate_json(read_bytes(folder / failure_file(lease_number)))
     except FileNotFoundError:
         return None
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipelines.dataset.dataset import Dataset
 from pipelines.runtime.crash import crash_point
-from pipelines.storage.durable import replace_durably
+from pipelines.storage.leases import Lease
 from ray_apps.training.batches import StepBatches
 from ray_apps.training.evaluate import ValidationRows, evaluate
 from ray_apps.training.files import PARENT_FILE, RESULT_FILE
@@ -30,7 +30,7 @@ from ray_apps.training.loss_curve import LossCurve, LossRecord
 from ray_apps.training.optimizer import build_optimizer
 from ray_apps.training.parallel import Process, parallelize, prime
 from ray_apps.training.precision import resolve_precision
-from ray_apps.training.run import RunResult, TrainingRun
+from ray_apps.training.run import RunResult, TrainingRun, read_result, write_result
 from ray_apps.training.schedule import learning_rate
 from ray_apps.training.step import Stepper, SummedLoss, seed_step, train_step
 from ray_apps.training.weights import build_model
@@ -48,14 +48,15 @@ def never() -> None:
 
 
 class TrainingLoop:
-    """One process of a run. ``run()`` starts where the newest checkpoint ends."""
+    """One process of a run. ``run()`` starts where the newest checkpoint ends. ``lease``: of the run, for the first process, on an object store."""
 
-    def __init__(self, run: TrainingRun, root: Path, process: Process) -> None:
+    def __init__(self, run: TrainingRun, root: Path, process: Process, lease: Lease | None = None) -> None:
         self.spec = run
+        self.lease = lease
         self.root = root
         self.process = process
         self.folder = run.folder(root)
-        self.store = run.checkpoints(root)
+        self.store = run.checkpoints(root, lease)
         self.model = build_model(run, root)
         self.loss_module = SummedLoss(self.model).to(process.device)
         self.optimizer = build_optimizer(self.model, run.training, process.device)
@@ -84,7 +85,7 @@ class TrainingLoop:
         step = self.resume()
         self.loss_module.train()
         grace = GraceSaves()
-        with LossCurve(self.folder, step) if self.process.is_first else nullcontext() as curve:
+        with LossCurve(self.folder, step, self.store.losses(step)) if self.process.is_first else nullcontext() as curve:
             while step < self.spec.training.max_steps:
                 record = self._step(step)
                 step += 1
@@ -144,7 +145,7 @@ class TrainingLoop:
         self._check_weights()
         result = RunResult(evaluation=self._evaluate(), parent_evaluation=parent_evaluation, precision=self.precision.name)
         if self.process.is_first:
-            replace_durably(self.folder / RESULT_FILE, result.model_dump_json(indent=2).encode())
+            write_result(self.folder / RESULT_FILE, result, self.lease)
         self.process.barrier()
 
     def _check_weights(self) -> None:
@@ -165,12 +166,12 @@ class TrainingLoop:
     def _evaluate_parent(self) -> Evaluation | None:
         """Of the weights before a checkpoint is restored; what an earlier start of the run has measured is read, by the first process."""
         path = self.folder / PARENT_FILE
-        known = _read_evaluation(path) if self.process.is_first else None
+        known = _parsed(read_result(path, self.lease)) if self.process.is_first else None
         if self.process.from_first(int(known is not None)):
             return known
         found = self._evaluate()
         if found is not None and self.process.is_first:
-            replace_durably(path, found.model_dump_json(indent=2).encode())
+            write_result(path, found, self.lease)
         return found
 
     def _dummy_loss(self) -> Tensor:
@@ -179,9 +180,9 @@ class TrainingLoop:
         return loss
 
 
-def _read_evaluation(path: Path) -> Evaluation | None:
+def _parsed(data: bytes | None) -> Evaluation | None:
     """None if there is none that can be read."""
     try:
-        return Evaluation.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
+        return None if data is None else Evaluation.model_validate_json(data)
+    except ValidationError:
         return None

@@ -2,7 +2,8 @@
 
 Invariant: after a resume the file holds each step once. Steps after the checkpoint that a run resumes from are cut off first; they
 are computed again and give the same numbers. The file is replaced, not edited: a process that a crash left behind appends to a
-file that nobody reads any more. Lines are flushed per step (for progress) and forced to disk with each checkpoint.
+file that nobody reads any more. Lines are flushed per step (for progress) and forced to disk with each checkpoint. On an object store the file is
+of the host that writes it, and each checkpoint holds the curve up to its step.
 """
 
 import json
@@ -11,9 +12,15 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from pipelines.storage.durable import replace_durably
+from pipelines.storage.mirror import replace_on_host
+from pipelines.storage.store import is_local, read_bytes
+from schemas.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from ray_apps.training.checkpoint import CheckpointStore
 
 FILE_NAME = "losses.jsonl"
 
@@ -43,10 +50,16 @@ class LossRecord:
 
 def read_losses(path: Path) -> list[LossRecord]:
     """Records in the order of steps, each step once; a torn last line is left out. Empty if there is no file."""
-    if not path.is_file():
+    try:
+        return parse_losses(read_bytes(path))
+    except FileNotFoundError:
         return []
+
+
+def parse_losses(data: bytes) -> list[LossRecord]:
+    """Records in the order of steps, each step once; a torn last line is left out."""
     records: dict[int, LossRecord] = {}
-    for line in path.read_bytes().splitlines(keepends=True):
+    for line in data.splitlines(keepends=True):
         if line.endswith(b"\n"):
             record = LossRecord(**json.loads(line))
             records[record.step] = record
@@ -79,13 +92,37 @@ class LossFollower:
         return [LossRecord(**json.loads(line)) for line in lines]
 
 
+class StoredLosses:
+    """The same where the root is on an object store: the records up to each checkpoint, once it is committed."""
+
+    def __init__(self, checkpoints: "CheckpointStore") -> None:
+        self._checkpoints = checkpoints
+        self._step = 0
+
+    def poll(self) -> list[LossRecord]:
+        """See ``LossFollower``. Asks the store only when there is a checkpoint that was not seen."""
+        newest = max(self._checkpoints.steps(), default=0)
+        if newest <= self._step:
+            return []
+        try:
+            records = self._checkpoints.losses(newest)
+        except (OSError, StoreUnavailable):  # replaced by a newer one meanwhile, or the store does not answer: the next poll may see more
+            return []
+        before, self._step = self._step, newest
+        return [record for record in records if record.step >= before]
+
+
 class LossCurve:
     """The file, open for the steps from ``next_step`` on."""
 
-    def __init__(self, folder: Path, next_step: int) -> None:
+    def __init__(self, folder: Path, next_step: int, earlier: list[LossRecord] | None = None) -> None:
+        """``earlier``: the records of the steps before, where they are not those of the file."""
         path = folder / FILE_NAME
-        kept = (record for record in read_losses(path) if record.step < next_step)
-        replace_durably(path, _lines(kept))
+        kept = (record for record in (read_losses(path) if earlier is None else earlier) if record.step < next_step)
+        if is_local(path):
+            replace_durably(path, _lines(kept))
+        else:
+            replace_on_host(path, _lines(kept))
         self._file: IO[bytes] = path.open("ab")
 
     def append(self, record: LossRecord) -> None:

@@ -15,11 +15,14 @@ from pathlib import Path
 from pydantic import Field
 
 from pipelines.dataset.dataset import Dataset
-from pipelines.storage.durable import make_folder
+from pipelines.storage.durable import make_folder, replace_durably
+from pipelines.storage.leases import Holder, Lease, held
+from pipelines.storage.store import is_folder, is_local
 from ray_apps.models.registry import Registry
 from ray_apps.training.checkpoint import Binding, CheckpointStore
-from ray_apps.training.files import FOLDER, RESULT_FILE
+from ray_apps.training.files import FOLDER, LOG_FOLDER, RESULT_FILE
 from ray_apps.training.identity import former_fingerprint, model_fingerprint, run_name
+from ray_apps.training.stored import StoredCheckpoints, keep, kept
 from schemas.arrow import Split
 from schemas.errors import NotEnoughData, SettingsError, TokenizerMismatch, TrainingError
 from schemas.manifest import DatasetRef, Evaluation, TokenizerRef
@@ -51,10 +54,12 @@ class TrainingRun(Record):
         """Where checkpoints, losses and the result are."""
         return root / FOLDER / self.run_id
 
-    def checkpoints(self, root: Path) -> CheckpointStore:
-        """The run's checkpoints."""
-        binding = Binding(self.dataset.data_sha256, self.training.seed, self.settings_fingerprint)
-        return CheckpointStore(self.folder(root), binding, self.training.keep_checkpoints)
+    def checkpoints(self, root: Path, lease: Lease | None = None) -> CheckpointStore:
+        """The run's checkpoints. ``lease``: under which to commit others, where the root is on an object store."""
+        binding, folder = Binding(self.dataset.data_sha256, self.training.seed, self.settings_fingerprint), self.folder(root)
+        if is_local(root):
+            return CheckpointStore(folder, binding, self.training.keep_checkpoints)
+        return StoredCheckpoints(folder, binding, self.training.keep_checkpoints, lease)
 
 
 class RunResult(Record):
@@ -68,9 +73,25 @@ class RunResult(Record):
     """fp32, bf16 or fp16: what the run was trained in; none in results of versions that did not say."""
 
 
+def write_result(path: Path, result: Record, lease: Lease | None = None) -> None:
+    """Leave a small result of a run at ``path``; on an object store it is committed under the run's lease."""
+    data = result.model_dump_json(indent=2).encode()
+    if is_local(path):
+        replace_durably(path, data)
+    else:
+        keep(lease, path, data)
+
+
+def read_result(path: Path, lease: Lease | None = None) -> bytes | None:
+    """What ``write_result`` has left; None if there is nothing."""
+    if not is_local(path):
+        return kept(lease, path)
+    return path.read_bytes() if path.is_file() else None
+
+
 def is_complete(run: TrainingRun, root: Path) -> bool:
     """Whether the workers have nothing left to do: the last step's checkpoint is there and whole, and so is the result."""
-    if not (run.folder(root) / RESULT_FILE).is_file():
+    if read_result(run.folder(root) / RESULT_FILE) is None:
         return False
     newest = run.checkpoints(root).newest()
     return newest is not None and newest.step == run.training.max_steps
@@ -102,7 +123,7 @@ def _identity(settings: Settings, ref: DatasetRef, parent_model: int | None) -> 
     root, former = Path(settings.root), former_fingerprint(settings)
     if former is not None:
         known_as = run_name(ref.version, ref.data_sha256, parent_model, former)
-        if (root / FOLDER / known_as).is_dir() or Registry(root).find_run(known_as) is not None:
+        if is_folder(root / FOLDER / known_as) or Registry(root).find_run(known_as) is not None:
             return known_as, former
     model_sha256 = model_fingerprint(settings)
     return run_name(ref.version, ref.data_sha256, parent_model, model_sha256), model_sha256
@@ -147,8 +168,19 @@ def _check_parent(settings: Settings, dataset: Dataset, parent_model: int) -> No
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the run for this process; the kernel drops the lock when the process dies. Raises TrainingError if another one holds it."""
+def run_lock(folder: Path) -> Iterator[Lease | None]:
+    """Hold the run for this process. Raises TrainingError if another one holds it.
+
+    In a folder the kernel drops the lock when the process dies. On an object store it is a lease, which the block gets.
+    """
+    if not is_local(folder):
+
+        def refusal(holder: Holder) -> TrainingError:
+            return TrainingError(f"{holder} is training run {folder.name} already; wait for it")
+
+        with held(folder / LOG_FOLDER, refusal) as lease:
+            yield lease
+        return
     make_folder(folder)
     with (folder / ".lock").open("a+") as file:
         try:
@@ -159,4 +191,4 @@ def run_lock(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        yield None

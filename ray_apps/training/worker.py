@@ -19,22 +19,26 @@ def train_worker(config: dict[str, str]) -> None:
     """
     import ray.train.torch
 
+    from pipelines.storage.leases import join
     from ray_apps.training.failure import lasting_error, read_failure, record_failure
+    from ray_apps.training.files import LOG_FOLDER
     from ray_apps.training.loop import TrainingLoop
     from ray_apps.training.parallel import joined_process, prepare_device
     from ray_apps.training.run import TrainingRun
 
-    run, root = TrainingRun.model_validate_json(config["run"]), Path(config["root"])
-    if read_failure(run.folder(root)) is not None:
+    run, root, lease_number = TrainingRun.model_validate_json(config["run"]), Path(config["root"]), int(config["lease"])
+    if read_failure(run.folder(root), lease_number) is not None:
         return
     try:
         device = ray.train.torch.get_device()
         prepare_device(device, run.training.threads_per_worker)
-        TrainingLoop(run, root, joined_process(device)).run(on_checkpoint=_report, leaves_at=_leaves_at)
+        process = joined_process(device)
+        lease = join(run.folder(root) / LOG_FOLDER, lease_number) if lease_number and process.is_first else None
+        TrainingLoop(run, root, process, lease).run(on_checkpoint=_report, leaves_at=_leaves_at)
     except Exception as error:
         lasting = lasting_error(error)
         if lasting is not None:
-            record_failure(run.folder(root), lasting)
+            record_failure(run.folder(root), lasting, lease_number)
         raise
 
 

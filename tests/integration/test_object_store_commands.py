@@ -76,7 +76,8 @@ def test_two_hosts_share_a_dataset_through_the_store_alone(
     assert second.json("ingest", "--once")["versions"][0]["num_masked_documents"] == 1
     assert "retracted" in first.run("trace", kept).stdout
     assert first.json("gc", "--grace-s", "0")["removed"] == []
-    assert "headrace up needs a folder as root" in first.run("up", code=2).stderr
+    for command in ("up", "train", "serve", "demo"):
+        assert f"headrace {command} needs a folder as root" in first.run(command, code=2).stderr
     assert SECRET not in _everything(store, topic_prefix, tmp_path, monkeypatch)
 
 
