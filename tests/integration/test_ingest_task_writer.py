@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -114,7 +115,9 @@ def written(root: Path, resolved: Iterator[ResolvedBlock | DecidedBlock], make_w
     plan = VersionPlan(1, "0" * 12, {TOPIC: "A" * 22}, {TOPIC: {0: OffsetRange(start=0, end=1)}}, tokenizer_ref(VOCAB))
     boilerplate = Boilerplate(settings.dedup)
     boilerplate.open(None)
-    return write_version(root, plan, settings, resolved, SEGMENT.empty_table, lambda _: MASKS.empty_table(), boilerplate, make_writer)
+    nothing = SEGMENT.empty_table()
+    segment: Any = nothing if make_writer is VersionWriter else [nothing]
+    return write_version(root, plan, settings, resolved, lambda: segment, lambda _: MASKS.empty_table(), boilerplate, make_writer)
 
 
 @pytest.mark.parametrize(("seed", "borders"), [(0, []), (1, [1, 2, 60, 61]), (2, [70, 140]), (3, list(range(7, 300, 7)))])
