@@ -148,10 +148,10 @@ def start_logging(level: str) -> None:
     """Log lines go to standard error. Left out: each request to an OpenLineage receiver, what faiss tries, and what kafka-python logs of its
     sockets, event loop, metadata and retries: what matters of it raises.
     """
-    from ops.cli.output import EscapingFormatter
+    from pipelines.text.log_lines import FORMAT, EscapingFormatter
 
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(EscapingFormatter(FORMAT))
     logging.basicConfig(level=level, handlers=[handler])
     if level != "DEBUG":
         logging.getLogger("kafka").setLevel(logging.WARNING)

@@ -7,6 +7,7 @@ The tasks take none of Ray's CPUs, because reading may hold all of them while it
 bounded. Less than one shard of each split and one file of the trail waits in Ray's object store.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,10 +30,13 @@ from pipelines.kernels.ingest import ensure_compiled
 from pipelines.runtime.crash import crash_point
 from pipelines.runtime.ray_errors import original_errors
 from pipelines.runtime.roles import node_resources
+from pipelines.storage.mirror import root_name
+from pipelines.text.log_lines import log_about
 from schemas.arrow import Split
 from schemas.manifest import FileEntry, ShardEntry
 from schemas.settings import Settings
 
+_log = logging.getLogger(__name__)
 CPUS_PER_TASK = 4
 """One task may settle or write for so many CPUs of the cluster: preparing the same rows takes ten times the work."""
 MIN_TASKS = 2
@@ -90,7 +94,7 @@ class TaskWriter:
         runs = [shards.packing.place(of_split) for shards, of_split in zip(self._shards, chosen, strict=True)]
         outcome, verdicts = resolved.rows.select(["outcome", "reason"]).combine_chunks(), resolved.verdicts.combine_chunks()
         decision = Decision(outcome, verdicts, runs, [int(of_split.sum()) for of_split in chosen])
-        documents, *packed, lines = self._started(4, "settle", _settle, self._layout, decision, resolved.source)
+        documents, *packed, lines = self._started(4, "settle a block", _settle, self._layout, decision, resolved.source)
         for shards, of_split, source in zip(self._shards, runs, packed, strict=True):
             for run in of_split:
                 if run.shard > shards.number:
@@ -149,11 +153,11 @@ class TaskWriter:
 
     def _write_trail(self) -> None:
         pieces, sources = self._trail_pieces, self._trail_sources
-        self._trails.append(self._started(2, "write audit trail", _write_trail, self._layout, len(self._trails), pieces, *sources))
+        self._trails.append(self._started(2, "write a file of the audit trail", _write_trail, self._layout, len(self._trails), pieces, *sources))
         self._trail_pieces, self._trail_sources = [], []
 
     def _write_shard(self, split: Split, number: int, pieces: list[Piece], sources: list[Any]) -> Any:
-        return self._started(1, "write shard", _write_shard, self._layout, split, number, pieces, *sources)
+        return self._started(1, "write a shard", _write_shard, self._layout, split, number, pieces, *sources)
 
     def _started(self, num_returns: int, name: str, task: Callable[..., Any], *arguments: Any) -> Any:
         """References to what the task will return; waits while too many others run."""
@@ -176,16 +180,26 @@ def _remote(task: Callable[..., Any]) -> Any:
 
 
 def _settle(layout: Layout, decision: Decision, block: pa.Table) -> Settled:
+    log_about(_told(layout))
+    _log.info("settles a block of %d records", len(block))
     ensure_compiled()
     return settle(block, decision, layout)
 
 
 def _write_shard(layout: Layout, split: Split, number: int, pieces: list[Piece], *packed: Packed) -> ShardEntry:
+    log_about(_told(layout))
+    _log.info("writes %s shard %d", split, number)
     return write_shard_of(layout, split, number, pieces, packed)
 
 
 def _write_trail(layout: Layout, number: int, pieces: list[Piece], *blocks: pa.Table) -> tuple[FileEntry, Statistics]:
+    log_about(_told(layout))
+    _log.info("writes file %d of the audit trail", number)
     return write_trail_file(layout, number, pieces, blocks)
+
+
+def _told(layout: Layout) -> str:
+    return f"version {layout.version} of {root_name(layout.root)}"
 
 
 def _most_running() -> int:

@@ -1,6 +1,8 @@
 """The Serve deployments: an engine per model version, and the gateway."""
 
 import importlib
+import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +10,8 @@ from typing import Any
 
 from pipelines.runtime.roles import SHARE, node_resources
 from pipelines.runtime.tracing import start_tracing, stop_tracing
+from pipelines.storage.mirror import root_name
+from pipelines.text.log_lines import log_about
 from ray_apps.models.registry import Registry
 from ray_apps.serving.engine.interface import Engine, EngineHealth, Events, GenerationRequest
 from ray_apps.serving.engine_pool import ServeEngines
@@ -15,6 +19,7 @@ from ray_apps.serving.following import RolloutFollower
 from ray_apps.serving.naming import application_names
 from schemas.settings import ServingSettings, Settings
 
+_log = logging.getLogger(__name__)
 SPARE_REQUESTS = 8
 """Requests beyond the engine's own limit that reach it, so that the engine refuses with 429 instead of Serve queueing without bound."""
 MAX_GATEWAY_REQUESTS = 10_000
@@ -48,7 +53,10 @@ class ModelReplica:
 
     def __init__(self, root: str, version: int, settings: ServingSettings) -> None:
         close_internal_port()
+        log_about(f"model {version} of {root_name(root)}")
+        started_s = time.monotonic()
         self._engine = load_engine(Path(root), version, settings)
+        _log.info("loaded in %.1f s", time.monotonic() - started_s)
 
     async def submit(self, request: GenerationRequest) -> AsyncIterator[Events]:
         """See ``interface.Engine.submit``."""
@@ -75,6 +83,7 @@ class GatewayReplica:
 
     def __init__(self, settings: Settings) -> None:
         close_internal_port()
+        log_about(f"gateway of {root_name(settings.root)}", settings.telemetry.log_level)
         self._settings = settings
         self._sink = _event_sink(settings)
         start_tracing(settings.telemetry, "headrace-gateway")

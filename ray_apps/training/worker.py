@@ -4,11 +4,16 @@ Nothing is imported before it is needed: Ray's own controller loads this module 
 transformers.
 """
 
+import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ray_apps.training.loss_curve import LossRecord
+    from ray_apps.training.run import TrainingRun
+
+_log = logging.getLogger(__name__)
 
 
 def train_worker(config: dict[str, str]) -> None:
@@ -18,18 +23,21 @@ def train_worker(config: dict[str, str]) -> None:
     """
     import ray.train.torch
 
+    from pipelines.text.log_lines import log_about
     from ray_apps.training.failure import lasting_error, read_failure, record_failure
     from ray_apps.training.loop import TrainingLoop
     from ray_apps.training.parallel import joined_process, prepare_device
     from ray_apps.training.run import TrainingRun
 
     run, root = TrainingRun.model_validate_json(config["run"]), Path(config["root"])
+    context = ray.train.get_context()
+    log_about(f"run {run.run_id}, {run.told}, worker {context.get_world_rank()} of {context.get_world_size()}")
     if read_failure(run.folder(root)) is not None:
         return
     try:
         device = ray.train.torch.get_device()
         prepare_device(device, run.training.threads_per_worker)
-        TrainingLoop(run, root, joined_process(device)).run(on_checkpoint=_report)
+        TrainingLoop(run, root, joined_process(device)).run(on_checkpoint=partial(_report, run))
     except Exception as error:
         lasting = lasting_error(error)
         if lasting is not None:
@@ -37,8 +45,10 @@ def train_worker(config: dict[str, str]) -> None:
         raise
 
 
-def _report(record: "LossRecord") -> None:
-    """Show the step in Ray's dashboard."""
+def _report(run: "TrainingRun", record: "LossRecord") -> None:
+    """Give the step to Ray Train, whose own line about it does not name the run, and say it in the log."""
     import ray.train
 
-    ray.train.report({"step": record.step, "loss": record.loss, "tokens_per_s": record.num_tokens / max(record.duration_s, 1e-9)})
+    tokens_per_s = record.num_tokens / max(record.duration_s, 1e-9)
+    _log.info("step %d of %d: loss %.4f, %s tokens/s", record.step + 1, run.training.max_steps, record.loss, f"{tokens_per_s:,.0f}")
+    ray.train.report({"step": record.step, "loss": record.loss, "tokens_per_s": tokens_per_s})
