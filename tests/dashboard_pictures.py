@@ -65,7 +65,7 @@ def take_pictures(folder: Path) -> None:
     with (
         tempfile.TemporaryDirectory() as work,
         start_broker(Settings(), root=Path(work, "broker")) as broker,
-        SubmittedLoop(Path(work, "wiki"), broker.bootstrap_servers, {"training.max_steps": 400}) as loop,
+        SubmittedLoop(Path(work, "wiki"), broker.bootstrap_servers) as loop,
         Chromium(program) as browser,
     ):
         camera = Camera(browser, loop, folder)
@@ -99,11 +99,11 @@ def _training(camera: Camera, loop: SubmittedLoop) -> None:
 
     def stepping() -> str | None:
         workers = [actor["actor_id"] for actor in loop.listed("actors") if actor["class_name"] == "RayTrainWorker"]
-        return next((actor for actor in workers if "step 50 of" in loop.log(actor_id=actor)), None)
+        return next((actor for actor in workers if "step 30 of" in loop.log(actor_id=actor)), None)
 
     actor = loop.wait(stepping, "a training run", WAIT_S)
     camera.take("dashboard-jobs", "/jobs", "train wiki")
-    camera.take("dashboard-train-log", f"/actors/{actor}", "step 50 of")
+    camera.take("dashboard-train-log", f"/actors/{actor}", "step 30 of")
 
 
 def _serving(camera: Camera, loop: SubmittedLoop) -> None:

@@ -68,7 +68,7 @@ def test_training_is_listed_under_the_run_it_is_and_its_workers_tell_their_steps
     workers = [actor for actor in loop.listed("actors") if actor["class_name"] == "RayTrainWorker"]
     log = "".join(loop.log(actor_id=actor["actor_id"]) for actor in workers)
     for rank in range(2):
-        about = rf" INFO ray_apps\.training\.worker \[run {run.name}, dataset 1 from scratch, worker {rank} of 2\]: step 40 of 40: loss \d"
+        about = rf" INFO ray_apps\.training\.worker \[run {run.name}, dataset 1 from scratch, worker {rank} of 2\]: step 120 of 120: loss \d"
         assert re.search(about, log)
     assert "TrainingReport(" not in log
 

@@ -138,12 +138,12 @@ def test_headrace_understands_its_settings_and_listens_where_the_pod_says() -> N
     assert any(mount["mountPath"] == found.root for mount in HEAD["volumeMounts"])
 
 
-def custom_resources(group: dict[str, Any]) -> dict[str, float]:
+def custom_resources(group: dict[str, Any]) -> dict[str, int]:
     """What Ray's autoscaler and the shell that runs ``ray start`` both make of a group's custom resources."""
     from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resources
 
     params = group["rayStartParams"]
-    for_the_autoscaler: dict[str, float] = _get_custom_resources(group.get("resources", {}), params, group["groupName"])
+    for_the_autoscaler: dict[str, int] = _get_custom_resources(group.get("resources", {}), params, group["groupName"])
     (for_the_shell,) = shlex.split(params["resources"])
     assert json.loads(for_the_shell) == for_the_autoscaler
     return for_the_autoscaler
