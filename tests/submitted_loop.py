@@ -67,10 +67,10 @@ class SubmittedLoop:
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="hr-", dir="/tmp", ignore_cleanup_errors=True)  # Ray's sockets need a short path
-        self._environment = os.environ | head_environment(self._ports) | {"RAY_AUTH_TOKEN": self.token, "PYTHONPATH": ""}
+        self._environment = os.environ | head_environment(self._ports) | {"RAY_AUTH_TOKEN": self.token}
         output = (Path(self._folder.name) / "head.log").open("wb")
         command = head_command(self._ray, self._ports, Path(self._folder.name) / "ray")
-        self._head = subprocess.Popen(command, env=self._environment, stdout=output, stderr=output, start_new_session=True)
+        self._head = subprocess.Popen(command, env=self._environment, stdout=output, stderr=output, cwd=self._folder.name)
         output.close()
         try:
             self.wait(lambda: self.ask("/api/jobs/") == [] or None, "the dashboard", START_TIMEOUT_S)
@@ -104,6 +104,13 @@ class SubmittedLoop:
             return None if status == "RUNNING" else status
 
         return self.wait(ended, "the end of the job", STOP_TIMEOUT_S)
+
+    def run(self, program: str) -> str:
+        """What a Python program prints that runs on the head, as one more driver."""
+        words = [sys.executable, "-P", "-c", program]
+        done = subprocess.run(words, env=self._environment, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def _end(self) -> None:
         named = [pid for pid in parents() if self._folder.name in command_line(pid)]

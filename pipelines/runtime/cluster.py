@@ -204,7 +204,16 @@ def _print_to_standard_error() -> None:
 
     def to_standard_error(data: Any, ignore_prefix: bool) -> None:
         lines = [line for line in data.get("lines", ()) if not SILENT.search(line)]
-        if lines:
+        if lines and _is_of_this_job(data):
             printed({**data, "lines": lines, "is_err": True}, ignore_prefix)
 
     worker.print_to_stdstream = to_standard_error
+
+
+def _is_of_this_job(data: Mapping[str, Any]) -> bool:
+    """Ray Serve makes its process repeat the lines of all jobs, because its actors may be of an earlier one: only of these it does."""
+    import ray
+
+    if not data.get("job") or not ray.is_initialized() or str(data.get("actor_name") or "").startswith(("Serve", "ProxyActor")):
+        return True
+    return bool(data["job"] == ray.get_runtime_context().get_job_id())

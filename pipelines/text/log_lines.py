@@ -15,11 +15,29 @@ STEERING = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\
 """Controls but for tab and line feed, marks that reorder what is beside them, and halves of surrogate pairs, which have no UTF-8 form."""
 PACKAGES = ("pipelines", "ray_apps")
 """Our modules that run in workers."""
+LIBRARIES = {
+    "kafka": logging.WARNING,
+    # What it logs of its sockets, event loop, metadata and retries: what matters of it raises.
+    "kafka.net": logging.CRITICAL,
+    "kafka.cluster": logging.CRITICAL,
+    "kafka.coordinator": logging.CRITICAL,
+    # Each request to an OpenLineage receiver, and what faiss tries.
+    "httpx": logging.WARNING,
+    "faiss": logging.WARNING,
+}
+"""Levels of libraries that say much, unless DEBUG was asked for."""
 
 
 def escaped(text: str) -> str:
     """The text with what would steer a terminal as backslash escapes, and roots on an object store under their URLs."""
     return STEERING.sub(lambda found: repr(found[0])[1:-1], shown(text))
+
+
+def quieten_libraries(level: str) -> None:
+    """Leave out what libraries say of every single request."""
+    if level != "DEBUG":
+        for name, least in LIBRARIES.items():
+            logging.getLogger(name).setLevel(least)
 
 
 class EscapingFormatter(logging.Formatter):
@@ -54,3 +72,4 @@ def log_about(subject: str, level: str = "INFO") -> None:
     handler.setFormatter(EscapingFormatter(FORMAT.replace("%(name)s", f"%(name)s [{subject.replace('%', '%%')}]")))
     for package in PACKAGES:
         logging.getLogger(package).setLevel(level)
+    quieten_libraries(level)

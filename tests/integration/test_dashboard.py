@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipelines.storage.mirror import LIMIT_VARIABLE
 from ray_apps.serving.naming import application_names
 from tests.broker_process import BrokerProcess
 from tests.cluster.loop import documents
@@ -83,13 +84,36 @@ def test_applications_and_replicas_have_the_name_of_the_root_and_the_model(loop:
 
 
 def test_the_log_of_the_job_is_the_story_of_the_loop_and_nothing_else(loop: SubmittedLoop) -> None:
-    lines = [line for line in loop.job_log().splitlines() if line]
+    lines = [line for line in loop.job_log().splitlines() if line and not re.search(r"job_manager|^Running entrypoint for job ", line)]
     story = [line for line in lines if re.match(r"\d\d:\d\d:\d\d ", line)]
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", "".join(lines)), "progress bars and colours"
     for part in ("ingest: ready", "serve: ready", "dataset 1: 800 records", "training on dataset 1 from scratch", "model 1: trained on dataset 1"):
         assert any(part in line for line in story), part
     others = [line for line in lines if line not in story]
     assert others[0].startswith("Headrace is up.") and all(line.startswith("  ") for line in others[1:])
+
+
+LIMIT = """
+import ray
+from pipelines.runtime.cluster import ray_session
+from pipelines.storage.mirror import limit_bytes, mirror_folder, worker_environment
+from schemas.settings import RaySettings
+
+root = mirror_folder("s3://bucket/wiki", Path("/cache"))
+with ray_session(RaySettings(address="auto"), "look", worker_environment(root)):
+    print(ray.get(ray.remote(limit_bytes).remote()))
+"""
+
+
+def test_workers_of_a_ray_that_somebody_else_started_keep_to_the_limit_of_the_cache_that_the_command_has(loop: SubmittedLoop) -> None:
+    program = f"import os; from pathlib import Path; os.environ['{LIMIT_VARIABLE}'] = '5000000'\n{LIMIT}"
+    assert loop.run(program) == "5000000\n"
+
+
+def test_the_logs_of_the_parts_do_not_repeat_each_other_and_have_no_colours(loop: SubmittedLoop) -> None:
+    texts = {name: (loop.root / "logs" / f"{name}.log").read_text() for name in ("ingest", "serve", "train")}
+    assert not any("\x1b" in text for text in texts.values())
+    assert "MapBatches" not in texts["serve"] + texts["train"] and "RayTrainWorker" not in texts["serve"] + texts["ingest"]
 
 
 def test_stopping_the_job_stops_every_part_of_it(loop: SubmittedLoop) -> None:

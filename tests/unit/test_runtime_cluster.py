@@ -65,3 +65,9 @@ def test_lines_of_rays_processes_are_repeated_without_colours_and_without_those_
     assert printed(capsys, *noise) == ""
     warning = "2026-11-29 16:24:20,001 WARNING ray_apps.training.checkpoint [run d00000002-f59a49d4f715]: going back to the checkpoint before"
     assert printed(capsys, *noise, warning) == f"(RayTrainWorker pid=7) {warning}\n"
+
+
+def test_a_process_of_serve_repeats_only_lines_of_its_own_job_and_of_serves_actors() -> None:
+    """Without a Ray there is no job to compare with; the test of the dashboard looks at a running one."""
+    assert cluster._is_of_this_job({"job": "04000000", "actor_name": "ServeReplica:headrace-wiki-0123abcd-model-1:engine"})
+    assert cluster._is_of_this_job({"job": None}) and cluster._is_of_this_job({})
