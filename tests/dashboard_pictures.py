@@ -27,6 +27,10 @@ CLICK = """
 (found => found && (found.dispatchEvent(new MouseEvent("click", {bubbles: true})), true))
 ([...document.querySelectorAll("h3, h4, button, a, svg")].find(element => element.textContent.trim() == %s))
 """
+RENAME = """
+for (const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT); walker.nextNode();)
+  walker.currentNode.textContent = walker.currentNode.textContent.replaceAll(%s, %s)
+"""
 
 
 class Camera:
@@ -39,15 +43,19 @@ class Camera:
         cookie = {"name": "ray-authentication-token", "value": loop.token, "domain": urlsplit(loop.url).hostname, "path": "/"}
         browser.call("Network.setCookie", **cookie)
 
-    def take(self, name: str, page: str, *words: str, clicks: tuple[str, ...] = ()) -> None:
-        """Open a page, click on what has these texts or titles, wait until it shows all the words, and keep a picture of it."""
+    def take(self, name: str, page: str, *words: str, clicks: tuple[str, ...] = (), height: int = 2_000) -> None:
+        """Open a page, click on what has these texts, wait until it shows all the words, and keep a picture of its upper part.
+
+        The folder of this machine's Python is shown as the one of docs/cluster.md.
+        """
         self._browser.open("about:blank", width=WIDTH)
         self._browser.open(f"{self._loop.url}/#{page}", width=WIDTH)
         for text in clicks:
             self._until(CLICK % json.dumps(text))
         for word in words:
             self._until(f"document.body.innerText.includes({json.dumps(word)})")
-        self._browser.screenshot(self._folder / f"{name}.png")
+        self._browser.evaluate(RENAME % (json.dumps(sys.prefix), json.dumps("/opt/headrace/venv")))
+        self._browser.screenshot(self._folder / f"{name}.png", height=height)
 
     def _until(self, expression: str) -> None:
         deadline = time.monotonic() + DRAWN_S
