@@ -96,12 +96,12 @@ class Chromium:
                 return result
             self.events.append(answer)
 
-    def open(self, path: Path, *, width: int, dark: bool = False) -> None:
-        """Load a file on a screen that is this wide, as on a phone below 600 pixels."""
+    def open(self, page: Path | str, *, width: int, dark: bool = False) -> None:
+        """Load a file or a URL on a screen that is this wide, as on a phone below 600 pixels."""
         self.events = []
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=812, deviceScaleFactor=1, mobile=width < 600)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         deadline = time.monotonic() + TIMEOUT_S
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive(deadline))
@@ -110,10 +110,10 @@ class Chromium:
         """The value of a JavaScript expression in the page."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
-    def screenshot(self, path: Path) -> None:
-        """The whole page as PNG."""
+    def screenshot(self, path: Path, *, height: int | None = None) -> None:
+        """The whole page as PNG, or its upper part up to that height."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], height or size["height"]), "scale": 1}
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]))
 
     def requests(self) -> list[str]:

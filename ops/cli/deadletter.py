@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ops.cli.output import escaped, print_json, print_table, say, tell
+from ops.cli.output import print_json, print_table, say, tell
+from pipelines.text.log_lines import escaped
 from schemas.counting import counted
 from schemas.errors import SettingsError
 from schemas.settings import Settings

@@ -145,20 +145,13 @@ def _with_whole_paths(settings: "Settings") -> "Settings":
 
 
 def start_logging(level: str) -> None:
-    """Log lines go to standard error. Left out: each request to an OpenLineage receiver, what faiss tries, and what kafka-python logs of its
-    sockets, event loop, metadata and retries: what matters of it raises.
-    """
-    from ops.cli.output import EscapingFormatter
+    """Log lines go to standard error."""
+    from pipelines.text.log_lines import FORMAT, EscapingFormatter, quieten_libraries
 
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(EscapingFormatter(FORMAT))
     logging.basicConfig(level=level, handlers=[handler])
-    if level != "DEBUG":
-        logging.getLogger("kafka").setLevel(logging.WARNING)
-        for name in ("kafka.net", "kafka.cluster", "kafka.coordinator"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        for name in ("httpx", "faiss"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+    quieten_libraries(level)
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -5,9 +5,7 @@ Much of it comes from outside: ids, URLs, reasons, names of files, what a parser
 """
 
 import json
-import logging
 import os
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,21 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.storage.mirror import shown
+from pipelines.text.log_lines import STEERING, escaped
 
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output, Chinese as Chinese."""
     text = shown(json.dumps(value, ensure_ascii=False, indent=2))
-    sys.stdout.write(_STEERING.sub(lambda found: json.dumps(found[0])[1:-1], text) + "\n")
-
-
-_STEERING = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff\\ud800-\\udfff]")
-"""Controls but for tab and line feed, marks that reorder what is beside them, and halves of surrogate pairs, which have no UTF-8 form."""
-
-
-def escaped(text: str) -> str:
-    """The text with what would steer a terminal as backslash escapes, and roots on an object store under their URLs."""
-    return _STEERING.sub(lambda found: repr(found[0])[1:-1], shown(text))
+    sys.stdout.write(STEERING.sub(lambda found: json.dumps(found[0])[1:-1], text) + "\n")
 
 
 def print_json_list(name: str, values: Iterable[Any]) -> None:
@@ -78,11 +68,3 @@ def tell(message: str) -> None:
 def say(message: str) -> None:
     """One line for the person, on standard error."""
     print(escaped(message).replace("\n", "\\n"), file=sys.stderr, flush=True)
-
-
-class EscapingFormatter(logging.Formatter):
-    """Log lines, which quote what comes from outside too."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line, escaped."""
-        return escaped(super().format(record))

@@ -1,7 +1,9 @@
 """``headrace up``: broker, Ray, ingest, training, serving and rollouts on this machine, until Ctrl-C."""
 
 import argparse
+import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -68,11 +70,18 @@ def addresses(stack: "Stack") -> dict[str, object]:
     }
 
 
+def _how_to_stop() -> str:
+    from pipelines.runtime.cluster import JOB_VARIABLE
+
+    job = json.loads(os.environ.get(JOB_VARIABLE, "{}")).get("metadata", {}).get("job_submission_id")
+    return f"`ray job stop {job}` stops it; submit the same command again" if job else "Ctrl-C stops it; run the same command again"
+
+
 def summary(stack: "Stack") -> list[str]:
     """The same in words."""
     kafka, documents = stack.settings.kafka.bootstrap_servers, f"{stack.settings.kafka.topic_prefix}.documents"
     lines = [
-        "Headrace is up. Ctrl-C stops it; run the same command again and it goes on.",
+        f"Headrace is up. {_how_to_stop()} and it goes on.",
         f"  documents   headrace produce --bootstrap-servers {kafka} PATH…   (topic {documents})",
         f"  API         {stack.api_url}/v1",
     ]

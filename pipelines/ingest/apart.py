@@ -42,7 +42,7 @@ class _Handed:
 def blocks_apart(sources: Iterable[Any], newest: NewestGeneration, resources: dict[str, float]) -> Iterator[BlockApart]:
     """``sources``: references to prepared blocks, in order."""
     # These tasks take no CPU, because reading may hold all of them.
-    look = remote(_look).options(num_cpus=0, resources=resources, num_returns=2, name="ingest: decisive rows")
+    look = remote(_look).options(num_cpus=0, resources=resources, num_returns=2, name="ingest: look at a block")
     waiting: deque[tuple[Any, list[Any]]] = deque()
     handed = _Handed()
     for source in sources:
@@ -57,7 +57,7 @@ def wide(block: BlockApart, resources: dict[str, float]) -> pa.Table:
     """Fetch its ``wide_rows``."""
     import ray
 
-    rows = remote(_wide).options(num_cpus=0, resources=resources, name="ingest: decisive rows with ids").remote(block.source)
+    rows = remote(_wide).options(num_cpus=0, resources=resources, name="ingest: look at a block with ids").remote(block.source)
     found: pa.Table = ray.get(rows)
     return found
 

@@ -39,6 +39,7 @@ from pipelines.runtime.memory import few_arenas, release
 from pipelines.runtime.ray_errors import has_cause, original, original_errors
 from pipelines.runtime.roles import node_resources, nodes_of
 from pipelines.steps.prepare import prepare
+from pipelines.storage.mirror import root_name
 from pipelines.tokenizers.tokenizer import BatchTokenizer, load_tokenizer
 from schemas.errors import SettingsError
 from schemas.listen import Listen
@@ -200,18 +201,18 @@ def _ray_blocks(parts: Sequence[Slice], settings: Settings, step: Callable[[pa.T
         blocks: ray.data.Dataset = records.map_batches(
             step, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, concurrency=at_once, **options
         )
-    _under_one_name(blocks)
+    _under_one_name(blocks, settings.root)
     return blocks
 
 
-def _under_one_name(blocks: "ray.data.Dataset") -> None:
+def _under_one_name(blocks: "ray.data.Dataset", root: str) -> None:
     """Give the datasets of all versions one name and id: Ray keeps about 2 MB of statistics for each dataset that it has seen (measured).
 
     The id is this driver's job id, so another stream of the cluster has another. Ray Data has no public way to set it.
     """
     import ray
 
-    blocks.set_name("ingest")
+    blocks.set_name(f"ingest-{root_name(root)}")
     blocks._set_uuid(ray.get_runtime_context().get_job_id())
 
 

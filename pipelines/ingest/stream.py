@@ -66,6 +66,7 @@ from pipelines.runtime.memory import release
 from pipelines.runtime.tracing import Attributes, current_traceparent, span, start_tracing
 from pipelines.steps.pii.ner import check_ner
 from pipelines.storage.durable import check_root
+from pipelines.storage.mirror import root_name, worker_environment
 from schemas.errors import TopicRecreated
 from schemas.manifest import DatasetManifest, OffsetRange
 from schemas.settings import Settings
@@ -323,7 +324,7 @@ class Stream:
 
     def _connect_ray(self) -> None:
         if not self._has_ray:
-            self._resources.enter_context(ray_session(self.settings.ray))
+            self._resources.enter_context(ray_session(self.settings.ray, f"ingest {root_name(self.root)}", worker_environment(self.root)))
             self._has_ray = True
 
     def _start_shards(self, base: Path) -> Shards:
@@ -331,7 +332,7 @@ class Stream:
 
         self._connect_ray()
         self._resources.callback(self._duplicates.close)
-        return ActorShards(base, self.settings.dedup.max_hamming, self.settings.dedup.index_shards)
+        return ActorShards(base, self.settings.dedup.max_hamming, self.settings.dedup.index_shards, root_name(self.root))
 
     def _ensure_topics(self) -> None:
         """Once per stream: the dead-letter and event topics, the documents topic being there already."""

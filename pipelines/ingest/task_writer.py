@@ -7,6 +7,7 @@ The tasks take none of Ray's CPUs, because reading may hold all of them while it
 bounded. Less than one shard of each split and one file of the trail waits in Ray's object store.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,10 +43,13 @@ from pipelines.kernels.ingest import ensure_compiled
 from pipelines.runtime.crash import crash_point
 from pipelines.runtime.ray_errors import original_errors
 from pipelines.runtime.roles import node_resources, nodes_of
+from pipelines.storage.mirror import root_name
+from pipelines.text.log_lines import log_about
 from schemas.arrow import Split
 from schemas.manifest import FileEntry, ShardEntry
 from schemas.settings import Settings
 
+_log = logging.getLogger(__name__)
 CPUS_PER_TASK = 4
 """One task may settle or write for so many CPUs of the cluster: preparing the same rows takes ten times the work."""
 MIN_TASKS = 2
@@ -108,7 +112,7 @@ class TaskWriter:
         chosen = [lengths[is_kept & (is_validation == (split == Split.VALIDATION))] for split in Split]
         runs = [shards.packing.place(of_split.astype(np.int64)) for shards, of_split in zip(self._shards, chosen, strict=True)]
         decision = Decision(block.changed, block.duplicates, runs, chosen)
-        documents, *packed, lines = self._started(4, "settle", _settle, self._layout, decision, block.source, *block.names)
+        documents, *packed, lines = self._started(4, "settle a block", _settle, self._layout, decision, block.source, *block.names)
         if self._boilerplate.is_counting:
             self._lines.add(lines)
         for shards, of_split, source in zip(self._shards, runs, packed, strict=True):
@@ -153,7 +157,7 @@ class TaskWriter:
             parts.append(part.positions if isinstance(part, KeptApart) else part)
             made += [*part.source] if isinstance(part, KeptApart) else []
         with original_errors():
-            found: list[FileEntry] = ray.get(self._started(1, "write fingerprints", _write_segment, self._layout, parts, *made))
+            found: list[FileEntry] = ray.get(self._started(1, "write the fingerprints", _write_segment, self._layout, parts, *made))
         return found
 
     def _wait_for(self, number: int) -> None:
@@ -185,11 +189,11 @@ class TaskWriter:
 
     def _write_trail(self) -> None:
         pieces, sources = self._trail_pieces, self._trail_sources
-        self._trails.append(self._started(2, "write audit trail", _write_trail, self._layout, len(self._trails), pieces, *sources))
+        self._trails.append(self._started(2, "write a file of the audit trail", _write_trail, self._layout, len(self._trails), pieces, *sources))
         self._trail_pieces, self._trail_sources = [], []
 
     def _write_shard(self, split: Split, number: int, pieces: list[Piece], sources: list[Any]) -> Any:
-        return self._started(1, "write shard", _write_shard, self._layout, split, number, pieces, *sources)
+        return self._started(1, "write a shard", _write_shard, self._layout, split, number, pieces, *sources)
 
     def _started(self, num_returns: int, name: str, task: Callable[..., Any], *arguments: Any) -> Any:
         """References to what the task will return, of which one alone or the last is small; waits while too many others run."""
@@ -202,23 +206,35 @@ class TaskWriter:
 
 
 def _settle(layout: Layout, decision: Decision, block: pa.Table, *names: pa.Array) -> Settled:
+    log_about(_told(layout))
+    _log.info("settles a block of %d records", len(block))
     ensure_compiled()
     return settle(block, decision, layout, names)
 
 
 def _write_shard(layout: Layout, split: Split, number: int, pieces: list[Piece], *packed: Packed) -> ShardEntry:
+    log_about(_told(layout))
+    _log.info("writes %s shard %d", split, number)
     return write_shard_of(layout, split, number, pieces, packed)
 
 
 def _write_trail(layout: Layout, number: int, pieces: list[Piece], *blocks: pa.Table) -> tuple[FileEntry, Statistics]:
+    log_about(_told(layout))
+    _log.info("writes file %d of the audit trail", number)
     return write_trail_file(layout, number, pieces, blocks)
 
 
 def _write_segment(layout: Layout, parts: list[pa.Table | Positions], *made: Any) -> list[FileEntry]:
     """``made``: for each part that is positions, what decides about its block and the ids of that block's candidates."""
+    log_about(_told(layout))
+    _log.info("writes the fingerprints of the kept documents")
     blocks: Iterator[tuple[Decisive, pa.Array]] = zip(made[::2], made[1::2], strict=True)
     tables = [part if isinstance(part, pa.Table) else _rows_at(part, *next(blocks)) for part in parts]
     return write_segment_of(layout, tables)
+
+
+def _told(layout: Layout) -> str:
+    return f"version {layout.version} of {root_name(layout.root)}"
 
 
 def _rows_at(positions: Positions, decisive: Decisive, ids: pa.Array) -> pa.Table:

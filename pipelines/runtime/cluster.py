@@ -8,8 +8,10 @@ helpers of Ray Train ask for "the" Ray of the machine, and fail where two run.
 
 import contextlib
 import functools
+import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -31,14 +33,25 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # train runs are listed by the dashboard's API
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave CUDA_VISIBLE_DEVICES alone for tasks without GPUs; silences a warning
     "RAY_DEDUP_LOGS": "1",
+    "PYTHONWARNINGS": "ignore::DeprecationWarning",  # Ray, about its own calls
 }
 """Environment of every process of a Ray that Headrace starts; a variable that is set already wins."""
 WITHOUT_DASHBOARD = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
 """Ray Train's tracker asks the dashboard what lives, and prints pages of traceback where there is none."""
 OWN_RAY = "headrace_own_ray"
 """A resource that marks a Ray which Headrace has started for one machine: its number of CPUs is a setting, not the number of cores."""
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Variable with which `ray job submit` tells the command that it runs what that job is."""
+JOB_NAME = "job_name"
+"""Ray's key for the name of a job."""
 WATCH_S = 1.0
 MAX_REFUSED = 3
+SILENT = re.compile(
+    r"^\d{4}-\d\d-\d\d [\d:,]+ (INFO|DEBUG) "  # progress of our workers: the command tells its own
+    r"|RayDeprecationWarning: |^  self\.exclude_resources = "  # Ray, about its own calls
+    r"|Actor with class name: 'PreemptionWatcher'"  # the same
+)
+"""Lines of Ray's processes that are not repeated here; they stay in Ray's own files and its dashboard."""
 
 
 @contextmanager
@@ -57,10 +70,11 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def ray_session(settings: RaySettings) -> Iterator[str]:
+def ray_session(settings: RaySettings, job_name: str = "", worker_environment: Mapping[str, str] | None = None) -> Iterator[str]:
     """Be connected to Ray inside the block; yields the cluster's address (``host:port`` of its GCS).
 
-    A connection that is already open is used and left open.
+    ``job_name``: of this process on the Jobs page of Ray's dashboard. ``worker_environment``: variables for workers on other hosts; the dashboard
+    shows them, so they must not be secret. A connection that is already open is used and left open.
     """
     has_dashboard = settings.dashboard_port > 0
     for name, value in (RAY_ENVIRONMENT if has_dashboard else RAY_ENVIRONMENT | WITHOUT_DASHBOARD).items():
@@ -73,7 +87,7 @@ def ray_session(settings: RaySettings) -> Iterator[str]:
     _print_to_standard_error()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with contextlib.chdir(CODE):  # Ray puts the working folder before everything else that its workers import from
-        _connect(settings, has_dashboard=has_dashboard)
+        _connect(settings, job_name, worker_environment or {}, has_dashboard=has_dashboard)
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place, which ends the process at once
     address, closing = ray.get_runtime_context().gcs_address, threading.Event()
@@ -140,10 +154,12 @@ def _exit_with_ray(address: str, closing: threading.Event) -> None:
         os._exit(1)
 
 
-def _connect(settings: RaySettings, *, has_dashboard: bool) -> None:
+def _connect(settings: RaySettings, job_name: str, worker_environment: Mapping[str, str], *, has_dashboard: bool) -> None:
     import ray
+    from ray.job_config import JobConfig
 
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True, "namespace": "headrace"}
+    common["job_config"] = JobConfig(metadata={JOB_NAME: job_name} if job_name else {})
     if settings.address == "local":
         (port,) = free_ports(1)
         with _environment({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}), _in_sessions_of_their_own():
@@ -158,20 +174,47 @@ def _connect(settings: RaySettings, *, has_dashboard: bool) -> None:
                 **common,
             )
     else:
-        ray.init(address=settings.address, **common)
+        ray.init(address=settings.address, runtime_env=_runtime_env(worker_environment), **common)
+
+
+def _runtime_env(variables: Mapping[str, str]) -> dict[str, Any] | None:
+    """Ray refuses a variable that the job was submitted with; this process has read that one, as its workers will."""
+    submitted = json.loads(os.environ.get(JOB_VARIABLE, "{}")).get("runtime_env", {}).get("env_vars", {})
+    left = {name: value for name, value in variables.items() if name not in submitted}
+    return {"env_vars": left} if left else None
+
+
+def own_job() -> dict[str, str]:
+    """Environment in which a child of a submitted job is a job of its own for Ray, which otherwise shows only the last of a job's processes."""
+    submitted = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
+    return {JOB_VARIABLE: json.dumps(submitted | {"metadata": {}})} if submitted else {}
 
 
 @functools.cache
 def _print_to_standard_error() -> None:
     """Standard output is for results. Ray prints there what its processes print there, and that one of them died; it has no setting for that.
 
-    So the function that prints is told that everything is of standard error.
+    So the function that prints is told that everything is of standard error. It gets no lines that say nothing to a person (``SILENT``), and
+    colours its prefixes on a terminal only.
     """
     from ray._private import worker
 
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     printed = worker.print_to_stdstream
 
     def to_standard_error(data: Any, ignore_prefix: bool) -> None:
-        printed({**data, "is_err": True}, ignore_prefix)
+        lines = [line for line in data.get("lines", ()) if not SILENT.search(line)]
+        if lines and _is_of_this_job(data):
+            printed({**data, "lines": lines, "is_err": True}, ignore_prefix)
 
     worker.print_to_stdstream = to_standard_error
+
+
+def _is_of_this_job(data: Mapping[str, Any]) -> bool:
+    """Ray Serve makes its process repeat the lines of all jobs, because its actors may be of an earlier one: only of these it does."""
+    import ray
+
+    if not data.get("job") or not ray.is_initialized() or str(data.get("actor_name") or "").startswith(("Serve", "ProxyActor")):
+        return True
+    return bool(data["job"] == ray.get_runtime_context().get_job_id())

@@ -35,6 +35,8 @@ SPARED_S = 60.0
 LIMIT_VARIABLE = "HEADRACE_STORAGE__CACHE_BYTES"
 """The setting storage.cache_bytes, as the processes of a command get it."""
 DEFAULT_CACHE_BYTES = 20 * 2**30
+MAX_NAME = 40
+"""Characters of a root's short name."""
 LOOK_EVERY = 16
 """A process checks the size of the cache when it has added 1/LOOK_EVERY of the limit, and at its first copy if none has checked for LOOK_AFTER_S."""
 LOOK_AFTER_S = 600.0
@@ -108,6 +110,17 @@ def url_of(root: Path) -> str:
 def shown(text: str) -> str:
     """A message for people: mirrors are called by their URLs."""
     return _PATH.sub(lambda match: unquote(match[1]), text) if _MARK in text else text
+
+
+def root_name(root: str | Path) -> str:
+    """Short name of a root for people, and for names in Ray: the last part of its path or URL, in letters, digits, '-', '_' and '.'."""
+    last = shown(str(root)).rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.")[:MAX_NAME] or "root"
+
+
+def worker_environment(root: Path) -> dict[str, str]:
+    """Variables with which processes on other hosts treat the root as this one does."""
+    return {LIMIT_VARIABLE: str(limit_bytes())} if is_mirror(root) else {}
 
 
 def make_private(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
+from pipelines.runtime.cluster import own_job
 from pipelines.storage.mirror import named_root
 from schemas.settings import Settings
 from schemas.settings_sources import ENV_PREFIX, ENV_ROOT
@@ -23,8 +24,8 @@ def headrace(settings: Settings, command: str, *arguments: str) -> tuple[str, ..
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
-    """Environment that makes a child read exactly these settings, whatever ``headrace.toml`` says."""
-    environment = {ENV_ROOT: named_root(settings.root)}
+    """Environment that makes a child read exactly these settings, whatever ``headrace.toml`` says, and be a job of its own on Ray."""
+    environment = {ENV_ROOT: named_root(settings.root), **own_job()}
     for section, values in settings:
         if isinstance(values, BaseModel):
             named = {f"{ENV_PREFIX}{section}__{key}".upper(): value for key, value in values if value is not None}

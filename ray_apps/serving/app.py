@@ -19,6 +19,7 @@ import httpx
 
 from pipelines.runtime.cluster import ray_session
 from pipelines.runtime.ports import free_ports
+from pipelines.storage.mirror import root_name
 from ray_apps.serving.deployments import DRAIN_POLL_S, LOGGING, gateway_application
 from ray_apps.serving.edge import SERVE_PREFIX
 from ray_apps.serving.environment import SERVE_ENVIRONMENT
@@ -137,7 +138,7 @@ def serve_forever(settings: Settings, stopping: threading.Event, on_ready: Calla
     for name, value in SERVE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     threading.Thread(target=_ensure_topics, args=(settings,), name="topics", daemon=True).start()
-    with ray_session(settings.ray):
+    with ray_session(settings.ray, f"serve {root_name(settings.root)}"):
         url = start(settings)
         try:
             reconciler = Reconciler(settings, ServeApplications(settings))

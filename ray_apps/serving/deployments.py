@@ -5,6 +5,7 @@ the root, each within one poll. What cannot be the same is divided (shadow copie
 """
 
 import importlib
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -14,6 +15,8 @@ from typing import Any
 
 from pipelines.runtime.roles import SHARE, node_resources
 from pipelines.runtime.tracing import start_tracing, stop_tracing
+from pipelines.storage.mirror import root_name
+from pipelines.text.log_lines import log_about
 from ray_apps.models.registry import Registry
 from ray_apps.serving.engine.interface import Engine, EngineHealth, Events, GenerationRequest
 from ray_apps.serving.engine_pool import ServeEngines
@@ -24,6 +27,7 @@ from ray_apps.serving.naming import application_names
 from ray_apps.serving.scaling import SEQUENCES, engine_replicas
 from schemas.settings import ServingSettings, Settings
 
+_log = logging.getLogger(__name__)
 SPARE_REQUESTS = 8
 """Requests beyond the engine's own limit that reach it, so that the engine refuses with 429 instead of Serve queueing without bound."""
 MAX_GATEWAY_REQUESTS = 10_000
@@ -57,7 +61,10 @@ class ModelReplica:
 
     def __init__(self, root: str, version: int, settings: ServingSettings) -> None:
         close_internal_port()
+        log_about(f"model {version} of {root_name(root)}")
+        started_s = time.monotonic()
         self._engine = load_engine(Path(root), version, settings)
+        _log.info("loaded in %.1f s", time.monotonic() - started_s)
 
     async def submit(self, request: GenerationRequest) -> AsyncIterator[Events]:
         """See ``interface.Engine.submit``."""
@@ -90,6 +97,7 @@ class GatewayReplica:
     def __init__(self, settings: Settings, metrics: Any = None) -> None:
         """``metrics``: handle of the MetricsReplica, where there may be several gateways."""
         close_internal_port()
+        log_about(f"gateway of {root_name(settings.root)}", settings.telemetry.log_level)
         self._settings = settings
         self._metrics = metrics
         self._sink = _event_sink(settings)

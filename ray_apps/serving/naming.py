@@ -1,7 +1,8 @@
-"""Names of the Serve applications of one root: ``headrace-<root>-gateway``, ``headrace-<root>-model-<version>``.
+"""Names of the Serve applications of one root: ``headrace-<root>-<hash>-gateway``, ``headrace-<root>-<hash>-model-<version>``.
 
 Invariant: two roots on one cluster never share a name, and a name that is not exactly one of these is somebody else's application, which is
-neither counted nor touched. ``<root>`` is the beginning of a hash of the root's path, which is the same on every node.
+neither counted nor touched. ``<hash>`` is the beginning of a hash of the root's path, which is the same on every node; ``<root>`` is its last part,
+for people, and left out where that is ``headrace``.
 """
 
 import hashlib
@@ -9,7 +10,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_GATEWAY = re.compile(r"headrace-[0-9a-f]{8}-gateway")
+from pipelines.storage.mirror import root_name
+
+_GATEWAY = re.compile(r"headrace-([A-Za-z0-9._-]+-)?[0-9a-f]{8}-gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class ApplicationNames:
 
     def version_of(self, name: str) -> int | None:
         """The model version whose engine this is; None for any other application."""
-        found = re.fullmatch(rf"{self.prefix}-model-([1-9][0-9]*)", name)
+        found = re.fullmatch(rf"{re.escape(self.prefix)}-model-([1-9][0-9]*)", name)
         return int(found[1]) if found else None
 
     def is_ours(self, name: str) -> bool:
@@ -40,7 +43,8 @@ class ApplicationNames:
 def application_names(root: str | Path) -> ApplicationNames:
     """The names under a root."""
     digest = hashlib.sha256(str(Path(root).resolve()).encode()).hexdigest()[:8]
-    return ApplicationNames(f"headrace-{digest}")
+    name = root_name(Path(root).resolve())
+    return ApplicationNames(f"{name if name == 'headrace' or name.startswith('headrace-') else f'headrace-{name}'}-{digest}")
 
 
 def is_gateway(name: str) -> bool:

@@ -25,6 +25,7 @@ from pipelines.runtime.roles import node_resources
 from pipelines.runtime.tracing import Attributes, current_traceparent, span, start_tracing
 from pipelines.storage.durable import check_root, replace_durably
 from pipelines.storage.leases import Lease
+from pipelines.storage.mirror import root_name
 from pipelines.storage.store import is_local, remove
 from ray_apps.models.registry import Registry
 from ray_apps.training import announce
@@ -135,7 +136,7 @@ def _train_on_ray(run: TrainingRun, settings: Settings, on_progress: OnProgress 
     remove(folder / FAILURE_FILE)
     replace_durably(folder / RUN_FILE, run.model_dump_json(indent=2).encode())
     _check_resources(settings)
-    with ray_session(settings.ray):
+    with ray_session(settings.ray, f"train {root_name(settings.root)}: {run.told}"):
         fit = _Fit(run, settings, lease.number if lease else 0)
         fit.start()
         follower = LossFollower(folder) if lease is None else StoredLosses(run.checkpoints(Path(settings.root), lease))
@@ -213,7 +214,7 @@ def _trainer(run: TrainingRun, settings: Settings, lease_number: int) -> Any:
         scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Ray's older class
-            name=f"{run.run_id}-{secrets.token_hex(4)}",
+            name="-".join((root_name(settings.root), run.run_id, run.origin.replace(" ", "-"), secrets.token_hex(4))),
             storage_path=str(_ray_folder(run, settings)),
             failure_config=FailureConfig(max_failures=training.max_failures),
             logging_config=LoggingConfig(log_level=_log_level(settings)),

@@ -50,6 +50,17 @@ class TrainingRun(Record):
     settings_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Fingerprint of the settings that decide the weights."""
 
+    @property
+    def origin(self) -> str:
+        """Which weights it starts from, in words."""
+        return "from scratch" if self.parent_model is None else f"from model {self.parent_model}"
+
+    @property
+    def told(self) -> str:
+        """What it is about, in words."""
+        view = f"view {self.dataset.view.name}@{self.dataset.view.version} of " if self.dataset.view else ""
+        return f"{view}dataset {self.dataset.version} {self.origin}"
+
     def folder(self, root: Path) -> Path:
         """Where checkpoints, losses and the result are."""
         return root / FOLDER / self.run_id

@@ -4,12 +4,17 @@ Nothing is imported before it is needed: Ray's own controller loads this module 
 transformers.
 """
 
+import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ray_apps.training.loss_curve import LossRecord
+    from ray_apps.training.run import TrainingRun
+
+_log = logging.getLogger(__name__)
 
 
 def train_worker(config: dict[str, str]) -> None:
@@ -20,6 +25,7 @@ def train_worker(config: dict[str, str]) -> None:
     import ray.train.torch
 
     from pipelines.storage.leases import join
+    from pipelines.text.log_lines import log_about
     from ray_apps.training.failure import lasting_error, read_failure, record_failure
     from ray_apps.training.files import LOG_FOLDER
     from ray_apps.training.loop import TrainingLoop
@@ -27,6 +33,8 @@ def train_worker(config: dict[str, str]) -> None:
     from ray_apps.training.run import TrainingRun
 
     run, root, lease_number = TrainingRun.model_validate_json(config["run"]), Path(config["root"]), int(config["lease"])
+    context = ray.train.get_context()
+    log_about(f"run {run.run_id}, {run.told}, worker {context.get_world_rank()} of {context.get_world_size()}")
     if read_failure(run.folder(root), lease_number) is not None:
         return
     try:
@@ -34,7 +42,7 @@ def train_worker(config: dict[str, str]) -> None:
         prepare_device(device, run.training.threads_per_worker)
         process = joined_process(device)
         lease = join(run.folder(root) / LOG_FOLDER, lease_number) if lease_number and process.is_first else None
-        TrainingLoop(run, root, process, lease).run(on_checkpoint=_report, leaves_at=_leaves_at)
+        TrainingLoop(run, root, process, lease).run(on_checkpoint=partial(_report, run), leaves_at=_leaves_at)
     except Exception as error:
         lasting = lasting_error(error)
         if lasting is not None:
@@ -42,11 +50,13 @@ def train_worker(config: dict[str, str]) -> None:
         raise
 
 
-def _report(record: "LossRecord") -> None:
-    """Show the step in Ray's dashboard."""
+def _report(run: "TrainingRun", record: "LossRecord") -> None:
+    """Give the step to Ray Train, whose own line about it does not name the run, and say it in the log."""
     import ray.train
 
-    ray.train.report({"step": record.step, "loss": record.loss, "tokens_per_s": record.num_tokens / max(record.duration_s, 1e-9)})
+    tokens_per_s = record.num_tokens / max(record.duration_s, 1e-9)
+    _log.info("step %d of %d: loss %.4f, %s tokens/s", record.step + 1, run.training.max_steps, record.loss, f"{tokens_per_s:,.0f}")
+    ray.train.report({"step": record.step, "loss": record.loss, "tokens_per_s": tokens_per_s})
 
 
 def _leaves_at() -> float | None:

@@ -47,7 +47,7 @@ def test_two_actors_give_the_verdicts_of_one_process_and_a_killed_one_comes_back
         writer.write_table(first.new_segment())
     with (tmp_path / "base").open("x+b") as file:
         write_base(file, kept_parts(None, [tmp_path / "segment"]), options.max_hamming)
-    shards = ActorShards(tmp_path / "base", options.max_hamming, 2)
+    shards = ActorShards(tmp_path / "base", options.max_hamming, 2, "wiki")
     more = documents(1_000, 2)
     alone = Resolver(options, [], base=tmp_path / "base").resolve(more)
     assert alone["reason"].to_pylist().count("near") > 100

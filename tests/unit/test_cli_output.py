@@ -6,7 +6,8 @@ import logging
 import pytest
 
 from ops.cli.main import main
-from ops.cli.output import EscapingFormatter, escaped, print_json, print_table, say, tell
+from ops.cli.output import print_json, print_table, say, tell
+from pipelines.text.log_lines import EscapingFormatter, escaped
 from schemas.counting import counted
 
 HOSTILE = "a\x1b[2Jb\x9b31m\x07\r\x00\u202e\ud800 [/red][bold]水\u3000👩\u200d💻"

@@ -4,6 +4,7 @@ No cluster is run here. KubeRay's fields are in tests/kuberay.py; Kubernetes' ow
 """
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -135,6 +136,31 @@ def test_headrace_understands_its_settings_and_listens_where_the_pod_says() -> N
     assert found.ray.address == "auto" and found.serving.host == found.telemetry.metrics_host == "0.0.0.0"
     assert HEAD["envFrom"] == [{"secretRef": {"name": "headrace-keys"}}]
     assert any(mount["mountPath"] == found.root for mount in HEAD["volumeMounts"])
+
+
+def custom_resources(group: dict[str, Any]) -> dict[str, int]:
+    """What Ray's autoscaler and the shell that runs ``ray start`` both make of a group's custom resources."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resources
+
+    params = group["rayStartParams"]
+    for_the_autoscaler: dict[str, int] = _get_custom_resources(group.get("resources", {}), params, group["groupName"])
+    (for_the_shell,) = shlex.split(params["resources"])
+    assert json.loads(for_the_shell) == for_the_autoscaler
+    return for_the_autoscaler
+
+
+def test_each_kind_of_work_runs_on_pods_that_are_there_for_it() -> None:
+    ray, use_gpu = settings_of(SECRET, TOML).ray, settings_of(SECRET, TOML).training.use_gpu
+    offered = {group["groupName"]: custom_resources(group) for group in CLUSTER["workerGroupSpecs"]}
+    with_gpu = {group["groupName"] for group in CLUSTER["workerGroupSpecs"] if "nvidia.com/gpu" in _limits(group)}
+    assert {kind: set(resources) for kind, resources in offered.items()} == {"cpu": {"cpu_node"}, "gpu": {"gpu_node"}} and with_gpu == {"gpu"}
+    assert {ray.ingest_nodes, ray.engine_nodes} == {"cpu_node"}, "a backlog, or a request, starts no pod with a GPU"
+    assert ray.training_nodes == ("gpu_node" if use_gpu else "cpu_node")
+
+
+def _limits(group: dict[str, Any]) -> dict[str, Any]:
+    limits: dict[str, Any] = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    return limits
 
 
 def test_every_node_mounts_the_one_root() -> None:
