@@ -137,7 +137,7 @@ def run(records: pa.Table, settings: Settings, tokenizer: BatchTokenizer, ref: T
     offsets = {TOPIC: {0: OffsetRange(start=0, end=len(records))}}
     plan = VersionPlan(version=1, attempt=f"{time.time_ns() & 0xFFFFFFFFFFFF:012x}", topic_ids={TOPIC: "A" * 22}, offsets=offsets, tokenizer=ref)
     files = write_version(root, plan, settings, resolved(), duplicates.new_segment, retractions.masks)
-    return dict(files.statistics.finish(datetime.now(UTC)).total.outcomes)
+    return {str(outcome): number for outcome, number in files.statistics.finish(datetime.now(UTC)).total.outcomes.items()}
 
 
 def tokenizer_in(root: Path, settings: Settings, tokenizer_folder: Path) -> TokenizerRef:

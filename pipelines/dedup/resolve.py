@@ -133,7 +133,7 @@ class Resolver:
         columns, parts = columns_of(documents), []
         for first in range(0, len(documents), CHUNK_ROWS):
             part = slice(first, min(first + CHUNK_ROWS, len(documents)))
-            chunk = Columns(*(column[part] for column in columns))
+            chunk = Columns(columns.fingerprint[part], columns.content_hash[part], columns.sketch[part])
             known, below = self._known(chunk, looked_up, part)
             parts.append(self._decide(chunk, known, below, no_retractions()))
         verdicts = Verdicts(*map(np.concatenate, zip(*parts, strict=True))) if parts else empty_verdicts(0)

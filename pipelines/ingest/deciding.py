@@ -17,12 +17,12 @@ from schemas.arrow import Outcome
 def decided(block: BlockApart, retractions: Retractions, duplicates: Duplicates, resources: dict[str, float]) -> DecidedBlock:
     """The block with what became of its candidates. ``resources``: of the task that fetches ids, if they are asked for."""
     decisive = block.decisive
-    if decisive.acts_on_ids or retractions.may_concern(_numbers(decisive.candidates, ID_HASH)):
+    if decisive.acts_on_ids or retractions.may_concern(decisive.candidates[ID_HASH].to_numpy()):
         return _by_ids(block, retractions, duplicates, resources)
     found = duplicates.resolve_apart(decisive.candidates, decisive.looked_up, block.made, fetch_ids)
     retractions.kept(int(found.is_kept.sum()))
     names = [each.source.ids for each in found.duplicate_of.blocks]
-    return DecidedBlock(block.source, len(block), _numbers(decisive.candidates, NUM_TOKENS), _duplicates_of(found), names)
+    return DecidedBlock(block.source, len(block), _num_tokens(decisive.candidates), _duplicates_of(found), names)
 
 
 def _by_ids(block: BlockApart, retractions: Retractions, duplicates: Duplicates, resources: dict[str, float]) -> DecidedBlock:
@@ -30,7 +30,7 @@ def _by_ids(block: BlockApart, retractions: Retractions, duplicates: Duplicates,
     admitted = retractions.admit(rows)
     verdicts = retractions.resolve(admitted, duplicates)
     candidates = admitted.filter(pc.equal(admitted["outcome"], Outcome.KEPT))
-    return DecidedBlock(block.source, len(block), _numbers(candidates, NUM_TOKENS), duplicates_named(verdicts), [], changed_rows(rows, admitted))
+    return DecidedBlock(block.source, len(block), _num_tokens(candidates), duplicates_named(verdicts), [], changed_rows(rows, admitted))
 
 
 def _duplicates_of(found: Decided) -> pa.Table:
@@ -49,6 +49,6 @@ def _duplicates_of(found: Decided) -> pa.Table:
     )
 
 
-def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.generic]:
-    numbers: npt.NDArray[np.generic] = table[name].to_numpy()
+def _num_tokens(candidates: pa.Table) -> npt.NDArray[np.int32]:
+    numbers: npt.NDArray[np.int32] = candidates[NUM_TOKENS].to_numpy()
     return numbers

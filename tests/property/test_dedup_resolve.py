@@ -111,8 +111,8 @@ class Versions:
         rows, ids = self.resolver.retracted_rows()
         assert len(rows) == len(ids) == len(set(rows.tolist()))
         self.retracted = np.concatenate([self.retracted, rows])
-        rows = [part if isinstance(part, pa.Table) else self.taken(part) for part in self.resolver.new_rows()]
-        segment = pa.concat_tables([SEGMENT.empty_table(), *rows])
+        new_rows = [part if isinstance(part, pa.Table) else self.taken(part) for part in self.resolver.new_rows()]
+        segment = pa.concat_tables([SEGMENT.empty_table(), *new_rows])
         self.segments.append(write_segment(self.folder, len(list(self.folder.iterdir())), segment))
 
     def taken(self, part: KeptApart) -> pa.Table:
@@ -210,7 +210,8 @@ def test_verdicts_are_the_same_when_others_look_up_the_immutable_tiers_however_o
     small = patch.multiple("pipelines.dedup.index", GROWING_ROWS=growing_rows, LARGE_TIER_ROWS=1)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, small, patch("pipelines.dedup.kept_ids.short_hashes", hashes):
-        versions, generations, start = Versions(Path(name), options), [None], 0
+        versions, start = Versions(Path(name), options), 0
+        generations: list[Generation | None] = [None]
         for cut, what, age in [*sorted(steps), (len(events), "batch", 0)]:
             end = max(start, min(cut, len(events)))
             batch = table.slice(start, end - start)
@@ -234,7 +235,7 @@ def decided(resolver: Resolver, batch: pa.Table, generation: Generation | None, 
     rows = batch.select(SEGMENT.names).cast(SEGMENT)
     looked_up = look_up(generation, documents) if generation else None
     answer = resolver.resolve_apart(documents, looked_up, rows, lambda source: source["doc_id"].combine_chunks())
-    verdicts = [NEITHER] * len(batch)
+    verdicts: list[dict[str, Any]] = [NEITHER] * len(batch)
     places = answer.duplicate_of
     names = [
         here or places.blocks[block].source["doc_id"][position].as_py()
