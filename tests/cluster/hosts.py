@@ -14,20 +14,20 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipelines.runtime.bound import bound
+from tests.cluster.waiting import until
 from tests.processes import command_line
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = "/mnt/headrace"
 """Where hosts mount the folder that they share."""
 NETWORK = "10.77.0"
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 SPACES = ("net", "pid", "mnt", "uts", "ipc")
 NAMESPACES = "namespaces"
 """File in a site's folder with the names of all its namespaces, one a line."""
@@ -295,11 +295,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _until(holds: Any, what: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {START_TIMEOUT_S:g} s in vain for {what}"
-        time.sleep(0.02)
+def _until(holds: Callable[[], bool], what: str) -> None:
+    until(lambda: holds() or None, what, START_TIMEOUT_S, pause_s=0.02)
 
 
 def _run(*words: str, timeout_s: float = 60.0) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.cluster import until
 from tests.cluster.hosts import REPOSITORY, why_no_hosts
 from tests.cluster.leftovers import left_in_the_end, leftovers
 from tests.cluster.run import sites
+from tests.cluster.waiting import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 HOSTS = """
