@@ -86,11 +86,12 @@ def _check_curve(loop: Loop, number: int, first_duration_s: float, losses: dict[
 
 
 def strike_while_documents_are_ingested_and_a_model_is_on_trial(loop: Loop, fault: Fault) -> None:
-    """The champion's host ingests too."""
+    """A worker that is hit has the champion's engine and tasks of ingest."""
     loop.wait_trial()
     num_versions, host = len(loop.datasets()), loop.wait_champion()
+    hit = {worker.name for worker in loop.cluster.workers} if fault is HEAD_KILLED else {host.name}
     loop.produce(SHORT)
-    loop.wait_for(lambda: host.name in loop.cluster.running("ray::ReadKafka") or None, f"ingest tasks on {host.name}", 300)
+    loop.wait_for(lambda: loop.cluster.running("ray::ReadKafka") & hit or None, f"ingest tasks on {sorted(hit)}", 300)
     with Asking() as asking:
         struck_at_s = time.monotonic()
         fault.strike(loop.cluster, host)

@@ -23,7 +23,7 @@ from tests.cluster.store import ENVIRONMENT, URL
 from tests.ingest_harness import state
 
 CORPUS = REPOSITORY.parent / "shared" / "corpus" / "documents.jsonl.zst"
-NUM_DOCUMENTS, MAX_CHARS = 2_400, 20_000
+NUM_DOCUMENTS, MAX_CHARS = 2_000, 20_000
 SETTINGS = {
     "kafka.topic_prefix": "held-out",
     "ingest.max_batch_records": 150,  # so that there are many versions, and each is more than one task
