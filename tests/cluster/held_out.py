@@ -21,6 +21,7 @@ from tests.cluster.hosts import REPOSITORY, Host
 from tests.cluster.loop import LONG, Loop, documents
 from tests.cluster.store import ENVIRONMENT, URL
 from tests.ingest_harness import state
+from tests.processes import command_line
 
 CORPUS = REPOSITORY.parent / "shared" / "corpus" / "documents.jsonl.zst"
 NUM_DOCUMENTS, MAX_CHARS = 2_000, 20_000
@@ -127,7 +128,7 @@ class HeldOut:
         if fault == "process":
             self._kill_process()
         elif fault == "tasks":
-            for pid in set(victim.processes("ray::")) - set(victim.processes("ray::Serve")):
+            for pid in _task_processes(victim):
                 _end(pid)
         else:
             WORKER_KILLED.strike(self._cluster, victim)
@@ -148,6 +149,11 @@ class HeldOut:
 
     def _said(self) -> str:
         return self._log.read_text()[-4000:]
+
+
+def _task_processes(host: Host) -> list[int]:
+    """Those of Ray's workers that are neither Ray's own (without its agents a node ends) nor Serve's."""
+    return [pid for pid in host.processes("ray::") if not any(word in command_line(pid) for word in ("Agent", "Serve", "SERVE", "Job"))]
 
 
 def _end(pid: int) -> None:
