@@ -37,7 +37,8 @@ SETTINGS = {
 }
 FAULTS = ("process", "process", "tasks", "tasks", "host", "host")
 """What is killed, in an order of chance: the ingesting process, all tasks of a host, a host whole."""
-LONGEST_PAUSE_S = 12.0
+PAUSE_S = (4.0, 25.0)
+"""Shortest and longest time before the next kill; an ingest on Ray needs some ten seconds for its first version."""
 
 
 def held_out_documents() -> str:
@@ -77,7 +78,7 @@ class HeldOut:
         """Ingest, and let each of FAULTS come at a random moment, as long as there is something to do."""
         for fault in rng.sample(FAULTS, len(FAULTS)):
             process, host = self._started(rng)
-            if self._ends_within(process, rng.uniform(1.0, LONGEST_PAUSE_S)):
+            if self._ends_within(process, rng.uniform(*PAUSE_S)):
                 return
             self._kill(fault, host, rng)
 
