@@ -16,7 +16,7 @@ def leftovers(site: Path) -> list[str]:
     links = [f"link {path.name}" for path in Path("/sys/class/net").iterdir() if path.name in names]
     marks = [str(site), *((site / NAMESPACES).read_text().split() if (site / NAMESPACES).exists() else [])]
     mounts = [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if any(mark in line for mark in marks)]
-    return links + mounts + [f"process {pid}: {command_line(pid)}" for pid in pids() if _is_in(pid, marks)]
+    return links + mounts + [f"process {pid}: {command_line(pid)[:120]}" for pid in pids() if _is_in(pid, marks)]
 
 
 def left_in_the_end(site: Path) -> list[str]:

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         str(folder / "pytest"),
         *arguments,
     ]
-    code = _to_its_end(subprocess.Popen(bound(command)))
+    code = _to_its_end(bound(command))
     left = [line for site in sites(folder) for line in left_in_the_end(site)]
     for line in left:
         print(f"left behind: {line}")
@@ -58,16 +58,20 @@ def sites(folder: Path) -> list[Path]:
     return sorted({path.parent.resolve() for depth in ("*", "*/*") for path in folder.glob(f"pytest/{depth}/{NAMESPACES}")})
 
 
-def _to_its_end(child: "subprocess.Popen[bytes]") -> int:
-    """Exit code of a child that gets every signal to stop as SIGINT, and is waited for whatever comes."""
+def _to_its_end(command: Sequence[str]) -> int:
+    """Exit code of a command that gets every signal to stop as SIGINT, and is waited for whatever comes."""
+    children: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
         if number != signal.SIGINT:  # Ctrl-C goes to all processes of the terminal's foreground by itself
-            child.send_signal(signal.SIGINT)
+            for child in children:
+                child.send_signal(signal.SIGINT)
 
+    # Before the child starts: a shell starts what it runs in the background with SIGINT ignored, and a child would inherit that.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
-    code = child.wait()
+    children.append(subprocess.Popen(command))
+    code = children[0].wait()
     return code if code >= 0 else 128 - code
 
 
