@@ -58,7 +58,7 @@ test-slow: $(PEERS) ## The slow tests: full kill tests and soaks
 	$(BIN)/pytest -m slow $(TEST_ARGS)
 
 test-cluster: $(PEERS) ## `ray up` on several hosts, made of namespaces: needs root, iproute2, util-linux, openssh-server, rsync
-	$(BIN)/pytest -m cluster -s $(TEST_ARGS) tests/cluster
+	$(BIN)/python -m tests.cluster.run $(TEST_ARGS) tests/cluster
 
 soak: $(READY) ## Random kills under changing load; MINUTES=30, SOAK_ARGS="--seed N --rate 0.5 --runner ray"
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(SOAK_ARGS)

@@ -2,25 +2,30 @@
 
 ``ops/deploy/cluster-onprem.yaml`` is used as it is, except for what ``cluster_file`` replaces: the values that it marks with CHANGE, the
 installation of packages (there is no package registry on this network, so nodes use the packages of the machine), and options of ``ray start`` that
-keep the nodes small, because they share the cores of one machine.
+keep the nodes small, because they share the cores of one machine. Ray's workers get the keys of an object store as the page says, at ``ray start``.
 """
 
 import json
 import os
+import re
 import shlex
 import sys
 import sysconfig
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, Popen
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
+import yaml
 
-from tests.cluster.hosts import REPOSITORY, SHARED, Host, Site, packages
+from tests.cluster.hosts import REPOSITORY, SHARED, Host, Site, link_of, packages, pids
+from tests.cluster.store import ENVIRONMENT as STORE
+from tests.cluster.waiting import until
+from tests.processes import command_line
 
 ON_PREMISE = REPOSITORY / "ops" / "deploy" / "cluster-onprem.yaml"
 TOKEN = {"RAY_AUTH_MODE": "token"}
@@ -30,7 +35,9 @@ NODE_CPUS = 3
 """Logical CPUs of a worker, which Ray only counts. The head has none, so everything except the processes of ``headrace up`` runs on workers."""
 STORE_BYTES = 120 * 2**20
 NODE_OPTIONS = f"--metrics-export-port=8090 --object-store-memory={STORE_BYTES}"
-ResultT = TypeVar("ResultT")
+FILE = "/root/cluster-onprem.yaml"
+"""The file, on the operator's machine."""
+_ADDS = re.compile(r"^#   ((?:ssh|rsync) .*NEW.*)$", re.MULTILINE)
 
 
 def installation() -> tuple[str, str]:
@@ -52,14 +59,17 @@ def installation() -> tuple[str, str]:
 def cluster_file(head: str, workers: Sequence[str]) -> str:
     """The on-premise file with this cluster's values."""
     packages_line, headrace_line = installation()
+    keys = " ".join(f"{name}={value}" for name, value in STORE.items())
     replaced = {
         "head_ip: 192.0.2.10": f"head_ip: {head}",
         "worker_ips: [192.0.2.11, 192.0.2.12]": f"worker_ips: [{', '.join(workers)}]",
+        "min_workers: 2": f"min_workers: {len(workers)}",
+        "max_workers: 2": f"max_workers: {len(workers)}",
         "ssh_user: headrace": "ssh_user: root",
         "python3.11 -m venv /opt/headrace/venv": f"python{sysconfig.get_python_version()} -m venv --without-pip /opt/headrace/venv",
         "- /opt/headrace/venv/bin/pip install --quiet -r /opt/headrace/source/requirements.lock": f"- {json.dumps(packages_line)}",
         "- /opt/headrace/venv/bin/pip install --quiet --no-deps /opt/headrace/source": f"- {json.dumps(headrace_line)}",
-        "ulimit -n 65536;": "ulimit -n 65536; export OMP_WAIT_POLICY=passive;",
+        "ulimit -n 65536;": f"ulimit -n 65536; export OMP_WAIT_POLICY=passive {keys};",
         "--metrics-export-port=8090 --autoscaling-config": f"{NODE_OPTIONS} --num-cpus=0 --autoscaling-config",
         "--address=$RAY_HEAD_IP:6379 --metrics-export-port=8090": f"--address=$RAY_HEAD_IP:6379 {NODE_OPTIONS} --num-cpus={NODE_CPUS}",
     }
@@ -68,20 +78,6 @@ def cluster_file(head: str, workers: Sequence[str]) -> str:
         assert old in text, f"{ON_PREMISE.name} does not have: {old}"
         text = text.replace(old, new)
     return text
-
-
-def until(look: Callable[[], ResultT | None], what: str, timeout_s: float, pause_s: float = 0.5) -> ResultT:
-    """What ``look`` finds as soon as it finds something; an address that does not answer is nothing."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            found = look()
-        except httpx.TransportError:
-            found = None
-        if found is not None:
-            return found
-        assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for {what}"
-        time.sleep(pause_s)
 
 
 @dataclass(frozen=True)
@@ -108,11 +104,37 @@ class Cluster:
         (home / ".ssh").mkdir(mode=0o700)
         (home / ".ssh" / "id_ed25519").write_bytes((site.keys / "user").read_bytes())
         (home / ".ssh" / "id_ed25519").chmod(0o600)
+        (home / ".ssh" / "config").write_text("StrictHostKeyChecking accept-new\n")
         self._write_file()
 
-    def _write_file(self) -> None:
+    def _write_file(self) -> str:
         text = cluster_file(self.head.address, [worker.address for worker in self.workers])
-        (self.operator.folder / "root" / "cluster-onprem.yaml").write_text(text)
+        (self.operator.folder / FILE.strip("/")).write_text(text)
+        return text
+
+    def up(self) -> None:
+        """Start the cluster, or start it again: ``ray up``, then the tunnel to the dashboard."""
+        self.close_all()
+        self.type(f"ray up {FILE} -y")
+        self.open(f"ray dashboard {FILE}")
+
+    def open_api(self) -> None:
+        """The tunnel to the API."""
+        self.open(f"ray attach {FILE} -p 8000")
+
+    def add(self, worker: Host) -> None:
+        """Let a machine join while the cluster runs, as the comments of the file say."""
+        self.workers.append(worker)
+        file = yaml.safe_load(self._write_file())
+        for line in _ADDS.findall(ON_PREMISE.read_text("utf-8")):
+            self.type(line.replace("NEW", f"root@{worker.address}"))
+        for command in (*file["setup_commands"], *file["worker_start_ray_commands"]):
+            self.type(f"ssh root@{worker.address} {shlex.quote(f'export RAY_HEAD_IP={self.head.address}; {command}')}")
+
+    def wait_nodes(self, timeout_s: float = 400.0) -> None:
+        """Until all hosts are nodes."""
+        names = {host.name for host in self.hosts}
+        until(lambda: True if set(self.nodes().values()) == names else None, "all nodes", timeout_s)
 
     @property
     def hosts(self) -> list[Host]:
@@ -192,7 +214,8 @@ class Cluster:
 
     def running(self, title: str) -> set[str]:
         """Hosts on which a process runs with this title; a worker of Ray has the name of its task."""
-        return {host.name for host in self.hosts if host.pid and host.processes(title)}
+        spaces = {link_of(host.pid, "pid"): host.name for host in self.hosts if host.pid}
+        return {spaces[link_of(pid, "pid")] for pid in pids() if title in command_line(pid) and link_of(pid, "pid") in spaces}
 
     def task_hosts(self, word: str) -> Counter[str]:
         """How many tasks with this word in their name have run on each host."""

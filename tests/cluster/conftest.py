@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.hosts import Site, leftovers, require_hosts
+from tests.cluster.hosts import Site, why_no_hosts
 from tests.cluster.kafka import running_kafka
+from tests.cluster.leftovers import left_in_the_end
 from tests.cluster.loop import Loop
 from tests.cluster.network import joined
 
@@ -16,10 +17,11 @@ from tests.cluster.network import joined
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A switch without hosts. At the end nothing of it and of its hosts is left on the machine."""
-    require_hosts()
+    if (reason := why_no_hosts()) is not None:
+        pytest.skip(reason)
     with Site(tmp_path_factory.mktemp("site")) as site:
         yield site
-    assert leftovers(site) == []
+    assert left_in_the_end(site.folder) == []
 
 
 @pytest.fixture(scope="session")

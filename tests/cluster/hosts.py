@@ -14,21 +14,23 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pipelines.runtime.bound import bound
+from tests.cluster.waiting import until
+from tests.processes import command_line
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = "/mnt/headrace"
 """Where hosts mount the folder that they share."""
 NETWORK = "10.77.0"
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
+SPACES = ("net", "pid", "mnt", "uts", "ipc")
+NAMESPACES = "namespaces"
+"""File in a site's folder with the names of all its namespaces, one a line."""
 TOOLS = {
     "ip": "iproute2",
     "unshare": "util-linux",
@@ -57,35 +59,21 @@ PrintMotd no
 """
 
 
-def require_hosts() -> None:
-    """Skip the test, saying why, where hosts cannot be made."""
+def why_no_hosts() -> str | None:
+    """Why hosts cannot be made here; None where they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("the hosts of these tests are Linux namespaces, which need root")
+        return "the hosts of these tests are Linux namespaces, which need root"
     missing = sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
     if missing:
-        pytest.skip(f"hosts need commands of these packages, which are not installed: {', '.join(missing)}")
+        return f"hosts need commands of these packages, which are not installed: {', '.join(missing)}"
     if subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("this machine does not let root make namespaces (a container without CAP_SYS_ADMIN?)")
+        return "this machine does not let root make namespaces (a container without CAP_SYS_ADMIN?)"
+    return None
 
 
 def packages() -> list[Path]:
     """Folders from which this Python imports what is installed."""
     return [Path(entry) for entry in sys.path if Path(entry).name == "site-packages"]
-
-
-def leftovers(site: "Site") -> list[str]:
-    """What a site that has ended has left on the machine: network links, mounts, processes that see its folders."""
-    links = [f"link {name}" for name in (path.name for path in Path("/sys/class/net").iterdir()) if name in {"switch", *site.hosts}]
-    mounts = [f"mount {line}" for line in Path("/proc/self/mounts").read_text().splitlines() if str(site.folder) in line]
-    return links + mounts + [f"process {pid}: {_command_line(pid)}" for pid in _pids() if _sees(pid, str(site.folder))]
-
-
-def _sees(pid: int, folder: str) -> bool:
-    """Whether something of the folder is mounted for a process."""
-    try:
-        return folder in Path(f"/proc/{pid}/mountinfo").read_text()
-    except OSError:
-        return False
 
 
 @dataclass
@@ -134,8 +122,8 @@ class Host:
 
     def processes(self, word: str) -> list[int]:
         """Processes with this word in their command line, by their numbers on the machine."""
-        space = _link(self.pid, "pid")
-        return [pid for pid in _pids() if word in _command_line(pid) and _link(pid, "pid") == space]
+        space = link_of(self.pid, "pid")
+        return [pid for pid in pids() if word in command_line(pid) and link_of(pid, "pid") == space]
 
 
 class Site:
@@ -156,6 +144,7 @@ class Site:
             _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.keys / key))
         self._switch = Switch(subprocess.Popen(bound(["unshare", "--net", "sleep", "infinity"])))
         _until_in_other_space(self._switch.process.pid, "net")
+        self._note(self._switch.process.pid)
         self._switch.ip("link", "add", "switch", "type", "bridge")
         self._switch.ip("link", "set", "switch", "up")
         return self
@@ -185,6 +174,7 @@ class Site:
         host.process = subprocess.Popen(bound(["unshare", *spaces, "bash", "-c", script]), stdin=subprocess.DEVNULL)
         _until_in_other_space(host.process.pid, "net")
         host.pid = _first_child(host.process)
+        self._note(host.pid)
         self._plug_in(host)
         _until(lambda: _accepts_ssh(host), f"the sshd of {host.name}")
 
@@ -194,6 +184,12 @@ class Site:
             _end(host.process)
             _until(lambda: not Path(f"/proc/{host.pid}").exists(), f"the end of {host.name}")
             host.process, host.pid = None, 0
+
+    def _note(self, pid: int) -> None:
+        """Write down which namespaces a process of the site is in, so that ``leftovers`` finds whatever is still in them."""
+        own = {link_of(os.getpid(), kind) for kind in SPACES}
+        with (self.folder / NAMESPACES).open("a") as file:
+            file.writelines(f"{name}\n" for name in sorted({link_of(pid, kind) for kind in SPACES} - own))
 
     def link_down(self, host: Host) -> None:
         """Pull the host's network cable."""
@@ -278,25 +274,20 @@ def _first_child(process: "subprocess.Popen[bytes]") -> int:
 
 def _until_in_other_space(pid: int, kind: str) -> None:
     """Until a process that we have started is in a namespace of its own."""
-    _until(lambda: _link(pid, kind) not in ("", _link(os.getpid(), kind)), f"the {kind} namespace of process {pid}")
+    _until(lambda: link_of(pid, kind) not in ("", link_of(os.getpid(), kind)), f"the {kind} namespace of process {pid}")
 
 
-def _link(pid: int, kind: str) -> str:
+def link_of(pid: int, kind: str) -> str:
+    """Name of the namespace that a process is in; empty for a process that is gone."""
     try:
         return str(Path(f"/proc/{pid}/ns/{kind}").readlink())
     except OSError:
         return ""
 
 
-def _pids() -> list[int]:
+def pids() -> list[int]:
+    """All processes of the machine."""
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def _command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -304,11 +295,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _until(holds: Any, what: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {START_TIMEOUT_S:g} s in vain for {what}"
-        time.sleep(0.02)
+def _until(holds: Callable[[], bool], what: str) -> None:
+    until(lambda: holds() or None, what, START_TIMEOUT_S, pause_s=0.02)
 
 
 def _run(*words: str, timeout_s: float = 60.0) -> str:

@@ -24,12 +24,14 @@ def running_kafka(site: Site, number: int) -> Iterator[str]:
     host = site.add("kafka", number, visible=seen, sees_repository=not is_apache)
     command = _apache(host, java) if is_apache and java else _embedded(host)
     with host.start(command, stdout=PIPE) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("{"), f"{command[0]} did not start: {line}"
-        json.loads(line)
-        yield f"{host.address}:{PORT}"
-        site.kill(host)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("{"), f"{command[0]} did not start: {line}"
+            json.loads(line)
+            yield f"{host.address}:{PORT}"
+        finally:
+            site.kill(host)
 
 
 def _apache(host: Host, java: str) -> list[str]:

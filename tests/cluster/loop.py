@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import httpx
 import polars as pl
 from kafka import TopicPartition
 
+from pipelines.dataset.verify import verify
 from pipelines.kafka.clients import open_consumer
 from pipelines.kafka.topics import topic_names
 from pipelines.storage.commit_log import CommitLog
@@ -19,15 +21,17 @@ from ray_apps.loop.disk import Disk
 from ray_apps.training.files import RUN_FILE
 from ray_apps.training.loss_curve import FILE_NAME, LossRecord, read_losses
 from schemas.manifest import DatasetManifest, ModelManifest
-from schemas.rollout import Decision, RolloutState
+from schemas.rollout import Decision, Phase, RolloutState
 from schemas.settings import KafkaSettings, Settings
-from tests.cluster.cluster import Cluster, ResultT, logs_of, until
-from tests.cluster.hosts import SHARED
+from tests.cluster.cluster import Cluster, logs_of
+from tests.cluster.hosts import SHARED, Host
+from tests.cluster.waiting import ResultT, until
 
-ROUND_DOCUMENTS = 800
-LINES_PER_DOCUMENT = 14
+ROUND_DOCUMENTS = 400
+LONG, SHORT = 14, 3
+"""Lines of a document. A round of long ones has about 120,000 tokens, which start a training run; two rounds of short ones have 52,000."""
 SETTINGS = {
-    "ingest.slice_records": 50,  # so that a small round has many tasks
+    "ingest.slice_records": 20,  # so that a small round has many tasks
     "ingest.min_batch_records": ROUND_DOCUMENTS,
     "ingest.max_wait_s": 20,
     "ingest.follow_interval_s": 0.5,
@@ -46,11 +50,11 @@ SETTINGS = {
 }
 
 
-def documents(number: int) -> str:
+def documents(number: int, num_lines: int) -> str:
     """A round's documents as JSON Lines: lines of Python's own reference, which every machine has, in an order of the round's own."""
     rng = random.Random(number)
     lines = [line.strip() for text in topics.values() for line in text.splitlines() if len(line) > 40]
-    texts = ("\n".join(rng.sample(lines, LINES_PER_DOCUMENT)) for _ in range(ROUND_DOCUMENTS))
+    texts = ("\n".join(rng.sample(lines, num_lines)) for _ in range(ROUND_DOCUMENTS))
     return "".join(json.dumps({"id": f"round-{number}-{index}", "text": text}) + "\n" for index, text in enumerate(texts))
 
 
@@ -74,10 +78,10 @@ class Loop:
         up = f"headrace up --root {SHARED} --bootstrap-servers {self.kafka} --set ray.address=auto"
         self.jobs.append(self.cluster.submit(up, SETTINGS))
 
-    def produce(self) -> None:
+    def produce(self, num_lines: int = LONG) -> None:
         """Publish the next round of documents from the operator's machine."""
         self.rounds += 1
-        (self.cluster.operator.folder / "root/round.jsonl").write_text(documents(self.rounds))
+        (self.cluster.operator.folder / "root/round.jsonl").write_text(documents(self.rounds, num_lines))
         words = f"headrace produce /root/round.jsonl --bootstrap-servers {self.kafka} --root /root/no-data --json"
         output = self.cluster.type(words, 180)
         self.published += json.loads(output[output.index("{") :])["published"]
@@ -101,6 +105,11 @@ class Loop:
         disk = Disk(self.root)
         return self.wait_for(lambda: disk.model(number) if disk.registry.log.latest() >= number else None, f"model {number}", timeout_s)
 
+    @property
+    def num_models(self) -> int:
+        """How many models are registered."""
+        return Disk(self.root).registry.log.latest()
+
     def rollouts(self) -> list[RolloutState]:
         """All states of the rollout."""
         return Disk(self.root).rollouts.after(0)
@@ -114,17 +123,41 @@ class Loop:
         """What led to each state of the rollout."""
         return [state.decision for state in self.rollouts()]
 
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether a model is on trial."""
+        return self.rollouts()[-1].phase is not Phase.IDLE
+
+    def engine_host(self, number: int | None) -> Host | None:
+        """Where the engine of a model lives; None while there is none."""
+        names = self.cluster.hosts_of(f"model-{number}:engine")
+        return next((host for host in self.cluster.workers if host.name in names), None)
+
+    def wait_champion(self) -> Host:
+        """The host of the champion's engine."""
+        return self.wait_for(lambda: self.engine_host(self.rollouts()[-1].champion), "the champion's engine", 300)
+
+    def wait_trial(self) -> None:
+        """Until a model is on trial and has its engine. Nobody asks, so it stays on trial."""
+        self.wait_for(lambda: self.is_on_trial or None, "a trial", 300)
+        self.wait_for(lambda: self.engine_host(self.rollouts()[-1].challenger), "the challenger's engine", 300)
+
     def wait_for(self, look: Callable[[], ResultT | None], what: str, timeout_s: float) -> ResultT:
         """``until``; where it waits in vain, the test fails with the ends of the logs."""
         try:
             return until(look, what, timeout_s)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{logs_of(self.root)}\n== job\n{self.cluster.job_log(self.jobs[-1])[-3000:]}") from None
+            raise AssertionError(f"{error}\n{logs_of(self.root)}\n== job\n{self._job_log()}") from None
+
+    def _job_log(self) -> str:
+        try:
+            return self.cluster.job_log(self.jobs[-1])[-3000:]
+        except httpx.HTTPError as error:
+            return f"the dashboard does not say: {error}"
 
     def check_documents(self) -> None:
         """Every file is whole, and each offset of the topic is in one version with one outcome."""
-        report = self.cluster.headrace("datasets", "verify")
-        assert report["ok"], report["problems"]
+        assert verify(self.root).problems == []
         versions = self.datasets()
         files = [self.root / file.path for each in versions for file in each.documents]
         trail = pl.concat([pl.read_parquet(file, columns=["topic", "partition", "offset"]) for file in files])
@@ -132,7 +165,7 @@ class Loop:
 
     def check_losses(self) -> None:
         """The loss curve of each registered model has each step once."""
-        for number in range(1, Disk(self.root).registry.log.latest() + 1):
+        for number in range(1, self.num_models + 1):
             steps = [record.step for record in self.losses(number)]
             assert steps == list(range(int(SETTINGS["training.max_steps"]))), f"model {number}: {steps}"
 
@@ -140,12 +173,21 @@ class Loop:
         """Each dataset version and each model was announced under one id; an event that was sent again after a crash has the id that it had."""
         ids = {kind: {name for each, name in events_of(self.kafka) if each == kind} for kind in ("dataset.committed", "model.registered")}
         assert len(ids["dataset.committed"]) == len(self.datasets())
-        assert len(ids["model.registered"]) == Disk(self.root).registry.log.latest()
+        assert len(ids["model.registered"]) == self.num_models
+
+    def check_trials(self) -> None:
+        """Each trial began once and had one end, except for one that still goes on."""
+        decisions = Counter(self.decisions())
+        assert decisions[Decision.BOOTSTRAP] == 1
+        assert decisions[Decision.START] == decisions[Decision.PROMOTE] + decisions[Decision.ABORT] + self.is_on_trial
+        challengers = [state.challenger for state in self.rollouts() if state.decision is Decision.START]
+        assert challengers == list(range(2, 2 + len(challengers)))
 
     def check_nothing_lost_or_doubled(self) -> None:
-        """All three checks."""
+        """All checks."""
         self.check_documents()
         self.check_losses()
+        self.check_trials()
         self.check_events()
 
 

@@ -27,7 +27,7 @@ def test_training_runs_on_two_hosts_at_once(cluster: Cluster, loop: Loop) -> Non
 
 
 def test_the_model_answers_through_the_tunnel_from_an_engine_on_a_worker(cluster: Cluster, loop: Loop) -> None:
-    cluster.open("ray attach /root/cluster-onprem.yaml -p 8000")
+    cluster.open_api()
     loop.wait_for(lambda: ask("anybody"), "an answer", 300)
     (engine,), (gateway,) = cluster.hosts_of("model-1:engine"), cluster.hosts_of(":gateway")
     assert engine in WORKERS

@@ -2,13 +2,14 @@
 
 import pytest
 
-from tests.cluster.cluster import Cluster, until
+from tests.cluster.cluster import FILE, Cluster
+from tests.cluster.waiting import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 def test_ray_down_ends_everything_on_every_node(cluster: Cluster) -> None:
-    cluster.type("ray down /root/cluster-onprem.yaml -y")
+    cluster.type(f"ray down {FILE} -y")
 
     def left() -> list[str]:
         return [f"{host.name}: {pid}" for host in cluster.hosts for pid in host.processes("raylet") + host.processes("gcs_server")]

@@ -83,3 +83,10 @@ def test_on_premise_workers_are_started_at_all_and_stopped_too() -> None:
     assert {"head_ip", "worker_ips"} <= config["provider"].keys() and "available_node_types" not in config
     assert config["min_workers"] == config["max_workers"] == len(config["provider"]["worker_ips"])
     assert any("/usr/local/bin" in command and "bin/ray" in command for command in config["setup_commands"])
+
+
+def test_a_machine_that_joins_by_hand_gets_what_ray_up_takes_to_the_others() -> None:
+    comments = ON_PREMISE.read_text(encoding="utf-8")
+    (sources, target), (token, _) = re.findall(r"^#   rsync -aR (.*) NEW:(.*)$", comments, re.MULTILINE)
+    named = {f"{target}{name}": name for name in sources.split()} | {token.replace("/./", "/"): token.replace("/./", "/")}
+    assert named == load(ON_PREMISE)["file_mounts"]
