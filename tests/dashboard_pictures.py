@@ -15,7 +15,7 @@ from ray_apps.serving.naming import application_names
 from schemas.settings import Settings
 from tests.broker_process import start_broker
 from tests.chromium import Chromium, find_chromium
-from tests.cluster.loop import documents
+from tests.cluster.loop import LONG, documents
 from tests.commands import run_command
 from tests.submitted_loop import SubmittedLoop
 
@@ -85,7 +85,7 @@ def take_pictures(folder: Path) -> None:
 
 def _produce(folder: Path, servers: str, rounds: range) -> None:
     file = folder / f"round-{rounds[0]}.jsonl"
-    file.write_text("".join(map(documents, rounds)))
+    file.write_text("".join(documents(number, LONG) for number in rounds))
     done = run_command(["produce", str(file), "--bootstrap-servers", servers, "--root", str(folder / "operator")], folder)
     assert done.returncode == 0, done.stderr
 

@@ -8,7 +8,7 @@ import pytest
 from pipelines.storage.mirror import LIMIT_VARIABLE
 from ray_apps.serving.naming import application_names
 from tests.broker_process import BrokerProcess
-from tests.cluster.loop import documents
+from tests.cluster.loop import LONG, documents
 from tests.commands import run_command
 from tests.submitted_loop import JOB_NAME, SubmittedLoop
 
@@ -21,7 +21,7 @@ LOADED_S = 700.0
 def loop(broker: BrokerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SubmittedLoop]:
     """A loop with one dataset version, one model and its engine."""
     folder = tmp_path_factory.mktemp("dashboard")
-    (folder / "documents.jsonl").write_text(documents(1))
+    (folder / "documents.jsonl").write_text(documents(1, LONG))
     with SubmittedLoop(folder / "wiki", broker.bootstrap_servers, {"kafka.topic_prefix": "dashboard"}) as running:
         prefix = ["--set", "kafka.topic_prefix=dashboard", "--root", str(folder / "operator")]
         done = run_command(["produce", str(folder / "documents.jsonl"), "--bootstrap-servers", broker.bootstrap_servers, *prefix], folder)
