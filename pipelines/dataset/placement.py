@@ -77,8 +77,10 @@ class Placement:
     def replaced(self) -> dict[str, int]:
         """Paths of shards and merged files whose rows lie in another file now -> number of that file."""
         listed = pa.concat_tables([table.select(["path", "first_row"]) for table in (self.shards, self.merged)])
+        if not len(listed):
+            return {}
         files = self.files_of(listed["first_row"].to_numpy())
-        is_elsewhere = pc.not_equal(listed["path"], self.files["path"].take(pa.array(files))) if len(listed) else pa.array([], pa.bool_())
+        is_elsewhere = pc.not_equal(listed["path"], self.files["path"].take(pa.array(files)))
         return dict(zip(listed["path"].filter(is_elsewhere).to_pylist(), files[is_elsewhere.to_numpy()].tolist(), strict=True))
 
     @cached_property

@@ -11,6 +11,7 @@ import pytest
 from kafka import TopicPartition
 
 from pipelines.dataset.dataset import Dataset, latest_version
+from pipelines.dataset.gc import collect_garbage
 from pipelines.dataset.verify import verify
 from pipelines.ingest.isolation.quarantine import MARK
 from pipelines.kafka.clients import open_consumer
@@ -69,6 +70,20 @@ def test_a_partition_of_nothing_but_poison_is_dead_lettered_and_blocks_nothing(
     assert manifest.num_records == 22
     headers = [dict(letter.headers) for letter in letters_of(ingest)]
     assert [(ours["headrace_stage"], ours["headrace_partition"]) for ours in headers] == [(b"prepare", b"1")] * 2
+
+
+def test_a_dataset_of_nothing_but_dead_records_is_begun_closed_and_opened_again(
+    broker: BrokerProcess, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest = Ingest(tmp_path / "data", broker.bootstrap_servers, topic_prefix)
+    ingest.publish([document(f"bad-{index}", f"{TEXT} {RAISES}", 0) for index in range(2)])
+    for _ in range(2):
+        done = run(ingest, tmp_path, monkeypatch)
+        assert done.returncode == 0, done.stderr
+    manifest = Dataset(ingest.root).manifest
+    assert (manifest.num_records, manifest.outcomes[Outcome.DEAD], manifest.shards) == (2, 2, [])
+    assert collect_garbage(ingest.root, grace_s=0, by_hand=True, dry_run=True) == []
+    assert verify(ingest.root).problems == []
 
 
 def letters_of(ingest: Ingest) -> list[Any]:
