@@ -87,7 +87,13 @@ def test_the_log_of_the_job_is_the_story_of_the_loop_and_nothing_else(loop: Subm
     lines = [line for line in loop.job_log().splitlines() if line and not re.search(r"job_manager|^Running entrypoint for job ", line)]
     story = [line for line in lines if re.match(r"\d\d:\d\d:\d\d ", line)]
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", "".join(lines)), "progress bars and colours"
-    for part in ("ingest: ready", "serve: ready", f"dataset 1: {ROUND_DOCUMENTS} records", "training on dataset 1 from scratch", "model 1: trained on dataset 1"):
+    for part in (
+        "ingest: ready",
+        "serve: ready",
+        f"dataset 1: {ROUND_DOCUMENTS} records",
+        "training on dataset 1 from scratch",
+        "model 1: trained on dataset 1",
+    ):
         assert any(part in line for line in story), part
     others = [line for line in lines if line not in story]
     assert others[0].startswith("Headrace is up.") and all(line.startswith("  ") for line in others[1:])
