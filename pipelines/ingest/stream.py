@@ -48,7 +48,7 @@ from pipelines.ingest.announcer import Announcer
 from pipelines.ingest.batching import Limits, Pace, new_record_bytes, plan_batch, slice_records
 from pipelines.ingest.bootstrap import check_unchanged, create_tokenizer, with_what_is_fixed
 from pipelines.ingest.dead_rows import DeadRows
-from pipelines.ingest.deciding import decided
+from pipelines.ingest.deciding_apart import decided
 from pipelines.ingest.decisive import BlockApart, only_dead
 from pipelines.ingest.job import ingest_resources, run_local, run_ray, run_ray_apart
 from pipelines.ingest.metering import Meter
